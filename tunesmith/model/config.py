@@ -1,0 +1,55 @@
+"""Settings of the model stage: what is tuned."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from tunesmith.settings import Settings
+
+AdapterType = Literal["lora", "dora", "full", "freeze"]
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+def _as_names(value: Any) -> Any:
+    return value.split(",") if isinstance(value, str) and "," in value else value
+
+
+class AdapterSettings(Settings):
+    """`adapter:` of a job: LoRA and its kin, full fine-tuning, or only the last layers."""
+
+    type: AdapterType = "lora"
+    rank: int = Field(16, ge=1, description="r of LoRA")
+    alpha: float = Field(32, gt=0, description="LoRA's scale is alpha / rank (rsLoRA: alpha / sqrt(rank))")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: Annotated[str | tuple[str, ...], BeforeValidator(_as_names)] = Field(
+        "all", description="all linear layers, or names such as [q_proj, v_proj]"
+    )
+    rslora: bool = Field(False, description="rank-stabilised scale")
+    init: Literal["default", "pissa"] | str = Field(
+        "default", description="default, pissa, or pissa_niter_16"
+    )
+    last_layers: int | None = Field(
+        None, ge=1, description="type freeze: how many layers, from the last, are trained"
+    )
+    continue_from: str | None = Field(None, description="a run or an adapter folder to train further")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AdapterSettings:
+        if self.type == "freeze" and self.last_layers is None:
+            raise ValueError("adapter.type freeze needs adapter.last_layers, for example 2")
+        if self.type != "freeze" and self.last_layers is not None:
+            raise ValueError(f"adapter.last_layers goes with type freeze, not with {self.type}")
+        if not (self.init == "default" or self.init == "pissa" or self.init.startswith("pissa_niter_")):
+            raise ValueError(f"adapter.init is default, pissa or pissa_niter_N (it is {self.init!r})")
+        if self.init != "default" and self.type != "lora":
+            raise ValueError(f"adapter.init {self.init} goes with type lora, not with {self.type}")
+        if not self.targets:
+            raise ValueError("adapter.targets is empty: write all, or names such as [q_proj, v_proj]")
+        return self
+
+    @property
+    def uses_peft(self) -> bool:
+        """True for the types that leave the base as it is and save an adapter beside it."""
+        return self.type in ("lora", "dora")

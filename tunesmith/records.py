@@ -1,0 +1,135 @@
+"""What a row of the user's data becomes. No torch: reading and checking data starts at once.
+
+Origin          where a row came from: file and line
+Message         one turn
+Conversation    turns in order: what SFT trains on
+Preference      one prompt, a chosen and a rejected reply
+Labelled        a conversation marked good or bad
+Text            raw text for domain adaptation
+Completion      an answer, with why it ended
+Completer       anything that answers a conversation: a local model, a run, an endpoint
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Role = Literal["system", "user", "assistant", "tool"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """The place of a row: file path as given, 1-based line where the row starts, 0-based row number."""
+
+    path: str
+    line: int
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation.
+
+    `train` is the row's own word on whether this turn is trained on (None: the job's `train_on` decides).
+    """
+
+    role: Role
+    content: str
+    train: bool | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The message as chat templates expect it."""
+        message: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.tool_calls:
+            message["tool_calls"] = [dict(call) for call in self.tool_calls]
+        return message
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Turns in order. Training needs at least one assistant turn; a prompt alone ends with the user's."""
+
+    messages: tuple[Message, ...]
+    origin: Origin
+    id: str = ""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    references: tuple[str, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> Conversation:
+        """The same conversation without its last assistant turn: what a model is asked."""
+        turns = self.messages
+        if turns and turns[-1].role == "assistant":
+            turns = turns[:-1]
+        return Conversation(turns, self.origin, self.id, self.tools, self.references, self.meta)
+
+    @property
+    def answer(self) -> str | None:
+        """The last assistant turn's text, or None where the row has no answer."""
+        last = self.messages[-1] if self.messages else None
+        return last.content if last is not None and last.role == "assistant" else None
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """A prompt with a better and a worse reply."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    origin: Origin
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A conversation that somebody marked good (True) or bad (False)."""
+
+    conversation: Conversation
+    label: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Raw text, every token of which is trained on."""
+
+    text: str
+    origin: Origin
+    id: str = ""
+
+
+Record = Conversation | Preference | Labelled | Text
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """An answer. `finish` is "stop" (end token or stop string), "length" (limit reached) or "error"."""
+
+    text: str
+    finish: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float = 0.0
+
+
+class Completer(Protocol):
+    """Anything that answers conversations, in order, one completion list (n answers) a conversation."""
+
+    @property
+    def name(self) -> str:
+        """What tables and reports call it."""
+        ...
+
+    def complete(self, conversations: Sequence[Conversation]) -> Iterator[list[Completion]]:
+        """Answer each conversation, yielding as soon as each is done, in the order given."""
+        ...

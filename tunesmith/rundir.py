@@ -1,0 +1,294 @@
+"""The run folder: everything one training left, in plain files.
+
+    runs/<name>/
+      job.yaml            what was asked, resolved, with versions and hashes
+      data-report.json    every count of kept, cut, dropped, masked rows and why
+      metrics.jsonl       one line per step, append only
+      samples.jsonl       fixed prompts answered during training
+      checkpoints/        step-000120/ …
+      adapter/            final adapter, PEFT format, with tokenizer and template
+      model/              instead of adapter/ after full or freeze tuning: safetensors
+      eval/  report.html  log.txt
+
+Reading runs imports neither torch nor pydantic, so that `runs list` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import yaml
+
+from tunesmith.errors import RunError
+
+State = Literal["running", "finished", "unfinished"]
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths in a run folder, and the only code that writes its records."""
+
+    path: Path
+
+    @property
+    def job_file(self) -> Path:
+        return self.path / "job.yaml"
+
+    @property
+    def data_report_file(self) -> Path:
+        return self.path / "data-report.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples_file(self) -> Path:
+        return self.path / "samples.jsonl"
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    @property
+    def eval(self) -> Path:
+        return self.path / "eval"
+
+    @property
+    def report_file(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def weights(self) -> Path | None:
+        """The folder with the final weights (adapter/ or model/), or None before the run is finished."""
+        return next((p for p in (self.adapter, self.model) if p.is_dir()), None)
+
+    def job(self) -> dict[str, Any]:
+        """The job as it was run: {"job": …, "versions": …, "base": …, …}."""
+        try:
+            content = yaml.load(self.job_file.read_text(encoding="utf-8"), Loader=_yaml_loader)
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RunError(
+                f"{self.job_file} can't be read: {error}.",
+                fix="Is this the folder of a run? `tunesmith runs list` shows them.",
+            ) from None
+        return content if isinstance(content, dict) else {}
+
+    def data_report(self) -> dict[str, Any]:
+        """The data report, empty where there is none yet."""
+        return _read_json(self.data_report_file)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every line of metrics.jsonl: step lines (with `loss`) and evaluation lines (with `valid_loss`)."""
+        return read_jsonl(self.metrics_file)
+
+    def samples(self) -> list[dict[str, Any]]:
+        """Every line of samples.jsonl: step, prompt, answer, truth."""
+        return read_jsonl(self.samples_file)
+
+    def state(self) -> State:
+        """finished: final weights are there; running: another process holds the lock; else unfinished."""
+        if self.weights is not None:
+            return "finished"
+        return "running" if _is_locked(self.path / "lock") else "unfinished"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run against a second process. Raises RunError at once if another one has it."""
+        import fcntl
+
+        handle = self._open(self.path / "lock", "a")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            handle.close()
+            raise RunError(
+                f"{self.path} is being trained by another process.",
+                fix="Wait for it, or give another folder: output=runs/other.",
+            ) from None
+        try:
+            yield
+        finally:
+            handle.close()
+
+    def append(self, file: Path, line: Mapping[str, Any]) -> None:
+        """Append one JSON object as a line, flushed to the system."""
+        with self._open(file, "a") as handle, disk_errors(file):
+            handle.write(json.dumps(line, ensure_ascii=False) + "\n")
+            handle.flush()
+
+    def _open(self, file: Path, mode: str) -> IO[str]:
+        with disk_errors(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            return file.open(mode, encoding="utf-8")
+
+
+def create(path: Path) -> RunDir:
+    """A new, empty run folder. Raises RunError if something is there already or it can't be written."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise RunError(
+            f"{path} is in use already.",
+            fix="Give another folder with output=…, or move that one away; tunesmith doesn't overwrite runs.",
+        )
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return RunDir(path)
+
+
+def next_free(stem: str, root: Path = Path("runs")) -> Path:
+    """`runs/<stem>-<n>` with the smallest n above all that are taken."""
+    taken = [int(m[1]) for p in _children(root) if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))]
+    return root / f"{stem}-{max(taken, default=0) + 1}"
+
+
+def open_run(path: Path) -> RunDir:
+    """An existing run. Raises RunError with the known runs when there is none at `path`."""
+    if (path / "job.yaml").is_file():
+        return RunDir(path)
+    known = ", ".join(str(run.path) for run in list_runs(path.parent)[:10]) if path.parent.is_dir() else ""
+    raise RunError(
+        f"{path} isn't the folder of a run.",
+        fix=f"Runs there: {known}." if known else "See `tunesmith runs list`.",
+    )
+
+
+def list_runs(root: Path = Path("runs")) -> list[RunDir]:
+    """Every run below `root`, the oldest first."""
+    runs = [RunDir(p) for p in _children(root) if (p / "job.yaml").is_file()]
+    return sorted(runs, key=lambda run: run.job_file.stat().st_mtime)
+
+
+def read_jsonl(file: Path) -> list[dict[str, Any]]:
+    """The objects of a JSONL file; empty where there is none; a half-written last line is left out."""
+    if not file.is_file():
+        return []
+    rows = []
+    for line in file.read_text(encoding="utf-8").split("\n"):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+def write_atomic(file: Path, text: str) -> None:
+    """Write a text file so that readers see the old one or the new one, never a half."""
+    with disk_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as out:
+                out.write(text)
+                out.flush()
+                os.fsync(out.fileno())
+            # mkstemp makes the file private; a report is meant to be shared like any other file.
+            Path(name).chmod(0o644)
+            Path(name).replace(file)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder that is renamed to `target` when the block ends well, and vanishes otherwise."""
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        try:
+            yield temporary
+            temporary.chmod(0o755)
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as handle:
+                        os.fsync(handle.fileno())
+            if target.exists():
+                raise RunError(f"{target} is there already.", fix="Move it away, or give another folder.")
+            temporary.rename(target)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the system's write errors into one message of cause and remedy."""
+    try:
+        yield
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: ("the disk is full", "Free some space, or give a folder on another disk."),
+            errno.EDQUOT: (
+                "your disk quota is used up",
+                "Free some space, or give a folder on another disk.",
+            ),
+            errno.EFBIG: (
+                "the file would be larger than the limit allowed here",
+                "Raise the limit (ulimit -f).",
+            ),
+            errno.EACCES: ("there is no permission to write", "Give a folder that you may write to."),
+            errno.EPERM: ("there is no permission to write", "Give a folder that you may write to."),
+            errno.EROFS: ("the file system is read-only", "Give a folder on another disk."),
+            errno.ENOTDIR: ("a part of the path is a file", "Give another path."),
+            errno.EEXIST: ("a file of this name is there", "Give another path."),
+        }
+        why, fix = reasons.get(
+            error.errno or 0, (error.strerror or str(error), "Check the disk and the path.")
+        )
+        raise RunError(f"{path} can't be written: {why}.", fix=fix) from error
+
+
+_yaml_loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{file} is damaged: {error}.", fix="Restore it, or train again.") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _children(root: Path) -> list[Path]:
+    try:
+        return [p for p in root.iterdir() if p.is_dir()]
+    except OSError:
+        return []
+
+
+def _is_locked(file: Path) -> bool:
+    import fcntl
+
+    try:
+        with file.open("r") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False

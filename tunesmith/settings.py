@@ -1,0 +1,191 @@
+"""Typed settings: defaults <- YAML file <- `key=value` words of the command line.
+
+Each option is declared once, in a stage's `config.py`, as a field of a `Settings` class. An unknown key is an
+error that names the nearest known one; all problems of a file are reported together. Settings are frozen.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+from tunesmith.errors import SettingsError
+
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(BaseModel):
+    """Base of every settings class: frozen, no unknown keys, no silent conversion of text to numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises SettingsError with the line for broken YAML or a non-mapping."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, _names_beside(path), n=1)
+        hint = f"Did you mean {path.with_name(near[0])}? " if near else ""
+        raise SettingsError(
+            f"There is no file {path}.", fix=f"{hint}Give the path of a job file (YAML)."
+        ) from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(
+            f"{path} isn't UTF-8 (byte {error.start}).", fix="Save the file as UTF-8."
+        ) from None
+    except OSError as error:
+        raise SettingsError(
+            f"{path} can't be read: {error.strerror}.", fix="Check the path and its permissions."
+        ) from None
+    try:
+        content = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it isn't valid YAML"
+        raise SettingsError(
+            f"{path}{where}: {problem}.", fix="Write `key: value` lines, nested ones indented by two spaces."
+        ) from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise SettingsError(
+            f"{path} holds a {type(content).__name__}, not settings.", fix="Write `key: value` lines."
+        )
+    return content
+
+
+def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
+    """`["train.epochs=3", "adapter.rank=8"]` -> nested mapping; values are read as YAML."""
+    content: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key.strip():
+            raise SettingsError(
+                f"{word!r} isn't a setting.", fix="Write key=value, for example train.epochs=3."
+            )
+        node = content
+        *parents, last = key.strip().split(".")
+        for parent in parents:
+            child = node.setdefault(parent, {})
+            if not isinstance(child, dict):
+                raise SettingsError(
+                    f"{word!r} contradicts an earlier word about {parent!r}.", fix="Keep one of them."
+                )
+            node = child
+        try:
+            node[last] = yaml.load(value, Loader=_Loader) if value else ""
+        except yaml.YAMLError:
+            raise SettingsError(
+                f"The value of {word!r} can't be read.", fix="Quote it: 'key=\"value\"'."
+            ) from None
+    return content
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `over` laid over it, mappings merged key by key."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def build(cls: type[S], content: Mapping[str, Any], source: str = "") -> S:
+    """A settings object from a mapping. Raises one SettingsError that lists every problem."""
+    try:
+        return cls.model_validate(dict(content))
+    except ValidationError as error:
+        details = [_describe(cls, problem) for problem in error.errors()]
+        count = f"{len(details)} settings are" if len(details) > 1 else "A setting is"
+        where = f" in {source}" if source else ""
+        raise SettingsError(
+            f"{count} wrong{where}.",
+            details=details,
+            fix="docs/settings.md lists every setting with its default.",
+        ) from None
+
+
+def known_keys(cls: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every setting of a class as a dotted name, in declaration order."""
+    names = []
+    for name, field in cls.model_fields.items():
+        names.append(prefix + name)
+        if (inner := _settings_class(field)) is not None:
+            names += known_keys(inner, f"{prefix}{name}.")
+    return names
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """`; did you mean X?` for the closest known word, else the empty string."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _describe(cls: type[BaseModel], problem: Any) -> str:
+    path = [str(part) for part in problem["loc"] if not str(part).startswith(("function-", "tagged-"))]
+    name = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        return f"unknown setting {name!r}{_suggestion(cls, path)}"
+    if problem["type"] == "missing":
+        return f"{name} is required"
+    message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    given = problem.get("input")
+    shown = f" (it is {given!r})" if path and not isinstance(given, dict) else ""
+    return f"{name}: {message}{shown}" if name else message
+
+
+def _suggestion(cls: type[BaseModel], path: Sequence[str]) -> str:
+    known = known_keys(cls)
+    parent, wrong = ".".join(path[:-1]), path[-1]
+    siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
+    if hint := nearest(wrong, siblings):
+        return hint
+    # The right word in the wrong place (`epochs` beside `train`) is the commonest mistake.
+    if elsewhere := [k for k in known if k.rpartition(".")[2] == wrong]:
+        return f"; did you mean {elsewhere[0]!r}?"
+    return nearest(".".join(path), known) or (f" (known here: {', '.join(siblings)})" if siblings else "")
+
+
+def _settings_class(field: FieldInfo) -> type[BaseModel] | None:
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
+def _names_beside(path: Path) -> list[str]:
+    try:
+        return [p.name for p in path.parent.iterdir()]
+    except OSError:
+        return []
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads `1e-4` as a number and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} is set twice", key_node.start_mark
+                )
+            seen.add(key if isinstance(key, str) else id(key_node))
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)

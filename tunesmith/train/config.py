@@ -1,0 +1,141 @@
+"""The job: everything one training needs, in the words of the job file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from tunesmith.data.config import DataSettings
+from tunesmith.errors import SettingsError
+from tunesmith.model.config import AdapterSettings, Dtype
+from tunesmith.settings import Settings, build, merge, parse_overrides, read_yaml
+
+Tracker = Literal["tensorboard", "wandb", "swanlab", "mlflow", "trackio"]
+Schedule = Literal[
+    "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "constant",
+    "constant_with_warmup", "inverse_sqrt", "warmup_stable_decay",
+]  # fmt: skip
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class TrainSettings(Settings):
+    """`train:` of a job."""
+
+    objective: Literal["sft"] = "sft"
+    epochs: float = Field(1.0, gt=0, description="passes over the training rows; 0.5 stops half-way")
+    max_steps: int | None = Field(None, ge=1, description="stop after so many steps, instead of epochs")
+    learning_rate: float = Field(1e-3, gt=0)
+    schedule: Schedule = "cosine"
+    schedule_options: dict[str, float] = Field(
+        {}, description="further arguments of the schedule, by transformers' names"
+    )
+    warmup: float = Field(0.05, ge=0, description="a ratio of all steps below 1, else steps")
+    tokens_per_step: int | None = Field(
+        None, ge=1, description="tokens in one optimizer step; 4096 by default"
+    )
+    batch_size: int | None = Field(
+        None, ge=1, description="rows in one forward pass, instead of tokens_per_step"
+    )
+    accumulate: int | None = Field(None, ge=1, description="with batch_size: forward passes in one step")
+    microbatch_tokens: int | Literal["auto"] = Field(
+        "auto", description="tokens in one forward pass; never changes results"
+    )
+    optimizer: Literal["adamw"] = "adamw"
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = Field(1e-8, gt=0)
+    clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: off")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    neftune: float = Field(0.0, ge=0, description="alpha of NEFTune's noise on embeddings; 0: off")
+    dtype: Dtype = "auto"
+    checkpoint_activations: bool = Field(
+        False, description="recompute each layer in the backward pass to save memory"
+    )
+    eval_every: int = Field(50, ge=0, description="steps between validation losses; 0: only at the ends")
+    save_every: int = Field(200, ge=0, description="steps between checkpoints; 0: only at the end")
+    keep: int = Field(2, ge=1, description="checkpoints kept besides the best")
+    early_stopping: int | None = Field(
+        None, ge=1, description="evaluations without improvement before stopping"
+    )
+    sample_every: int = Field(0, ge=0, description="steps between sample answers; 0: off")
+    sample_prompts: int = Field(1, ge=1, description="how many validation prompts are answered each time")
+    seed: int = Field(42, ge=0)
+    track: Annotated[tuple[Tracker, ...], BeforeValidator(_as_list)] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainSettings:
+        if self.tokens_per_step is not None and self.batch_size is not None:
+            raise ValueError("set tokens_per_step (in tokens) or batch_size x accumulate (in rows), not both")
+        if self.accumulate is not None and self.batch_size is None:
+            raise ValueError("accumulate counts forward passes of batch_size rows: set batch_size too")
+        if isinstance(self.microbatch_tokens, int) and self.microbatch_tokens < 1:
+            raise ValueError("microbatch_tokens is at least 1, or auto")
+        return self
+
+    @property
+    def rows_per_step(self) -> int | None:
+        """Rows in one optimizer step where the job counts rows, else None."""
+        return None if self.batch_size is None else self.batch_size * (self.accumulate or 1)
+
+
+class Job(Settings):
+    """One training: model, data, adapter, and how to train."""
+
+    model: str = Field("smollm2-135m", description="alias, hub id, modelscope:id, folder, or GGUF file")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub model")
+    output: str | None = Field(None, description="run folder; runs/<job file name>-<n> by default")
+    data: DataSettings
+    adapter: AdapterSettings = AdapterSettings.model_validate({})
+    train: TrainSettings = TrainSettings.model_validate({})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short_forms(cls, content: Any) -> Any:
+        # `adapter: dora` is short for its mapping.
+        if isinstance(content, dict) and isinstance(content.get("adapter"), str):
+            content = {**content, "adapter": {"type": content["adapter"]}}
+        return content
+
+
+def load_job(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Job:
+    """Read a job file; `key=value` words win over it. Its data paths are relative to its own folder."""
+    content = merge(read_yaml(path), parse_overrides(overrides))
+    job = build(Job, content, str(path))
+    return job.model_copy(update={"data": _anchor(job.data, path.parent, parse_overrides(overrides))})
+
+
+def job_from(content: Any) -> Job:
+    """A job from a mapping (the Python API), with the same checks as a file."""
+    if isinstance(content, Job):
+        return content
+    if not isinstance(content, dict):
+        raise SettingsError(
+            f"A job is a mapping or a path, not a {type(content).__name__}.",
+            fix="Pass a dict or a YAML path.",
+        )
+    return build(Job, content)
+
+
+def _anchor(data: DataSettings, folder: Path, overrides: dict[str, Any]) -> DataSettings:
+    """Make the paths that the file gives relative to it; those given on the command line stay as typed."""
+    typed = overrides.get("data", {})
+
+    def place(path: str) -> str:
+        return path if Path(path).is_absolute() or "://" in path else str(folder / path)
+
+    update: dict[str, Any] = {}
+    if data.info is None:
+        for key in ("train", "valid"):
+            files = getattr(data, key)
+            if isinstance(files, tuple) and key not in typed:
+                update[key] = tuple(f.model_copy(update={"path": place(f.path)}) for f in files)
+    elif "info" not in typed:
+        update["info"] = place(data.info)
+    if data.template and data.template.endswith(".jinja") and "template" not in typed:
+        update["template"] = place(data.template)
+    return data.model_copy(update=update)
