@@ -1,0 +1,100 @@
+"""What verbs print with: text for people on stderr (`err`), results on stdout (`out`, `print_json`).
+
+Both consoles take text as it is: no `[markup]`, no emoji codes, no number colouring, no wrapping inside
+words or lines, because a user's rows may hold any of these. Style with `err.print(text, style="bold")` or
+`rich.text.Text`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NoReturn
+
+import typer
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tunesmith.errors import TunesmithError
+
+out = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+err = Console(markup=False, emoji=False, highlight=False, soft_wrap=True, stderr=True)
+
+# For every verb that can answer a machine: `as_json: Annotated[bool, json_option] = False`.
+json_option = typer.Option("--json", help="Print one JSON object on stdout, for programs.")
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document on stdout: UTF-8 whatever the locale, characters as they are, no NaN.
+
+    Raises ValueError for a value that JSON doesn't know, before anything is printed.
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+    sys.stdout.flush()
+    binary = getattr(sys.stdout, "buffer", None)
+    if binary is None:  # replaced by a text-only stream, as test runners do
+        sys.stdout.write(text)
+    else:
+        # A lone surrogate (a damaged file name) can't be UTF-8; JSON has an escape for it.
+        binary.write(text.encode("utf-8", errors="backslashreplace"))
+        binary.flush()
+
+
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Sequence[str] = (), title: str = ""
+) -> Table:
+    """A table of plain text that folds long cells instead of cutting them.
+
+    `numbers` names the columns that are aligned to the right. Chinese counts as two cells a character.
+    """
+    built = Table(title=title or None, title_justify="left", header_style="bold", pad_edge=False, box=None)
+    for name in columns:
+        built.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+    for row in rows:
+        built.add_row(*map(_cell, row))
+    return built
+
+
+def print_table(renderable: RenderableType, console: Console | None = None) -> None:
+    """Print a table as wide as the terminal, or as wide as it wants to be in a pipe or file."""
+    console = console or out
+    if console.is_terminal:
+        console.print(renderable)
+    else:
+        # Without a terminal there is no width to keep, and a cut path would be lost.
+        console.print(
+            renderable, width=max(console.width, console.measure(renderable, options=_wide(console)).maximum)
+        )
+
+
+def fail(error: TunesmithError) -> NoReturn:
+    """Show an error with its cause and remedy on stderr, and end with its exit code."""
+    what, *rest = str(error).split("\n")
+    err.print("Error: ", style="bold red", end="")
+    err.print(what, style="bold")
+    if rest:
+        err.print("\n".join(rest))
+    raise SystemExit(error.exit_code)
+
+
+def utf8_streams() -> None:
+    """Make stdout and stderr write UTF-8 into pipes and files, and never fail over a character."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is None:
+            continue
+        if stream.isatty():
+            reconfigure(errors="replace")  # a terminal shows its own encoding
+        else:
+            reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _wide(console: Console) -> Any:
+    return console.options.update(width=10_000)
+
+
+def _cell(value: object) -> Any:
+    rich = hasattr(value, "__rich_console__") or hasattr(value, "__rich__")
+    return value if rich else Text("" if value is None else str(value))
