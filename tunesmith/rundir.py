@@ -145,13 +145,24 @@ class RunDir:
             return file.open(mode, encoding="utf-8")
 
 
-def create(path: Path) -> RunDir:
-    """A new, empty run folder. Raises RunError if something is there already or it can't be written."""
+def check_free(path: Path) -> None:
+    """Raise RunError if something is at `path` already, or nothing can be written there."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise RunError(
             f"{path} is in use already.",
             fix="Give another folder with output=…, or move that one away; tunesmith doesn't overwrite runs.",
         )
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise RunError(
+            f"{path} can't be written: {there} is {'not writable' if there.is_dir() else 'a file'}.",
+            fix="Give another folder with output=….",
+        )
+
+
+def create(path: Path) -> RunDir:
+    """A new, empty run folder. Raises RunError as `check_free` does."""
+    check_free(path)
     with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
     return RunDir(path)
@@ -210,6 +221,11 @@ def write_atomic(file: Path, text: str) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write an object as readable JSON, UTF-8, atomically."""
+    write_atomic(file, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
 @contextmanager

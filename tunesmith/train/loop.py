@@ -1,0 +1,291 @@
+"""The training loop: steps of microbatches, one division by the label count, guards, validation.
+
+for each epoch: plan it (data.pack) from (lengths, seed, epoch) alone
+  for each step: gradients of all its microbatches -> clip -> optimizer -> schedule -> a line of metrics
+    now and then: validation loss, checkpoint, sample answer
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tunesmith.data.batch import collate
+from tunesmith.data.encode import Example
+from tunesmith.data.pack import Step, plan_epoch, plan_eval
+from tunesmith.device import Device, peak_memory
+from tunesmith.errors import TrainError
+from tunesmith.rundir import RunDir
+from tunesmith.train import checkpoint
+from tunesmith.train.config import TrainSettings
+from tunesmith.train.forward import mixed_precision
+from tunesmith.train.listener import Listener
+from tunesmith.train.neftune import Neftune
+from tunesmith.train.objectives import Objective, sft
+from tunesmith.train.optim import build_optimizer, build_schedule
+from tunesmith.train.track import Tracking
+
+NON_FINITE_LIMIT = 3
+DEFAULT_TOKENS_PER_STEP = 4096
+# Tokens in one forward pass. On a CPU torch's attention builds a dense mask: its cost grows with the square.
+MICROBATCH_TOKENS = {"cpu": 1024, "cuda": 8192, "mps": 2048}
+
+
+@dataclass
+class Training:
+    """Everything a loop works on; `steps` is known before the first one."""
+
+    model: nn.Module
+    objective: Objective
+    train: Sequence[Example]
+    valid: Sequence[Example]
+    settings: TrainSettings
+    device: Device
+    packing: bool
+    pad_id: int
+    run: RunDir
+    listener: Listener
+    tracking: Tracking
+    sample: Callable[[int], None]
+    plans: list[list[Step]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.plans = plan_epochs(self)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return sum(len(plan) for plan in self.plans)
+
+
+@dataclass
+class Outcome:
+    """How a loop ended. `best` is the checkpoint with the lowest validation loss, None without validation."""
+
+    step: int
+    best: Path | None
+    best_loss: float | None
+    best_step: int | None
+    stopped_early: bool
+    seconds: float
+
+    def summary(self) -> dict[str, Any]:
+        """The same as plain values, for a listener."""
+        return {**asdict(self), "best": str(self.best) if self.best else None}
+
+
+def plan_epochs(training: Training) -> list[list[Step]]:
+    """The steps of every epoch, cut to `epochs` (a fraction cuts the last one) or `max_steps`."""
+    settings = training.settings
+    lengths = [len(example.input_ids) for example in training.train]
+    rows = settings.rows_per_step
+    plans: list[list[Step]] = []
+    steps = 0
+    while True:
+        epoch = len(plans)
+        if settings.max_steps is None and epoch >= settings.epochs:
+            return plans
+        plan = plan_epoch(
+            lengths,
+            epoch=epoch,
+            seed=settings.seed,
+            tokens_per_step=None if rows else settings.tokens_per_step or DEFAULT_TOKENS_PER_STEP,
+            rows_per_step=rows,
+            microbatch_tokens=microbatch_tokens(training),
+            microbatch_rows=None if training.packing else settings.batch_size,
+            packing=training.packing,
+        )
+        if settings.max_steps is not None:
+            plan = plan[: settings.max_steps - steps]
+        elif settings.epochs - epoch < 1:
+            plan = plan[: math.ceil(len(plan) * (settings.epochs - epoch))]
+        plans.append(plan)
+        steps += len(plan)
+        if settings.max_steps is not None and steps >= settings.max_steps:
+            return plans
+
+
+def microbatch_tokens(training: Training) -> int:
+    """The budget of one forward pass: what the job says, else by the kind of device."""
+    wanted = training.settings.microbatch_tokens
+    return MICROBATCH_TOKENS[training.device.kind] if wanted == "auto" else wanted
+
+
+def run_loop(training: Training) -> Outcome:
+    """Train to the end. Raises TrainError when three steps in a row have a non-finite loss or gradient."""
+    settings = training.settings
+    optimizer = build_optimizer(training.model, settings)
+    schedule = build_schedule(optimizer, settings, training.steps)
+    scaler = torch.amp.GradScaler(
+        training.device.kind, enabled=training.device.dtype is torch.float16, init_scale=1024
+    )
+    neftune = Neftune(settings.neftune)
+    start = time.monotonic()
+    watch = _Watch(training)
+    watch.evaluate(0)
+    training.sample(0)
+    done = bad = 0
+    with neftune.on(training.model.get_input_embeddings()):  # type: ignore[operator]
+        for epoch, step in _all_steps(training.plans):
+            line = _step(training, step, optimizer, schedule, scaler, neftune)
+            done += 1
+            line = {"step": done, "epoch": round(epoch, 4), **line, "seconds": time.monotonic() - start}
+            training.run.append(training.run.metrics_file, line)
+            training.tracking.log(line)
+            training.listener.step(line)
+            bad = bad + 1 if line.get("skipped") else 0
+            if bad >= NON_FINITE_LIMIT and not scaler.is_enabled():
+                raise _non_finite(training, step, done)
+            last = done == training.steps
+            if last or (settings.eval_every and done % settings.eval_every == 0):
+                watch.evaluate(done, epoch)
+            if last or watch.stop or (settings.save_every and done % settings.save_every == 0):
+                watch.save(done, epoch)
+            if last or (settings.sample_every and done % settings.sample_every == 0):
+                training.sample(done)
+            if watch.stop:
+                training.listener.note(
+                    f"Stopped early at step {done}: no better loss in {settings.early_stopping} evaluations."
+                )
+                break
+    return Outcome(done, watch.best, watch.best_loss, watch.best_step, watch.stop, time.monotonic() - start)
+
+
+def valid_loss(training: Training) -> tuple[float, int]:
+    """Summed loss (nats) and label tokens over the validation rows; no dropout, noise or smoothing."""
+    examples, model = training.valid, training.model
+    plan = plan_eval(
+        [len(e.input_ids) for e in examples],
+        microbatch_tokens=microbatch_tokens(training),
+        packing=training.packing,
+    )
+    objective, total, count = sft(), 0.0, 0
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), mixed_precision(training.device):
+        for indexes in plan:
+            batch = collate([examples[i] for i in indexes], packing=training.packing, pad_id=training.pad_id)
+            loss, labels = objective.loss(model, batch.to(training.device.torch_device))
+            total, count = total + float(loss), count + labels
+    model.train(was_training)
+    return total, count
+
+
+def _step(
+    training: Training,
+    step: Step,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    scaler: torch.amp.GradScaler,
+    neftune: Neftune,
+) -> dict[str, Any]:
+    """One optimizer step; returns its metrics. With a non-finite loss or gradient no weight moves."""
+    begun = time.monotonic()
+    model, device = training.model, training.device
+    model.train()
+    batches = [[training.train[i] for i in indexes] for indexes in step.microbatches]
+    # The whole step's label count is known before the first forward pass: each microbatch is divided by it.
+    labels = sum(sum(example.label_mask) for batch in batches for example in batch)
+    total = tokens = rows = 0.0
+    for examples in batches:
+        batch = collate(examples, packing=training.packing, pad_id=training.pad_id).to(device.torch_device)
+        neftune.prepare(batch)
+        with mixed_precision(device):
+            loss, _ = training.objective.loss(model, batch)
+        scaler.scale(loss / labels).backward()  # type: ignore[no-untyped-call]
+        total, tokens, rows = total + float(loss.detach()), tokens + batch.tokens, rows + batch.rows
+    scaler.unscale_(optimizer)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    norm = float(torch.nn.utils.clip_grad_norm_(trained, training.settings.clip or math.inf))
+    rate = float(schedule.get_last_lr()[0])
+    finite = math.isfinite(norm) and math.isfinite(total)
+    if finite or scaler.is_enabled():
+        scaler.step(optimizer)
+    scaler.update()
+    schedule.step()
+    optimizer.zero_grad(set_to_none=True)
+    seconds = time.monotonic() - begun
+    return {
+        "loss": total / labels,
+        "grad_norm": norm,
+        "learning_rate": rate,
+        "tokens": int(tokens),
+        "unique_tokens": int(tokens),
+        "label_tokens": labels,
+        "rows": int(rows),
+        "tokens_per_second": tokens / seconds,
+        "peak_memory_bytes": peak_memory(device.kind),
+        **({} if finite else {"skipped": True}),
+    }
+
+
+def _all_steps(plans: Sequence[Sequence[Step]]) -> Iterator[tuple[float, Step]]:
+    """(epochs done after this step, step) in order."""
+    for number, plan in enumerate(plans):
+        for i, step in enumerate(plan, 1):
+            yield number + i / len(plan), step
+
+
+class _Watch:
+    """Validation, checkpoints, the best one, and when to stop early."""
+
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        self._without_gain = 0
+        self.best: Path | None = None
+        self.best_loss: float | None = None
+        self.best_step: int | None = None
+        self.stop = False
+
+    def evaluate(self, step: int, epoch: float = 0.0) -> None:
+        """Validation loss; a lower one than ever is saved as the best checkpoint."""
+        training = self._training
+        if not training.valid:
+            return
+        total, count = valid_loss(training)
+        loss = total / count
+        line = {
+            "step": step,
+            "epoch": round(epoch, 4),
+            "valid_loss": loss,
+            "valid_perplexity": math.exp(min(loss, 700.0)),
+            "valid_label_tokens": count,
+        }
+        training.run.append(training.run.metrics_file, line)
+        training.tracking.log(line)
+        training.listener.evaluated(line)
+        if step == 0:
+            return  # the base model: nothing to save, but the figure everything is compared with
+        if self.best_loss is None or loss < self.best_loss:
+            self.best_loss, self.best_step, self._without_gain = loss, step, 0
+            self.best = self.save(step, epoch)
+        else:
+            self._without_gain += 1
+            patience = training.settings.early_stopping
+            self.stop = patience is not None and self._without_gain >= patience
+
+    def save(self, step: int, epoch: float) -> Path:
+        """A checkpoint of this step; older ones beyond `keep` go, the best one stays."""
+        training = self._training
+        state = {"step": step, "epoch": epoch, "best_loss": self.best_loss, "best_step": self.best_step}
+        folder = checkpoint.save(training.run, training.model, state)
+        best = folder if self.best_step == step else self.best
+        checkpoint.prune(training.run, keep=training.settings.keep, best=best)
+        return folder
+
+
+def _non_finite(training: Training, step: Step, number: int) -> TrainError:
+    origins = sorted({str(training.train[i].origin) for batch in step.microbatches for i in batch})
+    return TrainError(
+        f"The loss or the gradient isn't finite, {NON_FINITE_LIMIT} steps in a row (up to step {number}); "
+        "the weights are those before the first of them.",
+        details=[f"row of the last step: {origin}" for origin in origins],
+        fix="Lower train.learning_rate, use dtype=fp32, or look at these rows.",
+    )

@@ -1,0 +1,29 @@
+"""What is minimised. Another objective is another function, not another loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from tunesmith.data.batch import Batch
+from tunesmith.train.forward import label_logits
+from tunesmith.train.losses import label_loss
+
+
+@dataclass(frozen=True)
+class Objective:
+    """`loss(model, batch)` returns (sum, count); a step minimises all its sums divided by all its counts."""
+
+    name: str
+    loss: Callable[[nn.Module, Batch], tuple[Tensor, int]]
+
+
+def sft(label_smoothing: float = 0.0) -> Objective:
+    """Supervised fine-tuning: next-token cross-entropy on the label tokens of each row."""
+
+    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        return label_loss(label_logits(model, batch), batch.targets, label_smoothing)
+
+    return Objective("sft", loss)

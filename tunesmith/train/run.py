@@ -1,0 +1,239 @@
+"""One training from job to run folder: data -> model -> loop -> final weights.
+
+Everything that can fail cheaply (settings, data, template, target names) fails before the run folder exists.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import PreTrainedModel
+
+from tunesmith import rundir
+from tunesmith.data.check import Dataset, load_data
+from tunesmith.data.config import DataSettings
+from tunesmith.data.encode import encode
+from tunesmith.data.report import build_report
+from tunesmith.data.template import Renderer
+from tunesmith.device import Device, pick
+from tunesmith.errors import TrainError
+from tunesmith.model import adapters
+from tunesmith.model.families import can_pack
+from tunesmith.model.load import end_ids, fingerprint, load_model, load_tokenizer
+from tunesmith.model.source import Source, resolve
+from tunesmith.records import Conversation
+from tunesmith.rundir import RunDir
+from tunesmith.train import checkpoint
+from tunesmith.train.config import Job
+from tunesmith.train.listener import Listener, Silent
+from tunesmith.train.loop import Outcome, Training, run_loop
+from tunesmith.train.objectives import sft
+from tunesmith.train.seeds import seed_everything
+from tunesmith.train.track import check_installed, tracking
+
+AnswerHook = Callable[[PreTrainedModel, Renderer, Sequence[Conversation]], list[str]]
+
+log = logging.getLogger("tunesmith")
+
+
+def train(
+    job: Job, output: Path, *, listener: Listener | None = None, answer: AnswerHook | None = None
+) -> RunDir:
+    """Train as the job says and leave everything in the run folder `output`, which must be new or empty.
+
+    `answer` writes the sample answers (infer gives it). Raises a TunesmithError of the part that failed.
+    """
+    listener = listener or Silent()
+    rundir.check_free(output)
+    check_installed(job.train.track)
+    seed_everything(job.train.seed)
+    device = pick(job.train.dtype)
+    train_rows, valid_rows = load_data(job.data, job.train.seed)
+    source = resolve(job.model, job.revision)
+    listener.note(f"Model {job.model}, on {device.name}, {_dtype_name(device)}.")
+    tokenizer = load_tokenizer(source)
+    renderer = Renderer(tokenizer, job.data.template, end_ids=end_ids(source))
+    encoded = encode(train_rows.records, renderer, job.data)
+    valid_encoded = encode(valid_rows.records, renderer, job.data) if valid_rows else None
+    report = build_report(train_rows, valid_rows, encoded, valid_encoded, renderer)
+    listener.data(report)
+
+    model = load_model(source, device)
+    packing, why = (True, "") if not job.data.packing else can_pack(model.config)
+    if not packing:
+        listener.note(f"Rows aren't packed: {why}.")
+    base = fingerprint(source)
+    model = adapters.prepare(model, job.adapter, seed=job.train.seed, base_fingerprint=base)
+    if job.train.checkpoint_activations:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    run = rundir.create(output)
+    with run.lock(), _log_file(run), tracking(job.train.track, run, job.model_dump(mode="json")) as trackers:
+        rundir.write_json(run.data_report_file, report)
+        training = Training(
+            model=model,
+            objective=sft(job.train.label_smoothing),
+            train=encoded.examples,
+            valid=valid_encoded.examples if valid_encoded else (),
+            settings=job.train,
+            device=device,
+            packing=job.data.packing and packing,
+            pad_id=_pad_id(renderer),
+            run=run,
+            listener=listener,
+            tracking=trackers,
+            sample=_sampler(job, run, model, renderer, valid_rows, listener, answer),
+        )
+        facts = _facts(job, source, base, device, model, renderer, training.steps)
+        rundir.write_atomic(run.job_file, yaml.safe_dump(facts, allow_unicode=True, sort_keys=False))
+        log.info("training starts: %s steps", training.steps)
+        listener.started(training.steps, facts)
+        outcome = run_loop(training)
+        _save_final(run, model, renderer, outcome, facts)
+        log.info("training finished: %s", outcome)
+    listener.finished({"run": str(run.path), **outcome.summary()})
+    return run
+
+
+def default_output(job: Job, stem: str) -> Path:
+    """The job's own `output`, or runs/<stem>-<n>."""
+    return Path(job.output) if job.output else rundir.next_free(stem)
+
+
+def _sampler(
+    job: Job,
+    run: RunDir,
+    model: PreTrainedModel,
+    renderer: Renderer,
+    rows: Dataset | None,
+    listener: Listener,
+    answer: AnswerHook | None,
+) -> Callable[[int], None]:
+    """A function that answers the first validation prompts and keeps the answers in samples.jsonl."""
+    conversations = [r for r in (rows.records if rows else []) if isinstance(r, Conversation) and r.answer]
+    asked = conversations[: job.train.sample_prompts] if job.train.sample_every and answer else []
+
+    def sample(step: int) -> None:
+        if not asked or answer is None:
+            return
+        # Sampling draws no random numbers from the training's generators, so that it never changes results.
+        with torch.random.fork_rng():
+            model.eval()
+            texts = answer(model, renderer, [c.prompt for c in asked])
+            model.train()
+        for conversation, text in zip(asked, texts, strict=True):
+            prompt = conversation.prompt.messages[-1].content
+            line = {"step": step, "prompt": prompt, "answer": text, "reference": conversation.answer}
+            run.append(run.samples_file, line)
+            listener.sampled(line)
+
+    return sample
+
+
+def _save_final(
+    run: RunDir, model: PreTrainedModel, renderer: Renderer, outcome: Outcome, facts: Mapping[str, Any]
+) -> None:
+    """The best weights by validation loss, or the last ones without validation, as adapter/ or model/."""
+    if outcome.best is not None and outcome.best_step != outcome.step:
+        checkpoint.load(outcome.best, model)
+    meta = {
+        "step": outcome.best_step or outcome.step,
+        "model": facts["base"]["name"],
+        "revision": facts["base"]["revision"],
+        "kind": facts["base"]["kind"],
+        "base_path": facts["base"]["path"],
+        "base_fingerprint": facts["base"]["fingerprint"],
+        "adapter": facts["job"]["adapter"],
+        "template": facts["template"],
+        "version": facts["versions"]["tunesmith"],
+    }
+    uses_peft = facts["job"]["adapter"]["type"] in ("lora", "dora")
+    with rundir.new_folder(run.adapter if uses_peft else run.model) as folder:
+        adapters.save(model, renderer.save, folder, meta=meta)
+
+
+def _facts(
+    job: Job,
+    source: Source,
+    base: str,
+    device: Device,
+    model: PreTrainedModel,
+    renderer: Renderer,
+    steps: int,
+) -> dict[str, Any]:
+    """What job.yaml holds: the job as resolved, and everything needed to tell two runs apart."""
+    trainable, parameters = adapters.trainable_count(model)
+    return {
+        "job": job.model_dump(mode="json"),
+        "base": {
+            "name": job.model,
+            "kind": source.kind,
+            "path": str(source.path),
+            "revision": source.revision,
+            "fingerprint": base,
+        },
+        "template": {"name": renderer.name, "sha256": renderer.sha256},
+        "trainable": trainable,
+        "parameters": parameters,
+        "device": device.name,
+        "dtype": _dtype_name(device),
+        "threads": torch.get_num_threads(),
+        "steps": steps,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "data_sha256": _data_hashes(job.data),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("tunesmith", "torch", "transformers", "peft", "tokenizers")},
+        },
+    }
+
+
+def _data_hashes(data: DataSettings) -> dict[str, str]:
+    """sha256 of every data file the job names."""
+    named = [file.path for files in (data.train, data.valid) if isinstance(files, tuple) for file in files]
+    paths = [Path(name) for name in ([data.info] if data.info else named)]
+    files = [f for p in paths for f in (sorted(p.iterdir()) if p.is_dir() else [p]) if f.is_file()]
+    return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def _pad_id(renderer: Renderer) -> int:
+    """Any token serves: padding is told apart by length, never by its id."""
+    pad, eos = renderer.tokenizer.pad_token_id, renderer.tokenizer.eos_token_id
+    return int(pad if pad is not None else eos if eos is not None else 0)
+
+
+def _dtype_name(device: Device) -> str:
+    return str(device.dtype).removeprefix("torch.")
+
+
+@contextmanager
+def _log_file(run: RunDir) -> Iterator[None]:
+    """log.txt: what happened and every warning of a library, with the time; a failure with its cause."""
+    with rundir.disk_errors(run.log_file):
+        handler = logging.FileHandler(run.log_file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    loggers = [log, logging.getLogger("py.warnings"), logging.getLogger("transformers")]
+    logging.captureWarnings(True)
+    log.setLevel(logging.INFO)
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        log.error("stopped: %s", error, exc_info=not isinstance(error, TrainError | KeyboardInterrupt))
+        raise
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
+        logging.captureWarnings(False)
