@@ -13,7 +13,6 @@ from the table below, so that they answer at once and never wait for torch.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
 import signal
 import sys
@@ -28,6 +27,7 @@ from tunesmith.cli.console import err, fail, utf8_streams
 from tunesmith.errors import TunesmithError
 
 DEBUG = "--debug"
+COMPLETION = ("install_completion", "show_completion")  # options that typer adds
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,13 @@ class _Verbs(TyperGroup):
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the signature is typer's
         return list(VERBS)
 
+    def get_params(self, ctx: Any) -> Any:
+        params = super().get_params(ctx)
+        for param in params:
+            # All are flags. One that is None would be converted, for which typer imports pydantic: 60 ms.
+            param.default = False if param.default is None else param.default
+        return params
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
         # Completion resolves a line without running it; the table is all it needs.
@@ -125,6 +132,8 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
+        import importlib.metadata  # 25 ms that only this option needs
+
         typer.echo(f"tunesmith {importlib.metadata.version('tunesmith')}")
         raise typer.Exit
 
@@ -144,7 +153,7 @@ def _load(name: str) -> Any:
     verb_app: typer.Typer = importlib.import_module(VERBS[name].module).app
     verb_app.rich_markup_mode = None  # one look for all verbs, and job words in [brackets] stay as they are
     command = typer.main.get_command(verb_app)
-    command.params = [p for p in command.params if p.name not in ("install_completion", "show_completion")]
+    command.params = [p for p in command.params if p.name not in COMPLETION]
     return command
 
 
