@@ -83,6 +83,8 @@ def main() -> NoReturn:
     if debug:
         words = [word for word in options if word != DEBUG] + words[len(options) :]
     utf8_streams()
+    # pydantic would read the metadata of every installed package for plugins: 20 ms, and other people's code.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     signal.signal(signal.SIGTERM, _terminated)
     try:
         typer.main.get_command(app).main(args=words, prog_name="tunesmith")
