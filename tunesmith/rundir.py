@@ -147,16 +147,19 @@ class RunDir:
 
 def check_free(path: Path) -> None:
     """Raise RunError if something is at `path` already, or nothing can be written there."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    with disk_errors(path):
+        used = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+        if not used and not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "there is no permission to write", str(there))
+    if used:
         raise RunError(
             f"{path} is in use already.",
             fix="Give another folder with output=…, or move that one away; tunesmith doesn't overwrite runs.",
         )
-    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+    if not there.is_dir():
         raise RunError(
-            f"{path} can't be written: {there} is {'not writable' if there.is_dir() else 'a file'}.",
-            fix="Give another folder with output=….",
+            f"{path} can't be written: {there} is a file.", fix="Give another folder with output=…."
         )
 
 

@@ -81,6 +81,8 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
                     f"{word!r} contradicts an earlier word about {parent!r}.", fix="Keep one of them."
                 )
             node = child
+        if isinstance(node.get(last), dict):
+            raise SettingsError(f"{word!r} contradicts an earlier word about it.", fix="Keep one of them.")
         try:
             node[last] = yaml.load(value, Loader=_Loader) if value else ""
         except yaml.YAMLError:

@@ -1,0 +1,161 @@
+"""The run folder: never overwritten, never half-written, locked against a second process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tunesmith.errors import RunError
+from tunesmith.rundir import (
+    RunDir,
+    create,
+    list_runs,
+    new_folder,
+    next_free,
+    open_run,
+    read_jsonl,
+    write_atomic,
+)
+
+SECOND_PROCESS = """
+import sys
+from pathlib import Path
+from tunesmith.errors import RunError
+from tunesmith.rundir import RunDir
+run = RunDir(Path(sys.argv[1]))
+print(run.state())
+try:
+    with run.lock():
+        print("locked")
+except RunError:
+    print("refused")
+"""
+
+
+def second_process(run: RunDir) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", SECOND_PROCESS, str(run.path)], capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("years of work", encoding="utf-8")
+    with pytest.raises(RunError, match="in use"):
+        create(tmp_path / "run")
+    assert (tmp_path / "run" / "thesis.txt").read_text(encoding="utf-8") == "years of work"
+    assert create(tmp_path / "new").path.is_dir()
+
+
+def test_a_path_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(RunError, match="is a file"):
+        create(tmp_path / "file" / "run")
+
+
+def test_names_count_up(tmp_path: Path) -> None:
+    assert next_free("tang", tmp_path).name == "tang-1"
+    for name in ("tang-1", "tang-9", "tangerine-20", "tang-x"):
+        (tmp_path / name).mkdir()
+    assert next_free("tang", tmp_path).name == "tang-10"
+
+
+def test_a_second_process_is_refused_and_sees_the_state(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    assert second_process(run) == ["unfinished", "locked"]
+    with run.lock():
+        assert second_process(run) == ["running", "refused"]
+    assert second_process(run) == ["unfinished", "locked"]
+    run.adapter.mkdir()
+    assert run.state() == "finished"
+
+
+def test_a_half_written_last_line_is_left_out(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    run.append(run.metrics_file, {"step": 1, "loss": 2.0})
+    run.append(run.samples_file, {"answer": "春風\u2028不改"})
+    with run.metrics_file.open("a", encoding="utf-8") as file:
+        file.write('{"step": 2, "lo')
+    assert run.metrics() == [{"step": 1, "loss": 2.0}]
+    assert read_jsonl(run.samples_file) == [{"answer": "春風\u2028不改"}]
+    assert "春風" in run.samples_file.read_text(encoding="utf-8")
+
+
+def test_new_folder_vanishes_when_the_block_fails(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="boom"), new_folder(tmp_path / "adapter") as folder:  # noqa: PT012
+        (folder / "weights").write_text("half", encoding="utf-8")
+        raise ValueError("boom")
+    assert list(tmp_path.iterdir()) == []
+    with new_folder(tmp_path / "adapter") as folder:
+        (folder / "weights").write_text("whole", encoding="utf-8")
+    assert [p.name for p in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_write_atomic_keeps_the_old_file_when_it_fails(tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    write_atomic(file, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomic(file, "new \ud800")
+    assert file.read_text(encoding="utf-8") == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from tunesmith.errors import RunError
+from tunesmith.rundir import RunDir, write_atomic
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+run = RunDir(Path(sys.argv[1]))
+try:
+    write_atomic(run.report_file, "x" * 100_000)
+except RunError as error:
+    print(error)
+"""
+
+
+def test_a_file_that_cannot_grow_is_one_clear_error(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert "can't be written" in done.stdout
+    assert "What to do" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+FORBIDDEN = """
+import os, sys
+from pathlib import Path
+from tunesmith.errors import RunError
+from tunesmith.rundir import create
+if os.geteuid() == 0:
+    os.setuid(65534)  # root may write everywhere
+try:
+    create(Path(sys.argv[1]) / "run")
+except RunError as error:
+    print(error)
+"""
+
+
+def test_no_permission_is_one_clear_error(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    command = [sys.executable, "-c", FORBIDDEN, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    tmp_path.chmod(0o700)
+    assert not done.stderr
+    assert "can't be written" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_opening_something_else_names_the_runs_there(tmp_path: Path) -> None:
+    run = create(tmp_path / "tang-1")
+    write_atomic(run.job_file, "job: {}\n")
+    with pytest.raises(RunError, match="tang-1"):
+        open_run(tmp_path / "tang-2")
+    assert [r.path.name for r in list_runs(tmp_path)] == ["tang-1"]
+    assert open_run(tmp_path / "tang-1").job() == {"job": {}}

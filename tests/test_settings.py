@@ -1,0 +1,213 @@
+"""Settings: every key is known, every mistake of a file is told at once, each field arrives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith.errors import SettingsError
+from tunesmith.settings import build, known_keys, merge, parse_overrides, read_yaml
+from tunesmith.train.config import Job, load_job
+
+MINIMAL = {"data": {"train": "rows.jsonl"}}
+
+# One value that differs from the default for every setting of a job, with what else it needs to be legal.
+OTHER_VALUES: dict[str, Any] = {
+    "model": "some/model",
+    "revision": "main",
+    "output": "runs/x",
+    "data.train": "other.jsonl",
+    "data.valid": 0.1,
+    "data.info": "dataset_info.json",
+    "data.bad_rows": "drop",
+    "data.max_length": 77,
+    "data.too_long": "split",
+    "data.train_on": "last_reply",
+    "data.template": "chatml",
+    "data.packing": False,
+    "adapter.type": "dora",
+    "adapter.rank": 3,
+    "adapter.alpha": 5,
+    "adapter.dropout": 0.25,
+    "adapter.targets": ["q_proj"],
+    "adapter.rslora": True,
+    "adapter.init": "pissa",
+    "adapter.last_layers": 2,
+    "adapter.continue_from": "runs/old",
+    "train.objective": "sft",
+    "train.epochs": 7,
+    "train.max_steps": 9,
+    "train.learning_rate": 0.5,
+    "train.schedule": "linear",
+    "train.schedule_options": {"num_cycles": 2},
+    "train.warmup": 3,
+    "train.tokens_per_step": 99,
+    "train.batch_size": 3,
+    "train.accumulate": 4,
+    "train.microbatch_tokens": 55,
+    "train.optimizer": "adamw",
+    "train.weight_decay": 0.3,
+    "train.betas": [0.8, 0.9],
+    "train.epsilon": 1e-5,
+    "train.clip": 0.7,
+    "train.label_smoothing": 0.2,
+    "train.neftune": 5.0,
+    "train.dtype": "fp32",
+    "train.checkpoint_activations": True,
+    "train.eval_every": 3,
+    "train.save_every": 4,
+    "train.keep": 5,
+    "train.early_stopping": 6,
+    "train.sample_every": 7,
+    "train.sample_prompts": 8,
+    "train.seed": 9,
+    "train.track": ["tensorboard"],
+}
+COMPANIONS = {
+    "adapter.last_layers": {"adapter": {"type": "freeze"}},
+    "train.accumulate": {"train": {"batch_size": 2}},
+}
+ONE_CHOICE = {"train.objective", "train.optimizer"}  # settings that have a single value so far
+
+
+def nested(name: str, value: Any) -> dict[str, Any]:
+    for key in reversed(name.split(".")):
+        value = {key: value}
+    return value  # type: ignore[no-any-return]
+
+
+def at(job: Job, name: str) -> Any:
+    value: Any = job
+    for key in name.split("."):
+        value = getattr(value, key)
+    return value
+
+
+def leaves() -> list[str]:
+    keys = known_keys(Job)
+    return [
+        k
+        for k in keys
+        if not any(other.startswith(f"{k}.") for other in keys) or k in ("data.train", "data.valid")
+    ]
+
+
+def test_the_table_names_every_setting() -> None:
+    wanted = {k for k in leaves() if not k.startswith(("data.train.", "data.valid."))}
+    assert wanted == OTHER_VALUES.keys()
+
+
+@pytest.mark.parametrize("name", sorted(OTHER_VALUES))
+def test_each_setting_arrives(name: str) -> None:
+    default = build(Job, MINIMAL)
+    job = build(Job, merge(merge(MINIMAL, COMPANIONS.get(name, {})), nested(name, OTHER_VALUES[name])))
+    if name not in ONE_CHOICE:
+        assert at(job, name) != at(default, name)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ({"modle": "x"}, "model"),
+        ({"train": {"learning_rat": 1}}, "learning_rate"),
+        ({"train": {"epoch": 1}}, "epochs"),
+        ({"epochs": 3}, "train.epochs"),
+        ({"adapter": {"r": 8, "lora_rank": 8}}, "rank"),
+        ({"data": {"train": "a", "maxlength": 10}}, "max_length"),
+    ],
+)
+def test_unknown_settings_name_the_nearest(wrong: dict[str, Any], nearest: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        build(Job, merge(MINIMAL, wrong))
+    assert nearest in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_all_problems_are_told_at_once() -> None:
+    wrong = {
+        "data": {"train": "a", "too_long": "maybe", "max_length": 1},
+        "adapter": {"rank": 0, "dropout": 1.0},
+        "train": {"epochs": -1, "batch_size": 2, "nonsense": 1},
+    }
+    with pytest.raises(SettingsError) as caught:
+        build(Job, wrong)
+    text = str(caught.value)
+    for name in ("too_long", "max_length", "rank", "dropout", "epochs", "nonsense"):
+        assert name in text
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ({"train": {"tokens_per_step": 5, "batch_size": 5}}, "not both"),
+        ({"train": {"accumulate": 5}}, "batch_size"),
+        ({"adapter": {"type": "freeze"}}, "last_layers"),
+        ({"adapter": {"type": "lora", "last_layers": 2}}, "freeze"),
+        ({"adapter": {"type": "full", "init": "pissa"}}, "pissa"),
+        ({"data": {"train": "a", "valid": 1.5}}, "between 0 and 1"),
+    ],
+)
+def test_settings_that_contradict_each_other(content: dict[str, Any], part: str) -> None:
+    with pytest.raises(SettingsError, match=part):
+        build(Job, merge(MINIMAL, content))
+
+
+def test_yaml_numbers_and_duplicates(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("a: 1e-4\nb: 2.5E3\nc: 10\n", encoding="utf-8")
+    assert read_yaml(file) == {"a": 1e-4, "b": 2500.0, "c": 10}
+    file.write_text("a: 1\nb: 2\na: 3\n", encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"job.yaml:3: 'a' is set twice"):
+        read_yaml(file)
+
+
+def test_broken_yaml_names_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("data:\n  train: [a, b\nmodel: x\n", encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"job.yaml:\d"):
+        read_yaml(file)
+
+
+def test_a_missing_job_names_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("", encoding="utf-8")
+    with pytest.raises(SettingsError, match="Did you mean"):
+        read_yaml(tmp_path / "jop.yaml")
+
+
+def test_words_of_the_command_line() -> None:
+    words = [
+        "train.epochs=3",
+        "train.learning_rate=1e-4",
+        "adapter.targets=[q_proj, v_proj]",
+        "data.valid=null",
+    ]
+    assert parse_overrides(words) == {
+        "train": {"epochs": 3, "learning_rate": 1e-4},
+        "adapter": {"targets": ["q_proj", "v_proj"]},
+        "data": {"valid": None},
+    }
+    for wrong in ("epochs", "=3", "a=[1", "a.b=1 a=2"):
+        with pytest.raises(SettingsError):
+            parse_overrides(wrong.split(" "))
+
+
+def test_paths_are_relative_to_the_job_file_but_not_those_typed(tmp_path: Path) -> None:
+    folder = tmp_path / "project"
+    folder.mkdir()
+    file = folder / "job.yaml"
+    file.write_text("data: {train: rows.jsonl, valid: v.jsonl, template: own.jinja}\n", encoding="utf-8")
+    job = load_job(file)
+    assert [f.path for f in job.data.train] == [str(folder / "rows.jsonl")]
+    assert job.data.template == str(folder / "own.jinja")
+    typed = load_job(file, ["data.train=here.jsonl"])
+    assert [f.path for f in typed.data.train] == ["here.jsonl"]
+    assert isinstance(typed.data.valid, tuple)
+    assert typed.data.valid[0].path == str(folder / "v.jsonl")
+
+
+def test_settings_are_frozen() -> None:
+    job = build(Job, MINIMAL)
+    with pytest.raises(ValueError, match="frozen"):
+        job.model = "other"  # type: ignore[misc]

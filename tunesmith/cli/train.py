@@ -1,0 +1,52 @@
+"""`tunesmith train JOB.yaml [key=value …]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunesmith import api
+from tunesmith.cli.console import err, json_option, out, print_json
+from tunesmith.cli.progress import TrainingProgress
+from tunesmith.evaluate import curve
+
+app = typer.Typer(add_completion=False)
+
+EXAMPLES = """\b
+Examples:
+  tunesmith train examples/tang/job.yaml
+  tunesmith train job.yaml train.epochs=3 adapter.rank=8
+  tunesmith train job.yaml model=my-models/Qwen3-0.6B output=runs/qwen
+Every setting with its default: docs/settings.md
+"""
+
+
+@app.command(epilog=EXAMPLES)
+def train(
+    job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.", show_default=False)],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings that win over the file's.")
+    ] = None,
+    as_json: Annotated[bool, json_option] = False,
+) -> None:
+    """Train what a job file describes, and leave everything in a run folder."""
+    with TrainingProgress(err) as progress:
+        run = api.train(job, *(settings or []), listener=progress)
+    summary = api.summary(run)
+    if as_json:
+        print_json(summary)
+        return
+    err.print(curve.terminal(run))
+    losses = summary["valid_loss"]
+    if losses["before"] is not None:
+        err.print(
+            f"Validation loss {losses['before']:.3f} before, {losses['after']:.3f} after.", style="bold"
+        )
+    err.print(f"Report: {run.report_file}")
+    err.print(f"Next:   tunesmith chat {run.path}")
+    err.print(
+        f"        tunesmith compare {run.path} --data FILE     (before and after, on rows with answers)"
+    )
+    out.print(run.path)
