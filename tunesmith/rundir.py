@@ -150,7 +150,7 @@ def check_free(path: Path) -> None:
     with disk_errors(path):
         used = path.exists() and (not path.is_dir() or any(path.iterdir()))
         there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-        if not used and not os.access(there, os.W_OK | os.X_OK):
+        if there.is_dir() and not used and not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "there is no permission to write", str(there))
     if used:
         raise RunError(
