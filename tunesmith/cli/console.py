@@ -7,6 +7,7 @@ words or lines, because a user's rows may hold any of these. Style with `err.pri
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -62,11 +63,13 @@ def print_table(renderable: RenderableType, console: Console | None = None) -> N
     console = console or out
     if console.is_terminal:
         console.print(renderable)
-    else:
-        # Without a terminal there is no width to keep, and a cut path would be lost.
-        console.print(
-            renderable, width=max(console.width, console.measure(renderable, options=_wide(console)).maximum)
-        )
+        return
+    # Without a terminal there is no width to keep, and a cut or folded path would be lost to programs.
+    wanted = Console(file=io.StringIO(), width=100_000).measure(renderable).maximum
+    page = Console(file=io.StringIO(), width=max(console.width, wanted), highlight=False)
+    with page.capture() as captured:
+        page.print(renderable)
+    console.print("\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")))
 
 
 def fail(error: TunesmithError) -> NoReturn:
@@ -89,10 +92,6 @@ def utf8_streams() -> None:
             reconfigure(errors="replace")  # a terminal shows its own encoding
         else:
             reconfigure(encoding="utf-8", errors="backslashreplace")
-
-
-def _wide(console: Console) -> Any:
-    return console.options.update(width=10_000)
 
 
 def _cell(value: object) -> Any:
