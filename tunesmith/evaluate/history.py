@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from tunesmith.errors import RunError
 from tunesmith.rundir import RunDir
 
 
@@ -74,8 +75,17 @@ def read(run: RunDir) -> History:
 
 
 def overview(run: RunDir) -> dict[str, Any]:
-    """One line of `runs list`; of metrics.jsonl only the validation lines and the last one are parsed."""
-    facts, steps, valid = run.job(), 0, []
+    """One line of `runs list`; of metrics.jsonl only the validation lines and the last one are parsed.
+
+    A run with a damaged file has the state `damaged` and says why in `error`: it hides no other run.
+    """
+    problem = ""
+    try:
+        facts = run.job()
+        rows = data_rows(run)
+    except RunError as error:
+        facts, rows, problem = {}, None, error.what
+    steps, valid = 0, []
     if run.metrics_file.is_file():
         with run.metrics_file.open(encoding="utf-8") as lines:
             last = ""
@@ -89,9 +99,9 @@ def overview(run: RunDir) -> dict[str, Any]:
     return {
         "name": run.path.name,
         "path": str(run.path),
-        "state": run.state(),
+        "state": "damaged" if problem else run.state(),
         "model": model_name(facts),
-        "rows": data_rows(run),
+        "rows": rows,
         "steps": steps,
         "steps_planned": facts.get("steps"),
         "valid_loss": {
@@ -100,6 +110,7 @@ def overview(run: RunDir) -> dict[str, Any]:
         },
         "started": facts.get("started"),
         "age_seconds": age(facts.get("started"), run),
+        **({"error": problem} if problem else {}),
     }
 
 

@@ -1,0 +1,93 @@
+"""Results of `eval` and `compare` as they stand in a run's eval/ folder, and as rows of a table.
+
+Reads JSON only, so that `runs show` answers at once. The two kinds of result:
+
+    evaluation   {"kind", "data", "model", "n", "metrics": {name: {value, low, high}}, "loss", …}
+    comparison   {"kind", "data", "n", "a": evaluation, "b": evaluation,
+                  "metrics": {name: {a, b, difference: {value, low, high}, wins, losses, ties, verdict}}, …}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tunesmith.rundir import RunDir
+
+# (label, key of an evaluation, digits after the point): what answers are like besides their scores.
+COSTS = (
+    ("mean length", "mean_length", 1),
+    ("empty answers", "empty", 0),
+    ("cut at the limit", "cut", 0),
+    ("tokens written", "completion_tokens", 0),
+    ("seconds", "seconds", 1),
+)
+COLUMNS = ("metric", "A", "B", "B - A [95 %]", "wins/losses/ties", "verdict")
+
+
+def read_results(run: RunDir) -> list[dict[str, Any]]:
+    """Every result in eval/, by file name. A damaged file is a result of kind `damaged` with its error."""
+    results = []
+    for file in sorted(run.eval.glob("*.json")):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            content = {"kind": "damaged", "error": str(error)}
+        if isinstance(content, dict) and content.get("kind") in ("evaluation", "comparison", "damaged"):
+            results.append({"file": str(file), **content})
+    return results
+
+
+def title(result: Mapping[str, Any]) -> str:
+    """What was measured on what: one line."""
+    data = Path(str(result.get("data", "?"))).name
+    if result.get("kind") == "comparison":
+        return f"{data}, n = {result['n']}:  A = {result['a']['model']},  B = {result['b']['model']}"
+    return f"{data}, n = {result.get('n', '?')}:  {result.get('model', '?')}"
+
+
+def comparison_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Rows under COLUMNS, the loss first, then each metric, then what the answers cost."""
+    rows: list[tuple[str, ...]] = []
+    if loss := result.get("loss"):
+        difference = interval(loss["difference"], sign=True) if loss["difference"] else ""
+        rows.append(("loss", f"{loss['a']:.3f}", f"{loss['b']:.3f}", difference, "", loss["verdict"]))
+    a, b = result["a"], result["b"]
+    for name in ("perplexity", "bits_per_byte"):
+        if a.get(name) is not None and b.get(name) is not None:
+            rows.append((name, short(a[name]), short(b[name]), "", "", ""))
+    for name, metric in result["metrics"].items():
+        counts = f"{metric['wins']}/{metric['losses']}/{metric['ties']}"
+        difference = interval(metric["difference"], sign=True)
+        rows.append((name, f"{metric['a']:.3f}", f"{metric['b']:.3f}", difference, counts, metric["verdict"]))
+    for label, key, digits in COSTS:
+        if a.get(key) is not None and b.get(key) is not None:
+            rows.append((label, f"{a[key]:.{digits}f}", f"{b[key]:.{digits}f}", "", "", ""))
+    return rows
+
+
+def evaluation_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) rows of a single evaluation."""
+    rows = [
+        (name, short(result[name]))
+        for name in ("loss", "perplexity", "bits_per_byte")
+        if result.get(name) is not None
+    ]
+    rows += [(name, interval(metric)) for name, metric in result["metrics"].items()]
+    for label, key, digits in COSTS:
+        if result.get(key) is not None:
+            rows.append((label, f"{result[key]:.{digits}f}"))
+    return rows
+
+
+def interval(value: Mapping[str, float], *, sign: bool = False) -> str:
+    """0.267 [0.109, 0.520], with signs for a difference."""
+    form = "+.3f" if sign else ".3f"
+    return f"{value['value']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
+
+
+def short(value: float) -> str:
+    """Four figures at most after the point, fewer for large numbers."""
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"
