@@ -1,0 +1,208 @@
+"""The proof behind `families.PROVED`: packed rows see nothing of each other, in every family that says so.
+
+For each family: a change in row A leaves the hidden states of rows B and C bit-identical; packed logits equal
+those of single rows within 1e-5, gradients within 1e-5 relative (fp32). Rows are longer than the windows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedModel
+
+from tests.families import tiny_model
+from tunesmith.errors import ModelError
+from tunesmith.model.families import PROVED, can_pack, packed_inputs
+
+LENGTHS = (23, 1, 40, 9)  # one token alone, and rows beyond every window below
+WINDOW = 6
+
+# What tests/families.py has, and beside it each family's sliding windows and other attention switches.
+VARIANTS = {
+    "llama": {},
+    "qwen2": {},
+    "qwen2, window": {
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "qwen3": {},
+    "qwen3, window": {
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
+    "gemma3": {},
+    "mistral": {},
+    "mistral, window": {"sliding_window": WINDOW},
+    "phi3": {},
+    "phi3, window": {"sliding_window": WINDOW},
+    "gpt2": {},
+}
+
+
+@dataclass
+class Packed:
+    """Rows in one sequence, as data.batch lays them."""
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    attention_mask: torch.Tensor | None = None
+
+
+def pack(rows: list[torch.Tensor]) -> Packed:
+    positions = torch.cat([torch.arange(len(row)) for row in rows])
+    return Packed(torch.cat(rows)[None], positions[None])
+
+
+def random_rows(model: PreTrainedModel, seed: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    size = model.config.vocab_size
+    return [torch.randint(0, size, (length,), generator=generator) for length in LENGTHS]
+
+
+def build(variant: str, attention: str = "sdpa") -> PreTrainedModel:
+    family = variant.partition(",")[0]
+    model = tiny_model(family)
+    config = model.config.__class__(**{**model.config.to_dict(), **VARIANTS[variant]})
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+    if VARIANTS[variant]:
+        assert model.config.sliding_window == WINDOW
+    return model
+
+
+def hidden(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
+    inputs = packed_inputs(model, packed)
+    return torch.stack(model(**inputs, output_hidden_states=True).hidden_states)[:, 0]
+
+
+def test_every_proved_family_is_tested_here():
+    tested = {build(variant).config.model_type for variant in VARIANTS}
+    assert tested == set(PROVED)
+    assert all(can_pack(build(variant).config) == (True, "") for variant in VARIANTS)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_change_in_one_row_leaves_the_others_bit_identical(variant, training, attention):
+    model = build(variant, attention).train(training)
+    for module in model.modules():  # dropout is noise of its own
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    rows, others = random_rows(model, 1), random_rows(model, 2)
+    for changed, row in enumerate(others):
+        mixed = [*rows]
+        mixed[changed] = row
+        with torch.no_grad():
+            before, after = hidden(model, pack(rows)), hidden(model, pack(mixed))
+        start, end = sum(LENGTHS[:changed]), sum(LENGTHS[: changed + 1])
+        outside = [i for i in range(sum(LENGTHS)) if not start <= i < end]
+        assert torch.equal(before[:, outside], after[:, outside])
+        assert not torch.equal(before[:, start:end], after[:, start:end])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_packed_logits_and_gradients_equal_those_of_single_rows(variant):
+    model = build(variant).eval()
+    rows = random_rows(model, 3)
+    packed = model(**packed_inputs(model, pack(rows))).logits[0]
+    single = torch.cat([model(input_ids=row[None], use_cache=False).logits[0] for row in rows])
+    torch.testing.assert_close(packed, single, atol=1e-5, rtol=0)
+
+    # A weighted sum, so that no gradient cancels by symmetry.
+    weights = torch.randn(packed.shape, generator=torch.Generator().manual_seed(4))
+    together = torch.autograd.grad((packed * weights).sum(), list(model.parameters()), allow_unused=True)
+    apart = torch.autograd.grad((single * weights).sum(), list(model.parameters()), allow_unused=True)
+    for one, other in zip(together, apart, strict=True):
+        if one is not None:
+            assert (one - other).norm() <= 1e-5 * other.norm() + 1e-9
+
+
+@pytest.mark.parametrize("broken", ["cache", "mask", "positions"])
+def test_without_each_of_the_three_conditions_rows_do_see_each_other(broken):
+    """Shows that the tests above can fail: this is what packed_inputs prevents."""
+    model = build("llama").eval()
+    rows = random_rows(model, 1)
+    changed = [random_rows(model, 2)[0], *rows[1:]]
+    seen = []
+    for content in (rows, changed):
+        inputs = packed_inputs(model, pack(content))
+        if broken == "cache":
+            inputs["use_cache"] = True
+        elif broken == "mask":
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        else:
+            inputs["position_ids"] = torch.arange(sum(LENGTHS))[None]
+        with torch.no_grad():
+            seen.append(model(**inputs).logits[0, LENGTHS[0] :])
+    assert not torch.allclose(*seen, atol=1e-3)
+
+
+def test_positions_scaled_by_the_longest_row_are_refused_because_they_leak():
+    """Phi-3's long models take other frequencies for all rows as soon as one is long."""
+    model = tiny_model("phi3")
+    half = model.config.hidden_size // model.config.num_attention_heads // 2
+    rope = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "short_factor": [1.0] * half,
+        "long_factor": [4.0] * half,
+        "original_max_position_embeddings": 30,
+    }
+    content = {**model.config.to_dict(), "rope_parameters": rope, "original_max_position_embeddings": 30}
+    config = model.config.__class__(**content)
+    allowed, why = can_pack(config)
+    assert not allowed
+    assert "longrope" in why
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa").eval()
+    with pytest.raises(ModelError, match="longrope"):
+        packed_inputs(model, pack([torch.arange(5)]))
+    # and this is the leak: row 1 is short and the same, but row 2 grows beyond 30 tokens
+    first = torch.arange(10)
+    logits = []
+    for length in (20, 31):
+        packed = pack([first, torch.arange(length)])
+        with torch.no_grad():
+            out = model(input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False)
+        logits.append(out.logits[0, :10])
+    assert not torch.allclose(*logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"_attn_implementation": "flash_attention_2"}, "flash_attention_2"),
+        ({"use_bidirectional_attention": True}, "both directions"),
+        ({"is_causal": False}, "both directions"),
+        ({"add_cross_attention": True}, "encoder"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "dynamic"}}}, "dynamic"),
+    ],
+)
+def test_what_is_not_proved_is_refused_with_the_reason(change, word):
+    config = tiny_model("llama").config
+    for key, value in change.items():
+        setattr(config, key, value)
+    allowed, why = can_pack(config)
+    assert not allowed
+    assert word in why
+
+
+def test_a_family_without_proof_is_refused_by_name():
+    allowed, why = can_pack(MambaConfig())
+    assert not allowed
+    assert "mamba" in why
+
+
+def test_padded_rows_keep_their_mask_and_no_cache():
+    model = tiny_model("llama")
+    batch = Packed(
+        torch.ones(2, 3, dtype=torch.long), torch.arange(3).repeat(2, 1), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    )
+    inputs = packed_inputs(model, batch)
+    assert inputs["attention_mask"] is batch.attention_mask
+    assert inputs["use_cache"] is False
