@@ -1,0 +1,109 @@
+"""Which rows go into which step, and into which forward pass of it.
+
+A plan depends on nothing but its arguments, so that a resumed run knows its place without having kept
+anything, and changing `microbatch_tokens` changes no result, only the memory a step takes.
+
+    epoch        a permutation of all rows, by (seed, epoch)
+    step         rows in that order, up to the budget of the step
+    microbatch   rows of one step, laid together so that little room is left (best fit, longest first;
+                 Johnson et al. 1974, doi:10.1137/0203025)
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """All rows of one optimizer step: indexes of examples, in forward passes."""
+
+    microbatches: tuple[tuple[int, ...], ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(len(rows) for rows in self.microbatches)
+
+
+def plan_epoch(
+    lengths: Sequence[int],
+    *,
+    epoch: int,
+    seed: int,
+    tokens_per_step: int | None,
+    rows_per_step: int | None,
+    microbatch_tokens: int,
+    microbatch_rows: int | None,
+    packing: bool,
+) -> list[Step]:
+    """Every row once, in a new order each epoch. Exactly one of the two step budgets is given.
+
+    `tokens_per_step`: rows are taken in order while they fit, always at least one. `rows_per_step`: exactly
+    so many, the last step of an epoch may have fewer. A microbatch has at most `microbatch_rows` rows and,
+    packed, `microbatch_tokens` tokens; without packing and without `microbatch_rows`, as many rows as their
+    count times the longest fits in `microbatch_tokens`. A row longer than that gets one of its own.
+    """
+    assert (tokens_per_step is None) != (rows_per_step is None), "one step budget"
+    order = list(range(len(lengths)))
+    random.Random(f"tunesmith order, seed {seed}, epoch {epoch}").shuffle(order)
+    if rows_per_step is not None:
+        groups = [order[at : at + rows_per_step] for at in range(0, len(order), rows_per_step)]
+    else:
+        groups = _by_tokens(order, lengths, tokens_per_step or 0)
+    return [Step(_lay(rows, lengths, microbatch_tokens, microbatch_rows, packing)) for rows in groups]
+
+
+def plan_eval(lengths: Sequence[int], *, microbatch_tokens: int, packing: bool) -> list[tuple[int, ...]]:
+    """Every row once, in forward passes as full as they get; always the same."""
+    return list(_lay(range(len(lengths)), lengths, microbatch_tokens, None, packing))
+
+
+def _by_tokens(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    groups: list[list[int]] = []
+    room = 0
+    for row in order:
+        if not groups or lengths[row] > room:
+            groups.append([])
+            room = budget
+        groups[-1].append(row)
+        room -= lengths[row]
+    return groups
+
+
+def _lay(
+    rows: Iterable[int], lengths: Sequence[int], max_tokens: int, max_rows: int | None, packing: bool
+) -> tuple[tuple[int, ...], ...]:
+    longest_first = sorted(rows, key=lambda row: (-lengths[row], row))
+    if packing:
+        return _best_fit(longest_first, lengths, max_tokens, max_rows)
+    bins: list[list[int]] = []
+    for row in longest_first:
+        # Longest first: the first row of a microbatch tells how wide the others are padded.
+        limit = (
+            max_rows if max_rows is not None else max_tokens // max(1, lengths[bins[-1][0]]) if bins else 0
+        )
+        if not bins or len(bins[-1]) >= limit:
+            bins.append([])
+        bins[-1].append(row)
+    return tuple(map(tuple, bins))
+
+
+def _best_fit(
+    longest_first: Sequence[int], lengths: Sequence[int], max_tokens: int, max_rows: int | None
+) -> tuple[tuple[int, ...], ...]:
+    bins: list[list[int]] = []
+    open_bins: list[tuple[int, int]] = []  # (tokens left, number of the bin), sorted
+    for row in longest_first:
+        place = bisect_left(open_bins, (lengths[row], -1))
+        if place < len(open_bins):
+            room, number = open_bins.pop(place)
+        else:
+            room, number = max_tokens, len(bins)
+            bins.append([])
+        bins[number].append(row)
+        if room > lengths[row] and (max_rows is None or len(bins[number]) < max_rows):
+            insort(open_bins, (room - lengths[row], number))
+    return tuple(map(tuple, bins))

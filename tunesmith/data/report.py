@@ -1,0 +1,118 @@
+"""data-report.json, and the same as the table that a person reads before training starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from tunesmith.data.encode import EncodedData
+from tunesmith.data.template import Renderer
+
+if TYPE_CHECKING:
+    from tunesmith.data.check import Dataset
+
+
+def build_report(
+    train: Dataset,
+    valid: Dataset | None,
+    train_encoded: EncodedData,
+    valid_encoded: EncodedData | None,
+    renderer: Renderer,
+) -> dict[str, Any]:
+    """Every count of kept, cut, dropped and masked rows, with the rows named; fit for JSON.
+
+    `train` and `valid` (None without validation rows) each hold `files`, `bad_rows`, `duplicates` and what
+    `encode` reports; `template` says what rendered them.
+    """
+    report: dict[str, Any] = {
+        "train": _part(train, train_encoded),
+        "valid": None if valid is None or valid_encoded is None else _part(valid, valid_encoded),
+        "template": {
+            "name": renderer.name,
+            "sha256": renderer.sha256,
+            "stop_tokens": [renderer.decode([token]) for token in sorted(renderer.stop_ids)],
+        },
+    }
+    if "strftime_now" in renderer.text:
+        report["template"]["note"] = "the template writes today's date into every prompt"
+    return report
+
+
+def report_table(report: dict[str, Any]) -> Table:
+    """The counts side by side, then in words what was done to how many rows."""
+    table = Table(title="Data", title_justify="left")
+    table.add_column("")
+    parts = [(name, report[name]) for name in ("train", "valid") if report.get(name)]
+    for name, _ in parts:
+        table.add_column(name, justify="right")
+    for title, show, always in _LINES:
+        values = [show(part) for _, part in parts]
+        if always or any(value not in ("0", "") for value in values):
+            table.add_row(title, *values)
+    words = dict.fromkeys(note for _, part in parts for note in part["notes"])
+    words |= dict.fromkeys(reason for _, part in parts for reason in _dropped(part))
+    if words:
+        table.add_section()
+    for word in words:
+        counts = [part["notes"].get(word) or _dropped(part).get(word, 0) for _, part in parts]
+        table.add_row(word, *(f"{count:,} rows" for count in counts))
+    template = report["template"]
+    note = f"; {template['note']}" if template.get("note") else ""
+    ends = " ".join(template["stop_tokens"])
+    table.caption = f"Template: {template['name']}; an answer ends with {ends or 'nothing'}{note}."
+    table.caption_justify = "left"
+    return table
+
+
+def _part(dataset: Dataset, encoded: EncodedData) -> dict[str, Any]:
+    read = dataset.to_json()
+    files = [
+        {
+            "path": str(file.path),
+            "format": file.format_name,
+            "reason": file.reason,
+            "encoding": file.encoding,
+            "rows": file.rows,
+            "bad": len(file.bad),
+        }
+        for file in dataset.files
+    ]
+    bad = [{"origin": str(row.origin), "reason": row.reason} for file in dataset.files for row in file.bad]
+    extra = {
+        key: value for key, value in read.items() if key not in ("files", "records", "rows", "duplicates")
+    }
+    return {**extra, "files": files, "bad_rows": bad, "duplicates": dataset.duplicates, **encoded.report}
+
+
+def _share(part: dict[str, Any]) -> str:
+    share = part["label_tokens"] / part["tokens"] if part["tokens"] else 0.0
+    return f"{part['label_tokens']:,} ({share:.0%})"
+
+
+def _dropped(part: dict[str, Any]) -> dict[str, int]:
+    """Reason -> rows dropped for it, in words that don't change from row to row."""
+    counts: dict[str, int] = {}
+    for entry in part["named"]:
+        if entry["what"] == "dropped":
+            reason = f"dropped: {entry['reason']}"
+            counts[reason] = counts.get(reason, 0) + 1
+    return counts
+
+
+# title, how a part shows it, whether it is shown when it's nothing
+_LINES = (
+    ("rows", lambda part: f"{part['rows']:,}", True),
+    ("unreadable, left out", lambda part: f"{len(part['bad_rows']):,}", False),
+    ("exact duplicates", lambda part: f"{part['duplicates']:,}", False),
+    ("kept", lambda part: f"{part['kept']:,}", True),
+    ("of these cut", lambda part: f"{part['cut']:,}", False),
+    ("of these split", lambda part: f"{part['split']:,}", False),
+    ("dropped", lambda part: f"{part['dropped']:,}", True),
+    ("labels lost by cutting", lambda part: f"{part['labels_cut']:,}", False),
+    ("end tokens lost by cutting", lambda part: f"{part['end_tokens_cut']:,}", False),
+    ("examples", lambda part: f"{part['examples']:,}", True),
+    ("tokens", lambda part: f"{part['tokens']:,}", True),
+    ("trained on", _share, True),
+    ("longest example", lambda part: f"{part['longest']:,} of {part['max_length']:,}", True),
+)
