@@ -51,7 +51,7 @@ def gradients(
 def assert_same(one: tuple[float, dict[str, Tensor]], other: tuple[float, dict[str, Tensor]]) -> None:
     assert one[0] == pytest.approx(other[0], rel=LOSS_TOLERANCE)
     assert one[1].keys() == other[1].keys()
-    # One norm over everything: a bias of attention's keys has a true gradient of zero, so only rounding noise.
+    # One norm over everything: the true gradient of a bias of attention keys is zero, rounding noise alone.
     difference = torch.sqrt(sum(((g - other[1][n]) ** 2).sum() for n, g in one[1].items()))
     size = torch.sqrt(sum((g**2).sum() for g in other[1].values()))
     assert float(difference / size) < GRADIENT_TOLERANCE

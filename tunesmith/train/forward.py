@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tunesmith.data.batch import Batch
 from tunesmith.device import Device
+from tunesmith.model.families import packed_inputs
 
 
 def label_logits(model: nn.Module, batch: Batch) -> Tensor:
@@ -24,22 +24,8 @@ def label_logits(model: nn.Module, batch: Batch) -> Tensor:
     """
     length = batch.input_ids.shape[1]
     columns, inverse = torch.unique(batch.keep % length, return_inverse=True)
-    logits = model(**model_inputs(batch), logits_to_keep=columns).logits
+    logits = model(**packed_inputs(model, batch), logits_to_keep=columns).logits
     return logits[batch.keep // length, inverse]
-
-
-def model_inputs(batch: Batch) -> dict[str, Any]:
-    """Keyword arguments for a transformers model, which keep packed rows apart.
-
-    Packed rows are told apart by `position_ids` that restart, but only when there is neither an attention
-    mask nor a cache (transformers' masking_utils builds the block-diagonal mask then).
-    """
-    return {
-        "input_ids": batch.input_ids,
-        "position_ids": batch.position_ids,
-        "attention_mask": batch.attention_mask,
-        "use_cache": False,
-    }
 
 
 @contextmanager

@@ -1,0 +1,233 @@
+"""The loop: guards, early stopping, best and last, repeatability, and what its lines of metrics say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from tests.families import tiny_model
+from tests.train.test_equality import rows
+from tunesmith.data.batch import collate
+from tunesmith.device import Device
+from tunesmith.errors import TrainError
+from tunesmith.rundir import create
+from tunesmith.settings import build
+from tunesmith.train import checkpoint
+from tunesmith.train.config import TrainSettings
+from tunesmith.train.listener import Silent
+from tunesmith.train.loop import Outcome, Training, run_loop
+from tunesmith.train.neftune import Neftune
+from tunesmith.train.objectives import Objective, sft
+from tunesmith.train.seeds import seed_everything
+from tunesmith.train.track import Tracking
+
+STEP_KEYS = {
+    "step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "unique_tokens", "label_tokens", "rows",
+    "tokens_per_second", "peak_memory_bytes", "seconds",
+}  # fmt: skip
+CPU = Device(torch.device("cpu"), torch.float32, "CPU")
+
+
+def training(folder: Path, model: PreTrainedModel | None = None, **changes: Any) -> Training:
+    """A loop over eight rows on a tiny model; keywords that aren't settings replace its parts."""
+    model = model or tiny_model("llama")
+    examples = rows(model.config.vocab_size)
+    parts: dict[str, Any] = {
+        "model": model,
+        "objective": sft(),
+        "train": examples,
+        "valid": (),
+        "device": CPU,
+        "packing": True,
+        "pad_id": 0,
+        "run": create(folder / "run"),
+        "listener": Silent(),
+        "tracking": Tracking([]),
+        "sample": lambda _: None,
+    }
+    own = {key: changes.pop(key) for key in list(changes) if key in parts}
+    settings = build(TrainSettings, {"max_steps": 3, "warmup": 0, "batch_size": 4, **changes})
+    return Training(settings=settings, **{**parts, **own})
+
+
+def weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_lines_of_metrics(tmp_path: Path) -> None:
+    job = training(tmp_path, epochs=2, max_steps=None, valid=rows(400, (6, 12)), eval_every=2)
+    outcome = run_loop(job)
+    lines = job.run.metrics()
+    steps = [line for line in lines if "loss" in line]
+    assert outcome.step == len(steps) == 4
+    assert all(line.keys() == STEP_KEYS for line in steps)
+    assert [line["epoch"] for line in steps] == [0.5, 1.0, 1.5, 2.0]
+    assert [line["step"] for line in lines if "valid_loss" in line] == [0, 2, 4]
+    assert sum(line["rows"] for line in steps) == 16
+    assert sum(line["tokens"] for line in steps) == 2 * sum(len(e.input_ids) for e in job.train)
+    assert sum(line["label_tokens"] for line in steps) == 2 * sum(sum(e.label_mask) for e in job.train)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sizes"),
+    [
+        ({"batch_size": 2, "accumulate": 3, "epochs": 1, "max_steps": None}, [6, 2]),
+        ({"batch_size": 8, "epochs": 0.5, "max_steps": None}, [8]),
+        ({"batch_size": 1, "epochs": 0.5, "max_steps": None}, [1] * 4),
+        ({"batch_size": 3, "max_steps": 5}, [3, 3, 2, 3, 3]),
+    ],
+)
+def test_steps_in_rows(tmp_path: Path, settings: dict[str, Any], sizes: list[int]) -> None:
+    job = training(tmp_path, **settings)
+    assert [step.rows for plan in job.plans for step in plan] == sizes
+
+
+def test_steps_in_tokens(tmp_path: Path) -> None:
+    job = training(tmp_path, batch_size=None, tokens_per_step=50, epochs=1, max_steps=None)
+    used = [sum(len(job.train[i].input_ids) for b in step.microbatches for i in b) for step in job.plans[0]]
+    assert sum(used) == sum(len(e.input_ids) for e in job.train)
+    assert max(used) <= 50
+    assert len(used) > 2
+
+
+def test_microbatches_never_change_results(tmp_path: Path) -> None:
+    losses = []
+    for size in (1, 60, 10_000):
+        job = training(tmp_path / str(size), microbatch_tokens=size)
+        run_loop(job)
+        losses.append([line["loss"] for line in job.run.metrics()])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] == pytest.approx(losses[2], rel=1e-5)
+
+
+def test_a_repeat_is_bit_identical(tmp_path: Path) -> None:
+    kept = []
+    for name in ("first", "second"):
+        seed_everything(5)
+        model = tiny_model("gpt2")
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.1  # random numbers on the way
+        job = training(tmp_path / name, model, neftune=5.0)
+        run_loop(job)
+        lines = [{k: v for k, v in line.items() if k in ("loss", "grad_norm")} for line in job.run.metrics()]
+        kept.append((weights(model), lines))
+    assert kept[0][1] == kept[1][1]
+    assert all(torch.equal(tensor, kept[1][0][name]) for name, tensor in kept[0][0].items())
+
+
+def poisoned(after: int, value: float = math.nan) -> Objective:
+    """SFT whose loss turns non-finite after so many forward passes."""
+    passes = 0
+
+    def loss(model: torch.nn.Module, batch: Any) -> tuple[torch.Tensor, int]:
+        nonlocal passes
+        passes += 1
+        total, count = sft().loss(model, batch)
+        return (total * value if passes > after else total), count
+
+    return Objective("poisoned", loss)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_non_finite_step_moves_nothing_and_three_stop(tmp_path: Path, value: float) -> None:
+    job = training(tmp_path, objective=poisoned(1, value), max_steps=9, batch_size=8)
+    clean = training(tmp_path / "clean", max_steps=9, batch_size=8)
+    before: list[dict[str, torch.Tensor]] = []
+
+    class Watch(Silent):
+        def step(self, _: Any) -> None:
+            before.append(weights(job.model))
+
+    job.listener = Watch()
+    with pytest.raises(TrainError, match="3 steps in a row") as caught:
+        run_loop(job)
+    assert "rows:1" in str(caught.value)
+    assert len(before) == 4
+    assert all(torch.equal(before[0][name], tensor) for name, tensor in before[3].items())
+    lines = job.run.metrics()
+    assert [line.get("skipped", False) for line in lines] == [False, True, True, True]
+    assert not math.isfinite(lines[-1]["loss"])  # the raw value is logged
+    run_loop(clean)
+    assert clean.run.metrics()[0]["loss"] == lines[0]["loss"]
+
+
+def test_trained_weights_are_fp32_masters_and_all_move(tmp_path: Path) -> None:
+    # A change of 1e-5 is below bf16's resolution for a weight of 0.1 to 1: without masters it would be lost.
+    model = tiny_model("qwen2")
+    bf16 = Device(torch.device("cpu"), torch.bfloat16, "CPU")
+    before = weights(model)
+    run_loop(training(tmp_path, model, device=bf16, learning_rate=1e-5, max_steps=1, batch_size=8))
+    after = weights(model)
+    assert all(tensor.dtype == torch.float32 for tensor in after.values())
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
+
+
+def scripted(losses: list[float]) -> Callable[[Training], tuple[float, int]]:
+    values = iter([9.0, *losses])
+    return lambda _: (next(values) * 10, 10)
+
+
+def watched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, losses: list[float], **settings: Any
+) -> tuple[Training, Outcome]:
+    monkeypatch.setattr("tunesmith.train.loop.valid_loss", scripted(losses))
+    job = training(
+        tmp_path, valid=rows(400, (6, 12)), eval_every=1, max_steps=len(losses), batch_size=4, **settings
+    )
+    return job, run_loop(job)
+
+
+def test_best_and_last_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, outcome = watched(tmp_path, monkeypatch, [5.0, 3.0, 4.0, 4.5, 4.4], save_every=1, keep=1)
+    assert (outcome.best_step, outcome.best_loss) == (2, 3.0)
+    assert [p.name for p in checkpoint.checkpoints(job.run)] == ["step-000002", "step-000005"]
+    assert outcome.best == job.run.checkpoints / "step-000002"
+
+
+def test_early_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, outcome = watched(tmp_path, monkeypatch, [5.0, 3.0, 4.0, 3.5, 1.0, 1.0], early_stopping=2)
+    assert outcome.stopped_early
+    assert (outcome.step, outcome.best_step) == (4, 2)
+
+
+def test_validation_is_without_dropout_noise_and_smoothing(tmp_path: Path) -> None:
+    model = tiny_model("gpt2")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    examples = rows(model.config.vocab_size)
+    settings = {"valid": examples, "eval_every": 1, "max_steps": 1, "learning_rate": 1e-12}
+    noisy = training(tmp_path / "a", model, neftune=50.0, label_smoothing=0.5, objective=sft(0.5), **settings)
+    run_loop(noisy)
+    plain = training(tmp_path / "b", model, **settings)
+    run_loop(plain)
+    losses = [
+        [line["valid_loss"] for line in job.run.metrics() if "valid_loss" in line] for job in (noisy, plain)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_neftune_noise_is_bounded_by_the_rows_own_length() -> None:
+    model = tiny_model("llama").train()
+    embedding = model.get_input_embeddings()
+    batch = collate(rows(model.config.vocab_size, (4, 100)), packing=True, pad_id=0)
+    clean = embedding(batch.input_ids)
+    neftune = Neftune(5.0)
+    with neftune.on(embedding):
+        neftune.prepare(batch)
+        noise = (embedding(batch.input_ids) - clean).abs()[0]
+        model.eval()
+        assert torch.equal(embedding(batch.input_ids), clean)
+    size = clean.shape[-1]
+    for part, length in ((noise[:4], 4), (noise[4:], 100)):
+        bound = 5.0 / math.sqrt(length * size)
+        assert 0.8 * bound < float(part.detach().max()) <= bound * (1 + 1e-6)
+    model.train()
+    assert torch.equal(embedding(batch.input_ids), clean)
