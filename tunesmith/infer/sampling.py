@@ -30,6 +30,7 @@ from transformers import (
 )
 
 from tunesmith.errors import GenerateError
+from tunesmith.infer.answer import contains, decode
 from tunesmith.infer.config import Sampling
 
 
@@ -192,7 +193,7 @@ class StopTexts(StoppingCriteria):  # type: ignore[misc]
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ARG002
         recent = input_ids[:, self.width :][:, -self.window :].tolist()
-        ended = [any(text in decode(self.tokenizer, ids) for text in self.stop) for ids in recent]
+        ended = [contains(decode(self.tokenizer, ids), self.stop) for ids in recent]
         return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
 
 
@@ -204,10 +205,3 @@ class Cancelled(StoppingCriteria):  # type: ignore[misc]
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ARG002
         return torch.full((input_ids.shape[0],), self.event.is_set(), device=input_ids.device)
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of generated tokens: special tokens left out, spaces as they are."""
-    text = tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    assert isinstance(text, str)
-    return text

@@ -1,0 +1,183 @@
+"""A model to talk to, from a name: a base model, a finished run, or a folder with an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from tunesmith import device as machine
+from tunesmith.data.template import TEMPLATES, Renderer
+from tunesmith.device import Device
+from tunesmith.errors import GenerateError, ModelError, RunError, TemplateError
+from tunesmith.infer.config import Sampling
+from tunesmith.infer.generate import context_length, generate, stream
+from tunesmith.model import adapters, saved, source
+from tunesmith.model.load import end_ids, fingerprint, load_model, load_tokenizer
+from tunesmith.model.source import Source
+from tunesmith.records import ROLES, Completion, Conversation, Message, Origin
+from tunesmith.rundir import RunDir, open_run
+from tunesmith.settings import build
+
+
+@dataclass
+class LocalModel:
+    """A model on this machine that answers conversations (a Completer).
+
+    `run` is the run it came from, `adapter` the folder of the adapter over its base model, which `base`
+    switches off; both may be None. `sampling` holds for every answer that isn't told otherwise.
+    """
+
+    name: str
+    model: PreTrainedModel
+    renderer: Renderer
+    device: Device
+    run: RunDir | None = None
+    sampling: Sampling = field(default_factory=lambda: Sampling.model_validate({}))
+    batch_size: int = 16
+    adapter: Path | None = None
+
+    def complete(self, conversations: Sequence[Conversation]) -> Iterator[list[Completion]]:
+        """Answer each conversation in order, yielding as soon as each is done.
+
+        Raises before anything runs, naming every prompt that can't be rendered or leaves no room.
+        """
+        return generate(self.model, self.renderer, conversations, self.sampling, batch_size=self.batch_size)
+
+    def stream(self, conversation: Conversation) -> Generator[str, None, Completion]:
+        """One answer in pieces of whole characters; the generator returns the Completion.
+
+        Raises SettingsError for settings that can't be streamed, GenerateError for a prompt without room.
+        """
+        return stream(self.model, self.renderer, conversation, self.sampling)
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        """Answers inside are the base model's: the adapter is switched off, and on again afterwards.
+
+        Raises ModelError where there is no adapter to switch off.
+        """
+        if self.adapter is None:
+            what = "was tuned as a whole" if self.run is not None else "is a model without an adapter"
+            raise ModelError(
+                f"{self.name} {what}: there is no base model inside to switch to.",
+                fix="Load the base model by its own name and ask it beside this one.",
+            )
+        with adapters.adapter_off(self.model):
+            yield
+
+    def chat(self, messages: str | Sequence[Message | Mapping[str, Any]], **sampling: Any) -> str:
+        """The answer to a message, or to the messages of a conversation, as text.
+
+        `sampling` are settings by name, laid over the model's own; None takes one of those away.
+
+        Raises SettingsError for wrong settings, GenerateError for messages that can't be answered.
+        """
+        settings = build(Sampling, {**self.sampling.given(), **sampling})
+        conversation = Conversation(_messages(messages), Origin("chat", 1, 0))
+        (answers,) = generate(self.model, self.renderer, [conversation], settings)
+        return answers[0].text
+
+    @property
+    def context(self) -> int | None:
+        """Tokens the model can read, prompt and answer together; None where it names no limit."""
+        return context_length(self.model)
+
+
+def load(
+    name: str, *, dtype: str = "auto", template: str | None = None, sampling: Sampling | None = None
+) -> LocalModel:
+    """Load a model by alias, hub id, folder or GGUF file, or by the folder of a run or an adapter.
+
+    A run's own template is used, and checked against the one it was trained with; `template` (a name or a
+    .jinja file) replaces it.
+
+    Raises RunError for a run without final weights, ModelError for a base that isn't the one trained on,
+    TemplateError for a changed template, and what `model.source.resolve` raises.
+    """
+    folder = Path(name).expanduser()
+    run = open_run(folder) if (folder / "job.yaml").is_file() else None
+    weights = _weights(run) if run is not None else folder
+    meta = saved.read_meta(weights)
+    device = machine.pick(dtype)
+    adapter = saved.adapter_folder(weights) if (weights / saved.CONFIG).is_file() else None
+    model: PreTrainedModel
+    if adapter is not None:
+        base = _base(adapter, meta)
+        model = adapters.attach(load_model(base, device), adapter, base_fingerprint=fingerprint(base))
+        # An adapter of another tool may have come without a tokenizer.
+        own = (adapter / "tokenizer_config.json").is_file()
+        tokenizer = load_tokenizer(Source(name, "folder", adapter.resolve()) if own else base)
+    else:
+        base = source.resolve(str(weights) if run is not None else name)
+        model = load_model(base, device)
+        tokenizer = load_tokenizer(base)
+    renderer = Renderer(tokenizer, template, end_ids=end_ids(model))
+    if not renderer.text:
+        raise TemplateError(
+            f"{name} has no chat template (base models have none), so it can't be asked.",
+            fix=f"Choose one with --template (in Python: template=…): {', '.join(TEMPLATES)} or FILE.jinja.",
+        )
+    if template is None and meta:
+        _check_template(renderer, meta, weights)
+    return LocalModel(
+        name, model, renderer, device, run, sampling or Sampling.model_validate({}), adapter=adapter
+    )
+
+
+def _weights(run: RunDir) -> Path:
+    if run.weights is not None:
+        return run.weights
+    if run.state() == "running":
+        raise RunError(
+            f"{run.path} is still being trained.", fix="Wait until it's finished, or load its base model."
+        )
+    raise RunError(
+        f"{run.path} has no final weights: its training was interrupted.",
+        fix="Train it to the end, or load another run (`tunesmith runs list`).",
+    )
+
+
+def _base(adapter: Path, meta: Mapping[str, Any]) -> Source:
+    """The base model of an adapter, checked to be the one it was trained on, before its weights are read."""
+    path = Path(str(meta.get("base_path") or ""))
+    # A relative name may mean another folder here than where the run was trained; the path can't.
+    if meta.get("kind") in ("folder", "gguf") and path.is_absolute() and path.exists():
+        base = source.resolve(str(path))
+    else:
+        base = source.resolve(saved.base_of(adapter, saved.read_lora_config(adapter)), meta.get("revision"))
+    saved.check_base(adapter, fingerprint(base))
+    return base
+
+
+def _check_template(renderer: Renderer, meta: Mapping[str, Any], folder: Path) -> None:
+    expected = (meta.get("template") or {}).get("sha256")
+    if expected and renderer.sha256 != expected:
+        raise TemplateError(
+            f"The chat template in {folder} isn't the one that this model was trained with.",
+            fix="Restore the folder's files as they were saved. With template=… you can give one yourself, "
+            "but a model answers badly to prompts that look different from its training.",
+        )
+
+
+def _messages(given: str | Sequence[Message | Mapping[str, Any]]) -> tuple[Message, ...]:
+    turns = [Message("user", given)] if isinstance(given, str) else list(given)
+    messages = []
+    for number, turn in enumerate(turns, 1):
+        if isinstance(turn, Message):
+            messages.append(turn)
+            continue
+        role, content = turn.get("role"), turn.get("content")
+        if role not in ROLES or not isinstance(content, str):
+            raise GenerateError(
+                f"Message {number} needs a role ({', '.join(ROLES)}) and a text as content.",
+                fix='Write {"role": "user", "content": "…"}.',
+            )
+        messages.append(Message(role, content))
+    if not messages:
+        raise GenerateError("There is no message to answer.", fix="Give a text, or one or more messages.")
+    return tuple(messages)
