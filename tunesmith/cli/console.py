@@ -28,19 +28,11 @@ json_option = typer.Option("--json", help="Print one JSON object on stdout, for 
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document on stdout: UTF-8 whatever the locale, characters as they are, no NaN.
+    """Print one JSON document on stdout, characters as they are (UTF-8 in a pipe, see `utf8_streams`).
 
-    Raises ValueError for a value that JSON doesn't know, before anything is printed.
+    Raises ValueError for a value that JSON doesn't know, such as NaN, before anything is printed.
     """
-    text = json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
-    sys.stdout.flush()
-    binary = getattr(sys.stdout, "buffer", None)
-    if binary is None:  # replaced by a text-only stream, as test runners do
-        sys.stdout.write(text)
-    else:
-        # A lone surrogate (a damaged file name) can't be UTF-8; JSON has an escape for it.
-        binary.write(text.encode("utf-8", errors="backslashreplace"))
-        binary.flush()
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
 def table(
@@ -83,7 +75,10 @@ def fail(error: TunesmithError) -> NoReturn:
 
 
 def utf8_streams() -> None:
-    """Make stdout and stderr write UTF-8 into pipes and files, and never fail over a character."""
+    """Make stdout and stderr write UTF-8 into pipes and files, and never fail over a character.
+
+    A lone surrogate (from a damaged file name) becomes `\\udcXX`, which JSON reads back.
+    """
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is None:

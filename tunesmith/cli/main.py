@@ -87,7 +87,10 @@ def main() -> NoReturn:
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        typer.main.get_command(app).main(args=words, prog_name="tunesmith")
+        try:
+            typer.main.get_command(app).main(args=words, prog_name="tunesmith")
+        finally:
+            sys.stdout.flush()  # here, where a reader that has gone can still be met quietly
     except TunesmithError as error:
         _show_traceback(debug)
         fail(error)

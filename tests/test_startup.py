@@ -1,0 +1,153 @@
+"""Help, completion and `runs list` answer at once: each is run in a fresh process, as a person runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LIMIT = 0.25  # seconds of wall time, promised by the design
+TRIES = 9  # the best counts: other programs can only make a try slower
+HEAVY = {
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "pyarrow",
+    "datasets",
+    "numpy",
+    "matplotlib",
+    "fastapi",
+}
+VERBS = {"data", "train", "chat", "generate", "eval", "compare", "runs", "doctor"}
+
+# Runs the command, then says on stderr's last line what was imported.
+PROBE = """
+import json, sys
+from tunesmith.cli.main import main
+sys.argv = ["tunesmith", *sys.argv[1:]]
+try:
+    main()
+finally:
+    sys.stdout.flush()
+    print(json.dumps(sorted(sys.modules)), file=sys.stderr)
+"""
+
+HELP = [["--help"], ["--version"], ["--show-completion"], ["trian"], []]
+COMPLETIONS = [
+    {"_TUNESMITH_COMPLETE": "complete_bash", "COMP_WORDS": "tunesmith ", "COMP_CWORD": "1"},
+    {"_TUNESMITH_COMPLETE": "complete_bash", "COMP_WORDS": "tunesmith runs ", "COMP_CWORD": "2"},
+    {"_TUNESMITH_COMPLETE": "complete_bash", "COMP_WORDS": "tunesmith train exa", "COMP_CWORD": "2"},
+    {"_TUNESMITH_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": "tunesmith data "},
+    {"_TUNESMITH_COMPLETE": "complete_fish", "_TYPER_COMPLETE_ARGS": "tunesmith ",
+     "_TYPER_COMPLETE_FISH_ACTION": "get-args"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", HELP, ids=" ".join)
+def test_help_imports_no_verb_and_nothing_heavy(words: list[str]) -> None:
+    modules = _modules(words)
+    assert not modules & HEAVY
+    assert not modules & {f"tunesmith.cli.{verb}" for verb in VERBS}
+
+
+@pytest.mark.parametrize("environment", COMPLETIONS, ids=lambda e: " ".join(e.values()))
+def test_completion_imports_no_verb_and_nothing_heavy(environment: dict[str, str]) -> None:
+    modules = _modules([], environment)
+    assert not modules & HEAVY
+    assert not modules & {f"tunesmith.cli.{verb}" for verb in VERBS}
+
+
+@pytest.mark.parametrize(
+    "words", [["runs", "list"], ["runs", "list", "--json"], ["runs", "--help"]], ids=" ".join
+)
+def test_runs_list_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    _made_runs(tmp_path, 2)
+    assert not _modules(words, cwd=tmp_path) & HEAVY
+
+
+def test_runs_show_imports_nothing_heavy(tmp_path: Path) -> None:
+    _made_runs(tmp_path, 1)
+    assert not _modules(["runs", "show", "runs/tang-1"], cwd=tmp_path) & HEAVY
+
+
+@pytest.mark.parametrize("words", [["--help"], ["runs", "list"], ["--show-completion"]], ids=" ".join)
+def test_a_person_waits_a_quarter_of_a_second_at_most(words: list[str], tmp_path: Path) -> None:
+    _made_runs(tmp_path, 20)
+    assert _best(words, tmp_path) <= LIMIT
+
+
+def test_completion_keeps_up_with_typing(tmp_path: Path) -> None:
+    assert _best([], tmp_path, COMPLETIONS[0]) <= LIMIT
+
+
+def test_the_package_and_its_settings_are_free_of_torch() -> None:
+    files = [*(ROOT / "tunesmith").glob("*/config.py"), *(ROOT / "tunesmith/data").glob("read.py")]
+    names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in sorted(files)]
+    names += ["tunesmith", "tunesmith.errors", "tunesmith.records", "tunesmith.settings", "tunesmith.rundir"]
+    code = f"import sys, {', '.join(names)}; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+    assert len(names) > 8
+
+
+def test_the_probe_sees_a_heavy_import() -> None:
+    code = PROBE.replace("import json, sys", "import json, sys, numpy")
+    assert "numpy" in _modules(["--help"], code=code)
+
+
+def _modules(
+    words: list[str], environment: dict[str, str] | None = None, cwd: Path = ROOT, code: str = PROBE
+) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        capture_output=True, encoding="utf-8", cwd=cwd, env=os.environ | (environment or {}),
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr, done.stderr
+    modules = set(json.loads(done.stderr.splitlines()[-1]))
+    assert "tunesmith.cli.main" in modules
+    return modules
+
+
+def _best(words: list[str], cwd: Path, environment: dict[str, str] | None = None) -> float:
+    script = Path(sys.executable).with_name("tunesmith")
+    command = [str(script)] if script.exists() else [sys.executable, "-m", "tunesmith.cli.main"]
+    seconds = []
+    for _ in range(TRIES):
+        start = time.perf_counter()
+        done = subprocess.run(
+            [*command, *words], capture_output=True, cwd=cwd, env=os.environ | (environment or {})
+        )
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0, done.stderr
+        if min(seconds) <= LIMIT / 2:
+            break
+    return min(seconds)
+
+
+def _made_runs(folder: Path, count: int) -> None:
+    for number in range(1, count + 1):
+        run = folder / "runs" / f"tang-{number}"
+        (run / "adapter").mkdir(parents=True)
+        (run / "job.yaml").write_text(
+            "job:\n  model: smollm2-135m\n  data: {train: [{path: train.json, weight: 1.0}]}\n"
+            "base: {name: smollm2-135m, kind: embedded}\nsteps: 40\nstarted: '2026-01-02T03:04:05'\n",
+            encoding="utf-8",
+        )
+        lines = [{"step": 0, "valid_loss": 3.84, "valid_perplexity": 46.5}]
+        for step in range(1, 41):
+            lines.append(
+                {"step": step, "epoch": step / 40, "loss": 3.8 - step / 40, "grad_norm": 1.0,
+                 "learning_rate": 1e-3, "tokens": 4096, "unique_tokens": 4096, "label_tokens": 900,
+                 "rows": 32, "tokens_per_second": 800.0, "peak_memory_bytes": 2**30, "seconds": 5.0}
+            )  # fmt: skip
+        lines.append({"step": 40, "valid_loss": 2.79, "valid_perplexity": 16.3})
+        (run / "metrics.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8"
+        )
