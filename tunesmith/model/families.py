@@ -23,7 +23,10 @@ from tunesmith.errors import ModelError
 
 # Proved by tests/model/test_packing.py: a change in one row leaves the others bit-identical, logits and
 # gradients equal those of single rows. Mixtures of experts are left out: rows share the experts' products.
-PROVED = ("llama", "qwen2", "qwen3", "gemma3_text", "mistral", "phi3", "gpt2")
+PROVED = (
+    "llama", "qwen2", "qwen3", "gemma3_text", "mistral", "phi3", "gpt2",
+    "gemma2", "smollm3", "olmo2", "granite", "starcoder2", "glm4", "phi", "gpt_neox",
+)  # fmt: skip
 
 
 class Rows(Protocol):

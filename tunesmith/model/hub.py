@@ -108,8 +108,9 @@ def _explain(error: Exception, name: str, model_id: str, revision: str | None, h
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, HfHubHTTPError) and status in (401, 403):
         return ModelError(
-            f"The hub refuses access to {model_id} ({status}): the token here is wrong or lacks the right.",
-            fix="Log in again: `hf auth login`, and check HF_TOKEN.",
+            f"The hub refuses access to {model_id} ({status}): it doesn't exist, it is private, or the token "
+            f"here is wrong.{hint}",
+            fix="Check the spelling; log in with `hf auth login`, and check HF_TOKEN.",
         )
     if isinstance(error, HFValidationError):
         return ModelError(f"{model_id!r} isn't a valid model id.{hint}", fix="Write org/name.")
