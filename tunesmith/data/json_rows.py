@@ -47,6 +47,22 @@ def read_json(text: str, path: str) -> tuple[str, list[Found]]:
     return "jsonl", _lines(text)
 
 
+def read_object(text: str, path: str) -> dict[str, Any]:
+    """The one object of a JSON file. Raises DataError with line, column and cause."""
+    whole = _decode(text, _skip(text, 0))
+    if isinstance(whole, _Fault):
+        raise _not_json(path, [f"{path}:{whole.place(text)}: {whole.cause}"], one_object=True)
+    if (rest := _skip(text, whole.end)) < len(text):
+        raise _not_json(
+            path, [f"{path}:{_at(text, rest)}: there is more after the object's end"], one_object=True
+        )
+    if whole.reason:
+        raise _not_json(path, [f"{path}: {whole.reason}"], one_object=True)
+    if not isinstance(whole.value, dict):
+        raise _not_json(path, [f"{path}: it isn't one object"], one_object=True)
+    return whole.value
+
+
 class _Decoded(NamedTuple):
     value: Any
     end: int
@@ -236,11 +252,10 @@ _CAUSES = {
 }
 
 
-def _not_json(path: str, faults: list[str]) -> DataError:
+def _not_json(path: str, faults: list[str], *, one_object: bool = False) -> DataError:
+    rows = "Write one list of objects, [{…}, {…}], or one object a line (JSONL)."
     return DataError(
-        f"{path} isn't valid JSON.",
-        details=faults,
-        fix="Write one list of objects, [{…}, {…}], or one object a line (JSONL).",
+        f"{path} isn't valid JSON.", details=faults, fix="Write one object, {…}." if one_object else rows
     )
 
 

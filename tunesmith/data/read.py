@@ -83,7 +83,7 @@ def read_files(paths: Sequence[str]) -> tuple[list[RawRow], list[BadRow]]:
 
 def read_file(path: str) -> RawFile:
     """One file's rows. Raises DataError where it is missing, empty, undecodable or not a list of rows."""
-    data = _bytes(path)
+    data = read_bytes(path)
     kind = _kind(path, data)
     encoding = ""
     if kind == "parquet":
@@ -115,12 +115,10 @@ def files_of(path: str) -> list[str]:
     folder = Path(path)
     if not folder.is_dir():
         return [path]
-    names = [entry.name for entry in _entries(folder) if entry.is_file() and not _is_beside_data(entry.name)]
+    names = [entry.name for entry in _entries(folder) if entry.is_file() and not is_beside_data(entry.name)]
     families: dict[str, list[str]] = {}
     for name in names:
-        families.setdefault(_FAMILIES.get(KINDS.get(Path(name).suffix.lower(), ""), "others"), []).append(
-            name
-        )
+        families.setdefault(FAMILIES.get(KINDS.get(Path(name).suffix.lower(), ""), "others"), []).append(name)
     if len(families) > 1 or "others" in families:
         raise DataError(
             f"The folder {path} holds files of more than one kind."
@@ -146,7 +144,7 @@ def not_read(path: str) -> list[str]:
     return [
         entry.name + ("/" if entry.is_dir() else "")
         for entry in _entries(folder)
-        if entry.is_dir() or _is_beside_data(entry.name)
+        if entry.is_dir() or is_beside_data(entry.name)
     ]
 
 
@@ -169,7 +167,8 @@ def _text_rows(kind: str, text: str, path: str) -> tuple[str, list[Found]]:
     return kind, [Found(1, text.replace("\r\n", "\n"))]
 
 
-def _bytes(path: str) -> bytes:
+def read_bytes(path: str) -> bytes:
+    """A file's bytes. Raises DataError where it is missing (with the nearest name), empty or unreadable."""
     file = Path(path)
     try:
         data = file.read_bytes()
@@ -226,14 +225,14 @@ _ADVICE = {
     ".pdf": _DOCUMENT, ".docx": _DOCUMENT, ".doc": _DOCUMENT, ".epub": _DOCUMENT, ".html": _DOCUMENT,
     ".pkl": "Pickle files can run code and are never opened; save as Parquet.",
 }  # fmt: skip
-_FAMILIES = {
+FAMILIES = {
     "json": "json and jsonl", "jsonl": "json and jsonl", "csv": "csv and tsv", "tsv": "csv and tsv",
     "parquet": "parquet", "arrow": "arrow", "txt": "text", "md": "text",
 }  # fmt: skip
 
 
-def _is_beside_data(name: str) -> bool:
-    """Files that data folders carry besides their rows."""
+def is_beside_data(name: str) -> bool:
+    """Whether a name is of those that data folders carry besides their rows."""
     name = name.lower()
     return (
         name.startswith(".")

@@ -1,0 +1,119 @@
+"""Rows to ask a model, and the answers they should give: for generate, eval and compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tunesmith.data.formats import RowError, parse, recognise
+from tunesmith.data.read import BadRow, RawFile, RawRow, files_of, read_file
+from tunesmith.errors import DataError
+from tunesmith.records import Conversation, Labelled, Message, Origin, Preference, Record, Text
+
+# Where a row of references that isn't a conversation keeps its answer.
+REFERENCES = ("references", "reference", "answer", "output", "completion", "response", "target", "text")
+
+
+def read_prompts(path: str) -> list[Conversation]:
+    """The prompts of a file or folder in any row format; a .txt or .md file is one prompt a line.
+
+    A row's answer (its last assistant turn), if there, goes to `references` and out of `messages`. Raises one
+    DataError that lists every bad row: a prompt left out would shift all answers after it.
+    """
+    prompts: list[Conversation] = []
+    bad: list[BadRow] = []
+    rows = 0
+    for name in files_of(path):
+        file = _lines_as_rows(read_file(name))
+        rows += len(file.rows) + len(file.bad)
+        bad += file.bad
+        format = recognise(file.rows, answers=False) if file.rows else None
+        for row in file.rows:
+            try:
+                assert format is not None
+                prompts.append(_asked(parse(row, format, answers=False)))
+            except RowError as error:
+                bad.append(BadRow(row.origin, str(error)))
+    if bad:
+        raise DataError(
+            f"{len(bad)} of {rows} prompts can't be used.",
+            details=[str(row) for row in bad],
+            fix="Correct these rows.",
+        )
+    return prompts
+
+
+def read_references(path: str, prompts: Sequence[Conversation]) -> list[Conversation]:
+    """The prompts with their true answers, which stand in a file of their own, one a row (or a line).
+
+    A row may be a text, an object with `references`, `reference`, `answer`, `output`, …, or a conversation.
+    They replace the answers of the prompts' own file. Raises DataError if there aren't as many as prompts.
+    """
+    references: list[tuple[str, ...]] = []
+    bad: list[BadRow] = []
+    for name in files_of(path):
+        file = _lines_as_rows(read_file(name))
+        bad += file.bad
+        for row in file.rows:
+            try:
+                references.append(_truth(row))
+            except RowError as error:
+                bad.append(BadRow(row.origin, str(error)))
+    if bad:
+        raise DataError(
+            f"{len(bad)} answers of {path} can't be read.",
+            details=[str(row) for row in bad],
+            fix="Correct these rows.",
+        )
+    if len(references) != len(prompts):
+        raise DataError(
+            f"{path} holds {len(references)} answers for {len(prompts)} prompts.",
+            fix="There must be one for each prompt, in the same order, one a row; blank lines don't count.",
+        )
+    return [replace(prompt, references=truth) for prompt, truth in zip(prompts, references, strict=True)]
+
+
+def _lines_as_rows(file: RawFile) -> RawFile:
+    """A plain text file's lines, each with its number; other files as they are."""
+    if file.kind not in ("txt", "md"):
+        return file
+    text = "".join(row.value for row in file.rows if isinstance(row.value, str))
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    rows = [RawRow(line, Origin(file.path, number, at)) for at, (number, line) in enumerate(lines)]
+    return replace(file, rows=rows)
+
+
+def _asked(record: Record) -> Conversation:
+    if isinstance(record, Text):
+        return Conversation((Message("user", record.text),), record.origin, record.id)
+    if isinstance(record, Preference):
+        answer = record.chosen[-1].content if record.chosen else ""
+        return Conversation(record.prompt, record.origin, record.id, references=(answer,) if answer else ())
+    conversation = record.conversation if isinstance(record, Labelled) else record
+    answer = conversation.answer or ""
+    return replace(conversation.prompt, references=(answer,) if answer else ())
+
+
+def _truth(row: RawRow) -> tuple[str, ...]:
+    value = row.value
+    if isinstance(value, str):
+        return (value,)
+    for column in REFERENCES:
+        found = value.get(column)
+        if isinstance(found, str) and found.strip():
+            return (found,)
+        if (
+            isinstance(found, list)
+            and found
+            and all(isinstance(text, str) and text.strip() for text in found)
+        ):
+            return tuple(found)
+        if found not in (None, "", []):
+            raise RowError(f"{column!r} isn't an answer (a text)")
+    try:
+        answer = _asked(parse(row, recognise([row], answers=False), answers=False)).references
+    except DataError:
+        answer = ()
+    if not answer:
+        raise RowError(f"there is no answer (columns: {', '.join(value) or 'none'})")
+    return answer
