@@ -181,7 +181,11 @@ def test_a_signal_ends_it_cleanly(tmp_path: Path, number: signal.Signals, code: 
 def test_a_reader_that_leaves_early_is_no_error(tmp_path: Path, body: str) -> None:
     script = _script(tmp_path, body)
     command = [sys.executable, "-c", script, "doctor", "x"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    # Buffered, as in a person's shell: the last lines meet the closed pipe only at the end.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.readline()
