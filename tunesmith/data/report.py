@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections import Counter
+from typing import Any
 
 from rich.table import Table
 
+from tunesmith.data.check import Dataset
 from tunesmith.data.encode import EncodedData
 from tunesmith.data.template import Renderer
-
-if TYPE_CHECKING:
-    from tunesmith.data.check import Dataset
 
 
 def build_report(
@@ -22,8 +21,8 @@ def build_report(
 ) -> dict[str, Any]:
     """Every count of kept, cut, dropped and masked rows, with the rows named; fit for JSON.
 
-    `train` and `valid` (None without validation rows) each hold `files`, `bad_rows`, `duplicates` and what
-    `encode` reports; `template` says what rendered them.
+    `train` and `valid` (None without validation rows) each hold what `load_data` counted (`files`,
+    `bad_rows`, `duplicates`, `overlap`, …) and what `encode` did; `template` says what rendered them.
     """
     report: dict[str, Any] = {
         "train": _part(train, train_encoded),
@@ -55,7 +54,7 @@ def report_table(report: dict[str, Any]) -> Table:
     if words:
         table.add_section()
     for word in words:
-        counts = [part["notes"].get(word) or _dropped(part).get(word, 0) for _, part in parts]
+        counts = [part["notes"].get(word) or _dropped(part)[word] for _, part in parts]
         table.add_row(word, *(f"{count:,} rows" for count in counts))
     template = report["template"]
     note = f"; {template['note']}" if template.get("note") else ""
@@ -67,22 +66,9 @@ def report_table(report: dict[str, Any]) -> Table:
 
 def _part(dataset: Dataset, encoded: EncodedData) -> dict[str, Any]:
     read = dataset.to_json()
-    files = [
-        {
-            "path": str(file.path),
-            "format": file.format_name,
-            "reason": file.reason,
-            "encoding": file.encoding,
-            "rows": file.rows,
-            "bad": len(file.bad),
-        }
-        for file in dataset.files
-    ]
-    bad = [{"origin": str(row.origin), "reason": row.reason} for file in dataset.files for row in file.bad]
-    extra = {
-        key: value for key, value in read.items() if key not in ("files", "records", "rows", "duplicates")
-    }
-    return {**extra, "files": files, "bad_rows": bad, "duplicates": dataset.duplicates, **encoded.report}
+    # `rows` is what was encoded, kept + dropped; the files may hold more (bad rows, weights, a share).
+    read["rows_in_files"] = read.pop("rows")
+    return {**read, **encoded.report}
 
 
 def _share(part: dict[str, Any]) -> str:
@@ -90,21 +76,19 @@ def _share(part: dict[str, Any]) -> str:
     return f"{part['label_tokens']:,} ({share:.0%})"
 
 
-def _dropped(part: dict[str, Any]) -> dict[str, int]:
-    """Reason -> rows dropped for it, in words that don't change from row to row."""
-    counts: dict[str, int] = {}
-    for entry in part["named"]:
-        if entry["what"] == "dropped":
-            reason = f"dropped: {entry['reason']}"
-            counts[reason] = counts.get(reason, 0) + 1
-    return counts
+def _dropped(part: dict[str, Any]) -> Counter[str]:
+    """Reason: rows dropped for it."""
+    return Counter(f"dropped: {e['reason']}" for e in part["named"] if e["what"] == "dropped")
 
 
 # title, how a part shows it, whether it is shown when it's nothing
 _LINES = (
     ("rows", lambda part: f"{part['rows']:,}", True),
     ("unreadable, left out", lambda part: f"{len(part['bad_rows']):,}", False),
+    ("left out by weight", lambda part: f"{part['left_out']:,}", False),
+    ("repeated by weight", lambda part: f"{part['repeated']:,}", False),
     ("exact duplicates", lambda part: f"{part['duplicates']:,}", False),
+    ("also in train", lambda part: f"{part['overlap']:,}", False),
     ("kept", lambda part: f"{part['kept']:,}", True),
     ("of these cut", lambda part: f"{part['cut']:,}", False),
     ("of these split", lambda part: f"{part['split']:,}", False),

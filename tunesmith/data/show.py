@@ -126,17 +126,22 @@ def _tokens(row: Shown, tokenizer: PreTrainedTokenizerBase, plain: bool) -> Rich
 def _pieces(
     row: Shown, tokenizer: PreTrainedTokenizerBase, special: set[int]
 ) -> Iterator[tuple[str, Kind, bool]]:
-    """Text by text that tokens complete; a character spread over several tokens goes with its last one."""
-    done = read = 0  # tokens [done:read] give the text that the next ones stand after
+    """Text as tokens complete it: a character spread over several tokens goes with its last one."""
+    window = whole = told = (
+        0  # ids[window:] are decoded; up to ids[whole] all is told, `told` characters of it
+    )
     for at, (token, kind) in enumerate(zip(row.ids, row.kinds, strict=True), start=1):
-        before = tokenizer.decode(list(row.ids[done:read]), skip_special_tokens=False)
-        after = tokenizer.decode(list(row.ids[done:at]), skip_special_tokens=False)
-        unfinished = after.endswith("\ufffd") and at - read < _LONGEST_CHARACTER and at < len(row.ids)
-        if unfinished:
-            continue
-        yield after[len(before) :], kind, token in special
-        done, read = read, at
+        text = tokenizer.decode(list(row.ids[window:at]), skip_special_tokens=False)
+        torn = text.endswith("\ufffd") and at < len(row.ids) and at - whole < _PATIENCE
+        ready = text.rstrip("\ufffd") if torn else text
+        if len(ready) > told:
+            yield ready[told:], kind, token in special
+            told = len(ready)
+        if not torn:
+            # The last whole token stays in the window: some tokenizers write a space only after something.
+            window, whole = whole, at
+            told = len(tokenizer.decode(list(row.ids[window:at]), skip_special_tokens=False))
 
 
-_LONGEST_CHARACTER = 4
-"""Bytes of a character in UTF-8, so tokens at most."""
+_PATIENCE = 8
+"""Tokens to wait for the rest of a character; bytes that never become one are shown as �."""
