@@ -1,0 +1,128 @@
+"""Write docs/settings.md from the settings classes: `make docs`, or `python docs/generate.py`.
+
+The classes are the only place where a setting is declared; a test fails when the page is older than they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from tunesmith.data.config import DataFile, DataSettings
+from tunesmith.infer.config import Sampling
+from tunesmith.model.config import AdapterSettings
+from tunesmith.train.config import Job, TrainSettings
+
+PAGE = Path(__file__).with_name("settings.md")
+
+# Title, class, what stands before its names in a job, and the words above the table.
+SECTIONS: list[tuple[str, type[BaseModel], str, str]] = [
+    ("The job", Job, "", "The top of a job file. `data`, `adapter` and `train` have tables of their own."),
+    ("data", DataSettings, "data.", "Which rows, how long an example may be, what is trained on."),
+    (
+        "Files of data",
+        DataFile,
+        "",
+        "`data.train` and `data.valid` take one path, or a list whose items are paths or these.",
+    ),
+    ("adapter", AdapterSettings, "adapter.", "What is tuned. `adapter: dora` is short for `{type: dora}`."),
+    ("train", TrainSettings, "train.", "How it is trained."),
+    (
+        "Answers",
+        Sampling,
+        "",
+        "How `chat`, `generate`, `eval` and `compare` choose an answer. These aren't part of a job.",
+    ),
+]
+
+HEAD = """\
+# Settings
+
+Written by `docs/generate.py` from the settings classes; change those, then run `make docs`.
+
+A job is a YAML file. Each setting can also be given on the command line, where it wins over the file:
+
+    tunesmith train job.yaml train.epochs=3 adapter.rank=8 'adapter.targets=[q_proj, v_proj]'
+
+Paths in a job file are relative to the file's own folder; those typed on the command line, to where you are.
+A setting that doesn't exist is an error that names the nearest one.
+"""
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    parts = [HEAD]
+    for title, cls, prefix, words in SECTIONS:
+        lines = ["| setting | default | values | meaning |", "|---|---|---|---|", *_rows(cls, prefix)]
+        parts.append(f"## {title}\n\n{words}\n\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _rows(cls: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in cls.model_fields.items():
+        cells = [f"`{prefix}{name}`", _default(field), _values(field), field.description or ""]
+        yield (
+            "| "
+            + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ") for cell in cells)
+            + " |"
+        )
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if isinstance(field.default, BaseModel):
+        return "see below"
+    value = list(field.default) if isinstance(field.default, tuple) else field.default
+    if isinstance(value, float):
+        # 1.0e-3 rather than 0.001: the way learning rates are written.
+        return f"`{value:g}`" if value == 0 or abs(value) >= 0.01 else "`" + _scientific(value) + "`"
+    text = yaml.safe_dump(value, default_flow_style=True).strip()
+    return f"`{text.removesuffix('...').strip()}`"
+
+
+def _scientific(value: float) -> str:
+    digits, exponent = f"{value:e}".split("e")
+    return f"{float(digits)}e{int(exponent)}"
+
+
+def _values(field: FieldInfo) -> str:
+    limits = []
+    for bound in field.metadata:
+        for kind, sign in (("Ge", "≥"), ("Gt", ">"), ("Le", "≤"), ("Lt", "below")):
+            if isinstance(bound, getattr(annotated_types, kind)):
+                limits.append(f"{sign} {getattr(bound, kind.lower()):g}")
+    text, null, _ = _type(field.annotation).partition(" or `null`")
+    return " ".join(part for part in (text, ", ".join(limits)) if part) + null
+
+
+def _type(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(arguments[0])
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in arguments)
+    if origin in (Union, UnionType):
+        return " or ".join(dict.fromkeys(_type(one) for one in arguments))
+    if origin is tuple and Ellipsis not in arguments:
+        return f"list of {len(arguments)}: " + ", ".join(_type(one) for one in arguments)
+    if origin in (tuple, list):
+        return f"list of {_type(arguments[0])}"
+    if origin is dict:
+        return f"mapping of {_type(arguments[0])} to {_type(arguments[1])}"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {"DataFile": "path or file (see below)"}.get(annotation.__name__, "mapping")
+    names = {int: "whole number", float: "number", str: "text", bool: "`true`, `false`", NoneType: "`null`"}
+    return names[annotation]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"{PAGE} written")

@@ -1,0 +1,40 @@
+"""Pages that are written from code are as new as the code."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tunesmith.settings import known_keys
+from tunesmith.train.config import Job
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+@pytest.fixture(scope="module")
+def generate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_settings_is_not_stale(generate: ModuleType) -> None:
+    assert (DOCS / "settings.md").read_text(encoding="utf-8") == generate.page(), "run `make docs`"
+
+
+def test_the_page_names_every_setting_of_a_job(generate: ModuleType) -> None:
+    page = generate.page()
+    keys = [key for key in known_keys(Job) if not key.startswith("data.train.")]  # those have their own table
+    assert len(keys) > 40
+    assert [key for key in keys if f"| `{key}` |" not in page] == []
+
+
+def test_a_setting_s_row_says_default_limits_and_meaning(generate: ModuleType) -> None:
+    row = next(line for line in generate.page().splitlines() if line.startswith("| `adapter.rank`"))
+    assert row == "| `adapter.rank` | `16` | whole number ≥ 1 | r of LoRA |"
