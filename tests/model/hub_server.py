@@ -1,4 +1,4 @@
-"""A small hub on this machine: the routes of huggingface.co that a download uses, with repositories of each kind.
+"""A small hub on this machine: the routes of huggingface.co that a download uses, with a model of each kind.
 
 org/tiny       a whole model          org/gated      401 with the code of a gated model
 org/pickle     pytorch_model.bin only org/private    401 without a code, as for a missing model

@@ -175,8 +175,9 @@ def pickle_error(name: str, files: Sequence[str]) -> ModelError:
 
 def _tensor(file: Path, entry: Any, data: int, size: int) -> Tensor:
     begin, end = entry["data_offsets"]
-    shape = tuple(int(n) for n in entry["shape"])
-    dtype = entry["dtype"]
+    shape, dtype = tuple(entry["shape"]), entry["dtype"]
+    if not all(isinstance(number, int) for number in (begin, end, *shape)):
+        raise ValueError("its header holds something else where numbers belong")
     if dtype not in WIDTHS:
         raise ValueError(f"the number format {dtype!r} is unknown")
     if not 0 <= begin <= end or min(shape, default=0) < 0 or end - begin != math.prod(shape) * WIDTHS[dtype]:

@@ -1,0 +1,184 @@
+"""GGUF files: sound ones give the model they were written from; damaged ones one message, never a crash."""
+
+from __future__ import annotations
+
+import random
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from tests.model import tiny_gguf
+from tunesmith.device import Device
+from tunesmith.errors import ModelError
+from tunesmith.model import gguf_file
+from tunesmith.model.load import end_ids, fingerprint, load_model, load_tokenizer, local_folder
+from tunesmith.model.source import resolve
+
+FP32 = Device(torch.device("cpu"), torch.float32, "CPU")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    return tiny_gguf.write(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def test_a_gguf_file_gives_the_model_and_tokenizer_it_was_written_from(file, home, capfd):
+    source = resolve(str(file))
+    assert source.kind == "gguf"
+    model = load_model(source, FP32)
+    expected = tiny_gguf.tiny_llama()
+    ids = torch.arange(3, 40)[None]
+    torch.testing.assert_close(model(ids).logits, expected(ids).logits, atol=1e-5, rtol=0)
+    tokenizer = load_tokenizer(source)
+    assert tokenizer("hello").input_ids == [tiny_gguf.WORDS.index("hello")]
+    assert tokenizer.chat_template == tiny_gguf.TEMPLATE
+    assert end_ids(model) == end_ids(source) == {2}
+    # the copy is a normal folder, made once, in bf16; nothing was printed on the way
+    folder = local_folder(source)
+    assert folder.parent == home / "models"
+    assert model.name_or_path == str(folder)
+    assert {p.name for p in folder.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
+    assert [p.name for p in folder.parent.iterdir() if not p.name.startswith(".")] == [folder.name]
+    assert capfd.readouterr() == ("", "")
+    # the same model whether it is named by the file or by its copy
+    assert fingerprint(source) == fingerprint(resolve(str(folder)))
+
+
+def test_the_copy_is_made_once_and_belongs_to_the_content(file, tmp_path):
+    first = local_folder(resolve(str(file)))
+    written = (first / "model.safetensors").stat().st_mtime_ns
+    assert local_folder(resolve(str(file))) == first
+    assert (first / "model.safetensors").stat().st_mtime_ns == written
+    content = bytearray(file.read_bytes())
+    content[-4:] = struct.pack("<f", 0.5)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "tiny.gguf").write_bytes(content)
+    assert local_folder(resolve(str(tmp_path / "other" / "tiny.gguf"))) != first
+
+
+def test_two_processes_at_once_make_one_copy(file, home):
+    code = (
+        "import sys\n"
+        "from tunesmith.model.load import local_folder\n"
+        "from tunesmith.model.source import resolve\n"
+        "print(local_folder(resolve(sys.argv[1])))"
+    )
+    children = [
+        subprocess.Popen([sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    answers = [child.communicate(timeout=120)[0].strip() for child in children]
+    assert [child.returncode for child in children] == [0, 0]
+    assert answers[0] == answers[1]
+    assert [p.name for p in (home / "models").iterdir() if p.is_dir()] == [Path(answers[0]).name]
+
+
+def test_an_architecture_that_transformers_cannot_read_is_named(tmp_path):
+    path = tiny_gguf.write(tmp_path / "odd.gguf", architecture="rwkv9")
+    with pytest.raises(ModelError, match=r"'rwkv9', which transformers can't read from GGUF"):
+        local_folder(resolve(str(path)))
+
+
+def test_a_file_cut_anywhere_is_refused_before_a_parser_sees_it(file, tmp_path):
+    content = file.read_bytes()
+    header_end = len(content) - sum(p.numel() * 4 for p in tiny_gguf.tiny_llama().model.parameters())
+    short = tmp_path / "short.gguf"
+    lengths = [0, 3, 4, 23, 24, 100, header_end - 1, header_end, len(content) // 2, len(content) - 1]
+    for length in lengths + random.Random(0).sample(range(len(content)), 60):
+        short.write_bytes(content[:length])
+        with pytest.raises(ModelError, match=r"short\.gguf can't be used"):
+            gguf_file.check(short)
+
+
+def test_random_damage_to_the_header_never_escapes_as_another_error(file, tmp_path):
+    content = file.read_bytes()
+    chance = random.Random(1)
+    damaged = tmp_path / "damaged.gguf"
+    refused = 0
+    for _ in range(400):
+        changed = bytearray(content)
+        for _ in range(chance.randint(1, 4)):
+            changed[chance.randrange(4000)] = chance.randrange(256)
+        damaged.write_bytes(changed)
+        try:
+            gguf_file.check(damaged)
+        except ModelError:
+            refused += 1
+    assert refused > 50
+
+
+HUGE = 1 << 62
+
+
+@pytest.mark.parametrize(
+    ("offset", "form", "value", "words"),
+    [
+        (0, "<I", 0, "doesn't start with GGUF"),
+        (4, "<I", 1, "version 1 is not supported"),
+        (4, ">I", 3, "big-endian"),
+        (8, "<Q", HUGE, "more than fit"),
+        (16, "<Q", HUGE, "more than fit"),
+        (24, "<Q", HUGE, "cut off, or a length"),  # the length of the first key
+    ],
+)
+def test_hostile_numbers_in_the_header(file, tmp_path, offset, form, value, words):
+    assert words in damage(file, tmp_path, offset, form, value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("dimensions", 9, "entry of tensor"),
+        ("size", HUGE, "cut off"),
+        ("size", 0, "sizes of tensor"),
+        ("type", 999, "unknown number format 999"),
+        ("offset", HUGE, "cut off"),
+        ("offset", 7, "wrong place"),
+    ],
+)
+def test_hostile_tensor_entries(file, tmp_path, field, value, words):
+    content = file.read_bytes()
+    name = b"token_embd.weight"
+    start = content.index(name) + len(name)
+    place = {"dimensions": (0, "<I"), "size": (4, "<Q"), "type": (20, "<I"), "offset": (24, "<Q")}[field]
+    assert words in damage(file, tmp_path, start + place[0], place[1], value)
+
+
+def test_a_list_longer_than_the_file(file, tmp_path):
+    content = file.read_bytes()
+    start = content.index(b"tokenizer.ggml.tokens") + len(b"tokenizer.ggml.tokens") + 4 + 4
+    assert "longer than the file" in damage(file, tmp_path, start, "<Q", 1 << 60)
+
+
+def test_a_part_of_a_split_file_is_refused(tmp_path):
+    path = tmp_path / "model-00001-of-00002.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_uint16("split.count", 2)
+    writer.add_tensor("a", np.zeros((2, 2), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ModelError, match="one part of several"):
+        resolve(str(path))
+
+
+def damage(file: Path, folder: Path, offset: int, form: str, value: int) -> str:
+    changed = bytearray(file.read_bytes())
+    changed[offset : offset + struct.calcsize(form)] = struct.pack(form, value)
+    (folder / "damaged.gguf").write_bytes(changed)
+    with pytest.raises(ModelError) as caught:
+        resolve(str(folder / "damaged.gguf"))
+    return str(caught.value)
