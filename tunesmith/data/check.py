@@ -30,8 +30,8 @@ class FileSummary:
 
     `taken`: records that go into the data set, each repetition counted (`turns` and `characters` are those of
     the rows taken, once each); `left_out`: good rows that don't, because of `weight` or num_samples;
-    `to_valid`: good rows moved to the validation rows. `unused_columns` hold something that the format doesn't
-    read; `not_read` names what its folder holds besides rows.
+    `to_valid`: good rows moved to the validation rows. `unused_columns` hold something that the format
+    doesn't read; `not_read` names what its folder holds besides rows.
     """
 
     path: str

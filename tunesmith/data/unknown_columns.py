@@ -67,17 +67,16 @@ def _advice(path: str, columns: Sequence[str]) -> str:
     answer = "output" if "output" in columns else _first(by_lower, ("output", *_ANSWER))
     if prompt and answer and prompt != answer:
         return _rename({prompt: "instruction", answer: "output"})
-    for name, required in FORMATS.items():
-        if missing := [column for column in required if column not in columns]:
-            near = {m: difflib.get_close_matches(m, by_lower, n=1, cutoff=0.75) for m in missing}
-            if all(near.values()):
-                return _rename({by_lower[found[0]]: m for m, found in near.items()})
-            if len(missing) < len(required):
-                return f"For {name} the column {' and '.join(map(repr, missing))} is missing" + (
-                    " (rows without an answer can be asked, not trained on)."
-                    if "output" in missing or "completion" in missing
-                    else "."
-                )
+    # The format that most of the columns speak for comes first.
+    for name, required in sorted(FORMATS.items(), key=lambda item: -len(set(item[1]) & set(columns))):
+        missing = [column for column in required if column not in columns]
+        near = {column: difflib.get_close_matches(column, by_lower, n=1, cutoff=0.75) for column in missing}
+        if missing and all(near.values()):
+            return _rename({by_lower[found[0]]: column for column, found in near.items()})
+        if 0 < len(missing) < len(required):
+            unanswered = " (rows without an answer can be asked, not trained on)"
+            what = f"For {name} the column {' and '.join(map(repr, missing))} is missing"
+            return what + (unanswered if {"output", "completion"} & set(missing) else "") + "."
     if "messages" in columns or "conversations" in columns:
         return "Each turn must be an object with role and content (or from and value)."
     if turns := _first(by_lower, _TURNS):
