@@ -114,7 +114,9 @@ def test_wrong_words(runs: Path, words: tuple[str, ...], code: int, text: str) -
 
 
 def test_a_damaged_job_is_one_message(runs: Path) -> None:
-    (runs / "runs/old/job.yaml").write_text("a: [", encoding="utf-8")
+    job = runs / "runs/old/job.yaml"
+    job.write_text("a: [", encoding="utf-8")
+    os.utime(job, (1_700_000_000, 1_700_000_000))
     done = tunesmith("runs", "show", "old", cwd=runs)
     assert done.returncode == 1
     assert "job.yaml can't be read" in done.stderr

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tunesmith.records import Completion, Conversation, Message, Origin
 from tunesmith.rundir import RunDir
 
 PROMPT = "下面是一首唐詩絕句的前兩句，請續寫後兩句，只輸出詩句。\n石室寒飆警，孫枝雅器裁。"
@@ -45,15 +47,21 @@ def made_run(
     }
     facts.update(job or {})
     run.job_file.write_text(yaml.safe_dump(facts, allow_unicode=True), encoding="utf-8")
-    report = {
-        "train": {
-            "rows": 1200, "kept": 1197, "dropped": 2, "cut": 1, "split": 0, "examples": 1197,
-            "tokens": 177_000, "label_tokens": 44_000, "duplicates": 3, "notes": ["3 rows are there twice"],
-            "bad_rows": [f"{Path.home()}/data/tang_train.json:17: output is missing"],
-        },
-        "valid": {"rows": 100, "kept": 100, "dropped": 0, "cut": 0},
-        "template": {"name": "model's own"},
+    origin = f"{Path.home()}/data/tang_train.json"
+    file = {"path": origin, "format": "alpaca", "encoding": "utf-8", "rows": 1201, "bad": 1}
+    file["reason"] = "alpaca, because every row has instruction and output"
+    too_long = {"what": "dropped", "reason": "longer than 1024 tokens", "tokens": 1100, "kept_tokens": 0}
+    train: dict[str, Any] = {
+        "files": [file], "bad_rows": [{"origin": f"{origin}:17", "reason": "output is missing"}],
+        "duplicates": 3, "rows": 1200, "kept": 1197, "dropped": 3, "cut": 1, "split": 0, "examples": 1197,
+        "tokens": 177_000, "label_tokens": 44_000, "longest": 148, "max_length": 1024, "too_long": "drop",
+        "train_on": "all_replies", "labels_cut": 0, "end_tokens_cut": 0,
+        "notes": {"the tokenizer has no eos token, so the texts end without one": 12},
+        "named": [{"origin": f"{origin}:{line}", "row": line, **too_long} for line in (40, 41, 99)],
     }  # fmt: skip
+    valid = {**train, "files": [], "bad_rows": [], "duplicates": 0, "named": [], "notes": {}}
+    valid |= {"rows": 100, "kept": 100, "dropped": 0, "cut": 0, "examples": 100, "tokens": 14_800}
+    report = {"train": train, "valid": valid, "template": {"name": "model's own", "sha256": "0" * 64}}
     run.data_report_file.write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
     lines: list[dict[str, Any]] = [{"step": 0, "valid_loss": 3.84, "valid_perplexity": math.exp(3.84)}]
     for step in range(1, steps + 1):
@@ -81,3 +89,25 @@ def made_run(
     if finished:
         run.adapter.mkdir()
     return run
+
+
+class Scripted:
+    """A Completer that answers by a function of the conversation: for what doesn't depend on a model."""
+
+    def __init__(self, name: str, answer: Callable[[Conversation], str]) -> None:
+        self.name, self.answer = name, answer
+
+    def complete(self, conversations: Sequence[Conversation]) -> Iterator[list[Completion]]:
+        for conversation in conversations:
+            yield [Completion(self.answer(conversation), "stop", 20, 12, 0.5)]
+
+
+def couplets(n: int = 15) -> list[Conversation]:
+    """Rows that ask for a couplet, each with its own answer as the reference."""
+    rows = []
+    for i in range(n):
+        answer = f"坐來山水{'一二三四五六七八九十'[i % 10]}，弦斷弔塵埃。"
+        rows.append(
+            Conversation((Message("user", PROMPT),), Origin("test.json", i + 1, i), references=(answer,))
+        )
+    return rows

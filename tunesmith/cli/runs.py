@@ -18,6 +18,9 @@ from tunesmith.rundir import RunDir, list_runs, open_run
 
 ROOT = Path("runs")
 SHOWN_SAMPLES = 3
+COUNTS = (
+    "rows", "kept", "bad_rows", "duplicates", "dropped", "cut", "split", "examples", "tokens", "label_tokens"
+)  # fmt: skip
 
 
 # typer checks whatever isn't a plain True or False with pydantic, whose import takes longer than reading
@@ -181,16 +184,11 @@ def _counts(report: Mapping[str, Any]) -> list[tuple[str, Any]]:
     rows = []
     for part in ("train", "valid"):
         counts = report.get(part) or {}
-        named = [(k, v if isinstance(v, int) else len(v)) for k, v in counts.items() if _countable(k, v)]
-        if named:
-            rows.append((part, ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in named)))
+        found = [(name, counts[name]) for name in COUNTS if counts.get(name)]
+        shown = [(name, len(value) if isinstance(value, list) else value) for name, value in found]
+        if shown:
+            rows.append((part, ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in shown)))
     return rows
-
-
-def _countable(name: str, value: Any) -> bool:
-    if isinstance(value, bool) or name in ("files", "notes"):
-        return False
-    return isinstance(value, int) or (isinstance(value, list) and bool(value))
 
 
 def _samples(run: RunDir) -> None:

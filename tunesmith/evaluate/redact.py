@@ -24,20 +24,25 @@ def without_secrets(value: Any) -> Any:
     return value
 
 
-def short_paths(value: Any) -> Any:
-    """A copy in which home folders are written `~`, wherever a path stands inside a text."""
+def short_paths(value: Any, *, foreign: bool = True) -> Any:
+    """A copy in which the home folder is written `~`, wherever a path stands inside a text.
+
+    `foreign`: other people's too, as in a run made on another machine (not in prompts and answers, whose
+    words stay as they are).
+    """
     if isinstance(value, Mapping):
-        return {str(key): short_paths(inner) for key, inner in value.items()}
+        return {str(key): short_paths(inner, foreign=foreign) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [short_paths(inner) for inner in value]
-    return _shorten(value) if isinstance(value, str) else value
+        return [short_paths(inner, foreign=foreign) for inner in value]
+    return _shorten(value, foreign) if isinstance(value, str) else value
 
 
-def _shorten(text: str) -> str:
+def _shorten(text: str, foreign: bool) -> str:
     home = str(Path.home())
     if len(home) > 1:
         text = re.sub(rf"(?<![\w/.~-]){re.escape(home)}(?![\w.-])", "~", text)
-    # A run may have been made by another person or on another machine.
+    if not foreign:
+        return text
     return re.sub(r"(?<![\w/.~-])(?:/home|/Users|[A-Za-z]:\\Users)[/\\][^/\\\s:'\"]+", "~", text)
 
 

@@ -1,0 +1,169 @@
+"""report.html: complete, offline, and safe whatever a model has answered."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tests.evaluate.made_run import Scripted, couplets, made_run
+from tunesmith.errors import RunError
+from tunesmith.evaluate.compare import compare
+from tunesmith.evaluate.metrics import METRICS
+from tunesmith.evaluate.redact import short_paths, without_secrets
+from tunesmith.evaluate.report import SHOWN_TEXT, write_report
+from tunesmith.rundir import RunDir, write_json
+
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}&lt;b&gt;"
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text of the page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def compared(run: RunDir, before: str, after: str, n: int = 15) -> None:
+    sides = Scripted("base", lambda _: before), Scripted("tuned", lambda _: after)
+    result = compare(*sides, couplets(n), list(METRICS.values()), output=run.eval / "test.jsonl")
+    write_json(run.eval / "test.json", {**result.to_json(), "data": "test.json"})
+
+
+def test_the_whole_story_is_there(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "tang-1")
+    compared(run, "The two lines are", "坐來山水遠，今日見塵埃。")
+    text = write_report(run).read_text(encoding="utf-8")
+    words = re.sub(r"\s+", " ", " ".join(Page(text).words))
+    for part in ("3.840 →", "2.712", "verse_form", "n = 15", "better", "更好", "The two lines are", "坐來山水遠",
+                 "1,197", "longer than 1024 tokens", "tang_train.json:40", "output is missing", "train.learning_rate",
+                 "1.90 GB", "3 min", "PeftModel.from_pretrained", "tunesmith chat", "torch", "2.13.0", "验证损失",
+                 "今日無人見，空山有鳥來。", "smollm2-135m", "4,884,480"):  # fmt: skip
+        assert part in words, part
+    assert text.count("<polyline") >= 6  # three lines and the rate, wide and narrow
+    assert "NaN" not in text
+
+
+def test_nothing_is_fetched_and_only_our_script_may_run(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "tang-1")
+    text = write_report(run).read_text(encoding="utf-8")
+    page = Page(text)
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "img", "iframe", "object", "embed", "base", "form"), tag
+        assert not {"src", "href", "srcset", "style", "background"} & set(attributes), (tag, attributes)
+        assert not [name for name in attributes if name.startswith("on")], attributes
+    assert "@import" not in text
+    assert "url(" not in text
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
+    assert len(scripts) == 1
+    policy = next(a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert "default-src 'none'" in policy
+    assert f"script-src 'sha256-{digest}'" in policy
+
+
+def test_what_a_model_writes_is_text(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "tang-1", job={"device": EVIL, "versions": {EVIL: EVIL}})
+    compared(run, EVIL, EVIL)
+    with run.samples_file.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"step": 40, "prompt": EVIL, "answer": EVIL, "reference": EVIL}) + "\n")
+    run.data_report_file.write_text(
+        json.dumps(
+            {
+                "train": {
+                    "rows": 1,
+                    "named": [{"origin": EVIL, "what": EVIL, "reason": EVIL}],
+                    "notes": {EVIL: 1},
+                }
+            }
+        )
+    )
+    text = write_report(run).read_text(encoding="utf-8")
+    page = Page(text)
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert "img" not in [tag for tag, _ in page.tags]
+    assert "".join(page.words).count(EVIL) >= 10  # shown as it is, to the letter
+    assert html.escape(EVIL, quote=False) in text.replace("&#34;", '"').replace("&#39;", "'")
+
+
+def test_long_answers_say_how_much_is_missing(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "r")
+    compared(run, "長" * (SHOWN_TEXT + 1500), "ok")
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "1,500 more characters" in text
+    assert "長" * SHOWN_TEXT in text
+    assert "長" * (SHOWN_TEXT + 1) not in text
+
+
+def test_secrets_and_home_folders_stay_at_home(tmp_path: Path) -> None:
+    job = {
+        "model": "/home/alice/models/qwen",
+        "hub": {"token": "hunter2-hunter2", "endpoint": "https://bob:pa55@mirror.example/x"},
+        "note": "uses hf_abcdefghijklmnopqrstuv",
+        "train": {"tokens_per_step": 4096},
+    }
+    run = made_run(tmp_path / "r", job={"job": job})
+    text = write_report(run).read_text(encoding="utf-8")
+    for secret in ("hunter2", "pa55", "hf_abcdefgh", "alice", str(Path.home()) + "/"):
+        assert secret not in text, secret
+    assert "4096" in text  # a number of tokens is no secret
+    assert "~/data/tang_train.json" in text
+
+
+def test_redaction_rules() -> None:
+    settings = {
+        "api_key": "x",
+        "hub_token": None,
+        "pad_token_id": 3,
+        "tokens": 5,
+        "deep": [{"PASSWORD": "y"}],
+    }
+    assert without_secrets(settings) == {
+        "api_key": "(hidden)", "hub_token": None, "pad_token_id": 3, "tokens": 5, "deep": [{"PASSWORD": "(hidden)"}],
+    }  # fmt: skip
+    home = str(Path.home())
+    assert short_paths(f"{home}/a and {home}") == "~/a and ~"
+    assert short_paths(f"{home}stead/a") == f"{home}stead/a"
+    assert short_paths({"p": ["/Users/wei/x", "C:\\Users\\wei\\x"]}) == {"p": ["~/x", "~\\x"]}
+    assert short_paths("cd /home/wei/x", foreign=False) == "cd /home/wei/x"
+
+
+def test_a_run_with_little_in_it_has_a_report_too(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.job_file.write_text("job: {model: m}\n", encoding="utf-8")
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "No steps yet." in text
+    assert "No data report." in text
+
+
+def test_a_damaged_result_is_named_and_hides_nothing(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "r")
+    compared(run, "a", "b")
+    (run.eval / "broken.json").write_text("{", encoding="utf-8")
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "broken.json" in text
+    assert "verse_form" in text
+
+
+def test_a_report_that_cant_be_written_is_one_error(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "r")
+    run.report_file.mkdir()
+    (run.report_file / "x").touch()
+    with pytest.raises(RunError, match=r"report\.html can't be written"):
+        write_report(run)

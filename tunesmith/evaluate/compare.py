@@ -1,0 +1,155 @@
+"""Measure two models on the same rows, and say what the difference is worth.
+
+Typically A is the base and B the tuned model. Every row is answered by both, so differences are paired: what
+one row makes hard for both doesn't blur the result.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tunesmith.evaluate.metrics import Metric
+from tunesmith.evaluate.run import Evaluation, RowResult, Watch, evaluate
+from tunesmith.evaluate.statistics import Interval, paired, paired_ratio, verdict
+from tunesmith.records import Completer, Conversation
+from tunesmith.rundir import write_atomic
+
+Side = Completer | Callable[[], Completer]
+"""A model, or a function that loads it when its turn comes, so that two large ones needn't fit at once."""
+
+
+@dataclass
+class Comparison:
+    """Two evaluations of the same rows. Differences are B - A; verdicts are said of B."""
+
+    a: Evaluation
+    b: Evaluation
+    output: Path
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def n(self) -> int:
+        return self.b.n
+
+    def rows(self) -> list[tuple[RowResult, RowResult]]:
+        """Both results of each row, in the rows' order."""
+        return list(zip(self.a.rows, self.b.rows, strict=True))
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures: n, metrics, loss, notes, and the two evaluations as a and b.
+
+        {"n", "metrics": {name: {a, b, difference: {value, low, high}, wins, losses, ties, verdict}},
+        "loss": {a, b, difference, verdict}, "a": …, "b": …, "notes": […]}
+        """
+        metrics = {}
+        for metric in self.b.metrics:
+            scores_a, scores_b = self.a.scores(metric.name), self.b.scores(metric.name)
+            result = paired(scores_a, scores_b, binary=metric.binary)
+            means = {"a": sum(scores_a) / self.n, "b": sum(scores_b) / self.n}
+            metrics[metric.name] = {**means, **result.to_json(), "verdict": verdict(result, self.n)}
+        loss = self._loss()
+        return {
+            "kind": "comparison",
+            "n": self.n,
+            "metrics": metrics,
+            **({"loss": loss} if loss else {}),
+            "notes": self.notes,
+            "predictions": str(self.output),
+            "a": self.a.to_json(),
+            "b": self.b.to_json(),
+        }
+
+    def _loss(self) -> dict[str, Any] | None:
+        losses_a = [row.loss for row in self.a.rows if row.loss]
+        losses_b = [row.loss for row in self.b.rows if row.loss]
+        if self.a.loss is None or self.b.loss is None or len(losses_a) != len(losses_b):
+            return None
+        difference: Interval | None = None
+        told = "the tokenizers differ: see bits_per_byte"
+        if [loss.tokens for loss in losses_a] == [loss.tokens for loss in losses_b]:
+            difference = paired_ratio(
+                ([loss.nll_sum for loss in losses_a], [loss.tokens for loss in losses_a]),
+                ([loss.nll_sum for loss in losses_b], [loss.tokens for loss in losses_b]),
+            )
+            told = (
+                verdict(difference, self.n, lower_is_better=True) if difference else "cannot tell with n = 1"
+            )
+        return {
+            "a": self.a.loss.loss,
+            "b": self.b.loss.loss,
+            "difference": difference.to_json() if difference else None,
+            "verdict": told,
+        }
+
+
+def compare(
+    a: Side,
+    b: Side,
+    conversations: Sequence[Conversation],
+    metrics: Sequence[Metric],
+    *,
+    output: Path,
+    watch: Watch | None = None,
+) -> Comparison:
+    """Measure A, then B, on the same conversations; both answers of each row go to `output` (JSONL).
+
+    A line has id, prompt, references, `prediction` (B's), and under `a` and `b` what `evaluate` writes of an
+    answer. While it runs, each model's answers are in OUTPUT.a.jsonl and OUTPUT.b.jsonl.
+    """
+    result_a = _measured(a, conversations, metrics, output.with_suffix(".a.jsonl"), watch)
+    result_b = _measured(b, conversations, metrics, output.with_suffix(".b.jsonl"), watch)
+    comparison = Comparison(result_a, result_b, output, _notes(result_a, result_b))
+    lines = [_line(row_a, row_b) for row_a, row_b in comparison.rows()]
+    write_atomic(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    for result in (result_a, result_b):
+        result.output.unlink(missing_ok=True)
+        result.output = output
+    return comparison
+
+
+def _measured(
+    side: Side,
+    conversations: Sequence[Conversation],
+    metrics: Sequence[Metric],
+    output: Path,
+    watch: Watch | None,
+) -> Evaluation:
+    model = side() if callable(side) else side
+    result = evaluate(model, conversations, metrics, output=output, watch=watch)
+    del model
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return result
+
+
+def _notes(a: Evaluation, b: Evaluation) -> list[str]:
+    """What makes the two less alike than they should be."""
+    notes = []
+    template_a, template_b = a.facts.get("template") or {}, b.facts.get("template") or {}
+    if template_a.get("sha256") != template_b.get("sha256"):
+        notes.append(
+            f"The prompts are written by different templates: A by {template_a.get('name', 'unknown')}, "
+            f"B by {template_b.get('name', 'unknown')}."
+        )
+    if a.facts.get("sampling") != b.facts.get("sampling"):
+        notes.append("The sampling settings differ.")
+    return notes
+
+
+def _line(a: RowResult, b: RowResult) -> dict[str, Any]:
+    return {
+        "id": b.id,
+        "prompt": b.prompt,
+        "prediction": b.completion.text,
+        "references": list(b.references),
+        "a": a.answer_json(),
+        "b": b.answer_json(),
+    }

@@ -1,0 +1,76 @@
+"""The loss curve as inline SVG: numbers and classes only, coloured by the page's style sheet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from markupsafe import Markup
+
+from tunesmith.evaluate.history import History, Point, smooth
+
+MOST_POINTS = 600  # of a line; more than a screen can show
+
+
+def curve_svg(history: History, *, width: int, height: int) -> Markup:
+    """Training loss (light, and smoothed), validation losses as dots, the learning rate below."""
+    points = history.loss + history.valid
+    if not points:
+        return Markup("")
+    last = max(1, *(p.step for p in points))
+    left, right, top, gap, bottom = 44, 14, 12, 22, 30
+    low_height = 44 if history.learning_rate else 0
+    main_height = height - top - bottom - (gap + low_height if low_height else 0)
+    ticks = _ticks(min(p.value for p in points), max(p.value for p in points))
+    low, high = ticks[0], ticks[-1]
+
+    def x(step: float) -> float:
+        return left + (width - left - right) * step / last
+
+    def y(value: float) -> float:
+        return top + main_height * (high - value) / (high - low)
+
+    parts = []
+    for tick in ticks:
+        parts.append(
+            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+        )
+        parts.append(f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for step in _ticks(0, last, 5 if width > 500 else 3):
+        if step <= last and step == int(step):
+            parts.append(f'<text x="{x(step):.1f}" y="{height - 10}" text-anchor="middle">{step:g}</text>')
+    parts.append(_line(history.loss, x, y, "raw"))
+    parts.append(_line(smooth(history.loss), x, y, "smooth"))
+    parts.append(_line(history.valid, x, y, "valid"))
+    for p in history.valid:
+        tip = f"<title>step {p.step}: {p.value:.4f}</title>"
+        parts.append(f'<circle class="valid" cx="{x(p.step):.1f}" cy="{y(p.value):.1f}" r="4">{tip}</circle>')
+    if low_height:
+        peak = max(p.value for p in history.learning_rate) or 1.0
+        base = height - bottom
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{base}" y2="{base}"/>')
+        parts.append(f'<text x="{left - 8}" y="{base - low_height + 8}" text-anchor="end">{peak:.0e}</text>')
+        parts.append(_line(history.learning_rate, x, lambda value: base - low_height * value / peak, "rate"))
+    body = "".join(parts)
+    return Markup(f'<svg viewBox="0 0 {width} {height}" role="img">{body}</svg>')  # numbers and our own words
+
+
+def _line(points: list[Point], x: Callable[[float], float], y: Callable[[float], float], name: str) -> str:
+    if not points:
+        return ""
+    every = math.ceil(len(points) / MOST_POINTS)
+    kept = points[::every] + ([points[-1]] if (len(points) - 1) % every else [])
+    path = " ".join(f"{x(p.step):.1f},{y(p.value):.1f}" for p in kept)
+    return f'<polyline class="{name}" points="{path}"/>'
+
+
+def _ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers from at most `low` to at least `high`."""
+    span = max(high - low, 1e-6)
+    size = 10 ** math.floor(math.log10(span / count))
+    step = next(size * m for m in (1, 2, 5, 10) if span / (size * m) <= count)
+    first = math.floor(low / step + 1e-9)
+    ticks = [first * step]
+    while ticks[-1] < high - 1e-9 * span:
+        ticks.append((first + len(ticks)) * step)
+    return [round(t, 10) for t in ticks] if len(ticks) > 1 else [ticks[0], ticks[0] + step]

@@ -1,0 +1,216 @@
+"""`eval` and `compare` from names to files: models by name, rows from a file, results into the run folder.
+
+    one   a model or run on a file                         -> RUN/eval/<data>.eval.json and .eval.jsonl
+    two   two of them, or a run and its own base           -> RUN/eval/<data>.json and .jsonl
+Without a run the files go to eval/ in the working folder. A run's report.html is written anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.prompts import read_prompts, read_references
+from tunesmith.errors import DataError, RunError, SettingsError
+from tunesmith.evaluate.compare import Comparison, Side, compare
+from tunesmith.evaluate.metrics import METRICS, Metric
+from tunesmith.evaluate.report import write_report
+from tunesmith.evaluate.run import Base, Evaluation, Watch, evaluate
+from tunesmith.infer.config import Sampling
+from tunesmith.infer.local import LocalModel, load
+from tunesmith.model import source
+from tunesmith.model.load import load_model
+from tunesmith.records import Conversation
+from tunesmith.rundir import RunDir, open_run, write_json
+from tunesmith.settings import nearest
+
+DEFAULT_METRICS = ("exact_match", "f1_char")
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Rows with answers, from a file. `name` is what result files are called."""
+
+    path: str
+    name: str
+    conversations: list[Conversation]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out, as JSON and as objects, and where it was written."""
+
+    content: dict[str, Any]
+    measured: Evaluation | Comparison
+    file: Path
+    report: Path | None
+
+
+def read_questions(data: str, references: str | None = None, limit: int | None = None) -> Questions:
+    """The rows of `data`, with their answers as references, or with those of a second file (a line a row).
+
+    Raises DataError naming every row without an answer.
+    """
+    rows = read_prompts(data)
+    if references is not None:
+        rows = read_references(references, rows)
+    rows = rows[:limit]
+    unanswered = [row for row in rows if not any(reference.strip() for reference in row.references)]
+    if unanswered:
+        raise DataError(
+            f"{len(unanswered)} of {len(rows)} rows have no answer to compare with.",
+            details=[str(row.origin) for row in unanswered],
+            fix="Add the answers to the rows, or give them in a text file, a line a row: --references FILE.",
+        )
+    if not rows:
+        raise DataError(f"{data} holds no rows.", fix="Give a file with at least one row.")
+    return Questions(data, Path(data).stem, rows)
+
+
+def choose_metrics(names: Sequence[str] | None, questions: Questions) -> list[Metric]:
+    """The metrics by name; without names exact_match and f1_char, and verse_form where every answer has it.
+
+    Raises SettingsError for an unknown name.
+    """
+    if names is None:
+        chosen = list(DEFAULT_METRICS)
+        form = METRICS["verse_form"].score
+        if all(form(row.references[0], (), _last_words(row)) for row in questions.conversations):
+            chosen.append("verse_form")
+        return [METRICS[name] for name in chosen]
+    if unknown := [name for name in names if name not in METRICS]:
+        raise SettingsError(
+            f"There is no metric {unknown[0]!r}{nearest(unknown[0], list(METRICS))}.",
+            fix=f"Choose from: {', '.join(METRICS)}.",
+        )
+    return [METRICS[name] for name in dict.fromkeys(names)]
+
+
+def measure_one(
+    name: str,
+    questions: Questions,
+    metrics: Sequence[Metric],
+    sampling: Sampling,
+    *,
+    output: Path | None = None,
+    dtype: str = "auto",
+    template: str | None = None,
+    watch: Watch | None = None,
+) -> Result:
+    """Measure the model or run `name`. `output` is the predictions' file; the result stands beside it."""
+    _check_sampling(sampling)
+    model = load(name, dtype=dtype, template=template, sampling=sampling)
+    stem = f"{questions.name}.eval" if model.run else f"{_plain(name)}.{questions.name}.eval"
+    predictions = output or _folder(model.run) / f"{stem}.jsonl"
+    predictions = _as_jsonl(predictions)
+    result = evaluate(model, questions.conversations, metrics, output=predictions, watch=watch)
+    return _saved(result, questions, predictions, model.run)
+
+
+def measure_two(
+    a: str,
+    b: str | None,
+    questions: Questions,
+    metrics: Sequence[Metric],
+    sampling: Sampling,
+    *,
+    output: Path | None = None,
+    dtype: str = "auto",
+    template: str | None = None,
+    watch: Watch | None = None,
+) -> Result:
+    """Measure A and B on the same rows; with one name, a run, its base is A and the run B.
+
+    An adapter's base is the same load with the adapter off. A run of full or freeze tuning has no base
+    inside: the base is loaded by itself, and asked with the run's template.
+
+    Raises RunError if there is one name and it is no run.
+    """
+    _check_sampling(sampling)
+    if b is None:
+        run: RunDir | None = _run_of(a)
+        side_a, side_b = _base_and_tuned(a, dtype, template, sampling)
+        stem = questions.name
+    else:
+        names = (a, b)
+        run = _run_at(b)
+        # Loaded one after the other: two large models needn't fit at once.
+        side_a, side_b = (
+            lambda: load(names[0], dtype=dtype, template=template, sampling=sampling),
+            lambda: load(names[1], dtype=dtype, template=template, sampling=sampling),
+        )
+        versus = f"{questions.name}.vs-{_plain(a)}"
+        stem = versus if run else f"{_plain(a)}-{_plain(b)}.{questions.name}"
+    predictions = output or _folder(run) / f"{stem}.jsonl"
+    predictions = _as_jsonl(predictions)
+    result = compare(side_a, side_b, questions.conversations, metrics, output=predictions, watch=watch)
+    return _saved(result, questions, predictions, run)
+
+
+def _base_and_tuned(name: str, dtype: str, template: str | None, sampling: Sampling) -> tuple[Side, Side]:
+    tuned = load(name, dtype=dtype, template=template, sampling=sampling)
+    run = _run_of(name)
+    base_name = str((run.job().get("base") or {}).get("name") or "base")
+    if tuned.adapter is not None:
+        return Base(tuned, base_name), tuned
+
+    def base() -> LocalModel:
+        facts = run.job()["base"]
+        path = Path(str(facts.get("path") or ""))
+        found = source.resolve(str(path) if path.exists() else base_name, facts.get("revision"))
+        return replace(tuned, name=base_name, model=load_model(found, tuned.device), run=None)
+
+    return base, tuned
+
+
+def _saved(
+    result: Evaluation | Comparison, questions: Questions, predictions: Path, run: RunDir | None
+) -> Result:
+    content = {**result.to_json(), "data": questions.path}
+    file = predictions.with_suffix(".json")
+    write_json(file, content)
+    report = write_report(run) if run is not None and file.parent == run.eval else None
+    return Result(content, result, file, report)
+
+
+def _check_sampling(sampling: Sampling) -> None:
+    if sampling.answers > 1:
+        raise SettingsError(
+            f"num_return_sequences {sampling.answers} gives several answers to a prompt; one is scored.",
+            fix="Leave num_return_sequences out.",
+        )
+
+
+def _run_of(name: str) -> RunDir:
+    run = _run_at(name)
+    if run is None:
+        raise RunError(
+            f"{name} isn't the folder of a run, so it has no base to be compared with.",
+            fix="Give a run (`tunesmith runs list`), or two models: tunesmith compare A B --data FILE.",
+        )
+    return run
+
+
+def _run_at(name: str) -> RunDir | None:
+    folder = Path(name).expanduser()
+    return open_run(folder) if (folder / "job.yaml").is_file() else None
+
+
+def _folder(run: RunDir | None) -> Path:
+    return run.eval if run is not None else Path("eval")
+
+
+def _as_jsonl(output: Path) -> Path:
+    """OUTPUT.json is where the result goes; the predictions stand beside it."""
+    return output.with_suffix(".jsonl") if output.suffix == ".json" else output
+
+
+def _plain(name: str) -> str:
+    """A model's name as a part of a file name."""
+    return Path(name.rstrip("/")).name.replace(":", "-") or "model"
+
+
+def _last_words(row: Conversation) -> str:
+    return next((turn.content for turn in reversed(row.prompt.messages) if turn.role == "user"), "")

@@ -1,0 +1,100 @@
+"""Loss of a model on given answers: the training's own path from row to label tokens, row by row.
+
+    loss           sum of nll over all rows / label tokens of all rows, in nats
+    perplexity     exp(loss); never a mean of perplexities, which one odd row would rule
+    bits per byte  sum of nll / ln 2 / UTF-8 bytes of the answers, to compare models with unlike tokenizers
+
+Label tokens are those of the last reply with its end token, as `train_on: last_reply` has them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from tunesmith.data.batch import collate
+from tunesmith.data.config import DataSettings
+from tunesmith.data.encode import Example, encode
+from tunesmith.data.pack import plan_eval
+from tunesmith.infer.local import LocalModel
+from tunesmith.model.families import can_pack
+from tunesmith.records import Conversation, Message
+from tunesmith.settings import build
+from tunesmith.train.forward import label_logits, mixed_precision
+from tunesmith.train.losses import row_losses
+
+FORWARD_TOKENS = 1024  # of one forward pass; changes no result
+
+
+@dataclass(frozen=True, slots=True)
+class RowLoss:
+    """Summed negative log-likelihood (nats) of one answer of so many label tokens and bytes of UTF-8."""
+
+    nll_sum: float
+    tokens: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """The figures of all rows together."""
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float | None
+    tokens: int
+
+
+def answer_loss(model: LocalModel, conversations: Sequence[Conversation]) -> list[RowLoss]:
+    """The loss of each row's first reference as the answer to its prompt, in the order given.
+
+    Raises DataError naming every row that is longer than the model reads, or can't be rendered.
+    """
+    records = [_answered(conversation) for conversation in conversations]
+    settings = build(
+        DataSettings,
+        {"train": "rows", "max_length": model.context or 1 << 20, "train_on": "last_reply"},
+    )
+    examples = encode(records, model.renderer, settings).examples
+    packing, _ = can_pack(model.model.config)
+    plan = plan_eval([len(e.input_ids) for e in examples], microbatch_tokens=FORWARD_TOKENS, packing=packing)
+    sums, counts = [0.0] * len(records), [0] * len(records)
+    was_training = model.model.training
+    model.model.eval()
+    with torch.no_grad(), mixed_precision(model.device):
+        for indexes in plan:
+            batch = [examples[i] for i in indexes]
+            for example, (nll, tokens) in zip(batch, _losses(model, batch, packing), strict=True):
+                sums[example.row] += nll
+                counts[example.row] += tokens
+    model.model.train(was_training)
+    sizes = [len((record.answer or "").encode()) for record in records]
+    return [RowLoss(*row) for row in zip(sums, counts, sizes, strict=True)]
+
+
+def total(rows: Sequence[RowLoss]) -> Loss:
+    """All rows together: sums first, then one division."""
+    nll, tokens, size = sum(r.nll_sum for r in rows), sum(r.tokens for r in rows), sum(r.bytes for r in rows)
+    loss = nll / tokens
+    bits = nll / math.log(2) / size if size else None
+    return Loss(loss, math.exp(min(loss, 700.0)), bits, tokens)
+
+
+def _losses(model: LocalModel, batch: Sequence[Example], packing: bool) -> list[tuple[float, int]]:
+    # Padding is told apart by length, so its id is of no consequence.
+    laid = collate(batch, packing=packing, pad_id=0).to(model.device.torch_device)
+    logits = label_logits(model.model, laid)
+    # Targets follow the order of rows, each with as many as its mask has.
+    labels = torch.tensor([sum(example.label_mask[1:]) for example in batch], device=logits.device)
+    rows = torch.repeat_interleave(torch.arange(len(batch), device=logits.device), labels)
+    sums, counts = row_losses(logits, laid.targets, rows, len(batch))
+    return list(zip(sums.tolist(), counts.tolist(), strict=True))
+
+
+def _answered(conversation: Conversation) -> Conversation:
+    asked = conversation.prompt.messages
+    reply = conversation.answer if conversation.answer is not None else conversation.references[0]
+    return replace(conversation, messages=(*asked, Message("assistant", reply)))
