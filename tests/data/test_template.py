@@ -303,6 +303,19 @@ def test_a_token_across_the_border_is_taken_apart_as_in_chat() -> None:
     assert second.input_ids[: len(asked)] == asked
 
 
+def test_an_empty_prompt_leaves_the_first_token_unlabelled() -> None:
+    renderer = with_template("gpt2", "{%- for m in messages %}{{- m.content }}{%- endfor %}")
+    [encoded] = renderer.encode(talk("", "yes"), "all_replies")
+    assert encoded.label_mask == [False] + [True] * (len(encoded.input_ids) - 1)
+
+
+def test_a_bos_that_begins_every_turn_is_not_kept_as_one() -> None:
+    tokenizer = tiny_tokenizer("qwen2")
+    tokenizer.bos_token = "<|im_start|>"  # as SmolLM2 has it
+    [encoded] = Renderer(tokenizer).encode(talk("a", "b"), "all_replies")
+    assert not encoded.bos
+
+
 def test_a_template_without_end_tokens_gets_eos() -> None:
     template = "{%- for m in messages %}{{- m.role + ': ' + m.content + '\\n' }}{%- endfor %}"
     template += "{%- if add_generation_prompt %}{{- 'assistant: ' }}{%- endif %}"

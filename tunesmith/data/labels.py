@@ -124,9 +124,8 @@ class Labeller:
             replies[-1] = Reply(last.header, last.start, last.stop + 1)
             self.notes.append(NOTE_EOS)
         mask[0] = False
-        bos = bool(ids) and ids[0] == self.rendering.bos_id
         return Encoded(
-            ids, mask, self.conversation.origin, tuple(replies), bos, tuple(dict.fromkeys(self.notes))
+            ids, mask, self.conversation.origin, tuple(replies), self._bos(), tuple(dict.fromkeys(self.notes))
         )
 
     def mark_reply(self, index: int) -> Encoded:
@@ -141,9 +140,8 @@ class Labeller:
 
     def unmarked(self) -> Encoded:
         """The render without any reply marked."""
-        bos = bool(self.ids) and self.ids[0] == self.rendering.bos_id
         return Encoded(
-            self.ids, [False] * len(self.ids), self.conversation.origin, (), bos, tuple(self.notes)
+            self.ids, [False] * len(self.ids), self.conversation.origin, (), self._bos(), tuple(self.notes)
         )
 
     def end_token(self, stop: int, end: int, *, last: bool) -> int | None:
@@ -174,6 +172,11 @@ class Labeller:
         end = self.end_token(stop, turn.end, last=bool(message.tool_calls))
         until = end + 1 if end is not None else bisect_left(self.offsets, (max(stop, first), -1), lo=start)
         return start, until, end
+
+    def _bos(self) -> bool:
+        # SmolLM2's BOS is the <|im_start|> of every turn: that one isn't worth keeping.
+        bos = self.rendering.bos_id
+        return bos is not None and self.ids[:1] == [bos] and self.ids.count(bos) == 1
 
     def _header(self, turn: Turn) -> int:
         """First token of what asks for the reply; the reply itself where the template has no header."""

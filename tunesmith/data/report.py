@@ -55,12 +55,13 @@ def report_table(report: dict[str, Any]) -> Table:
         table.add_section()
     for word in words:
         counts = [part["notes"].get(word) or _dropped(part)[word] for _, part in parts]
-        table.add_row(word, *(f"{count:,} rows" for count in counts))
+        table.add_row(word, *(f"{count:,}" for count in counts))
     template = report["template"]
-    note = f"; {template['note']}" if template.get("note") else ""
-    ends = " ".join(template["stop_tokens"])
-    table.caption = f"Template: {template['name']}; an answer ends with {ends or 'nothing'}{note}."
-    table.caption_justify = "left"
+    table.add_section()
+    table.add_row("template", template["name"])
+    table.add_row("an answer ends with", " ".join(template["stop_tokens"]))
+    if template.get("note"):
+        table.add_row(template["note"])
     return table
 
 
