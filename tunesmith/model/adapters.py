@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,7 +46,7 @@ def prepare(
     """
     if not settings.uses_peft:
         return _unfreeze(model, settings)
-    with _seeded(model, seed):
+    with _seeded(model, seed), _without_known_warnings():
         tuned = (
             _continued(model, settings, base_fingerprint) if settings.continue_from else _new(model, settings)
         )
@@ -268,10 +269,16 @@ def _checked_config(model: PreTrainedModel, folder: Path, base_fingerprint: str 
 
 def _load_adapter(model: PreTrainedModel, folder: Path, config: LoraConfig, *, trainable: bool) -> PeftModel:
     # PEFT fills new layers with random numbers before it reads the file; nobody's random state should move.
-    with torch.random.fork_rng(devices=_cuda(model)):
-        tuned = PeftModel.from_pretrained(
-            model, str(folder), config=config, is_trainable=trainable, torch_device=str(model.device)
-        )
+    try:
+        with torch.random.fork_rng(devices=_cuda(model)), _without_known_warnings():
+            tuned = PeftModel.from_pretrained(
+                model, str(folder), config=config, is_trainable=trainable, torch_device=str(model.device)
+            )
+    except Exception as error:  # whatever a hand-made config makes PEFT stumble over
+        raise ModelError(
+            f"The adapter {folder} can't be read: {type(error).__name__}: {error}.",
+            fix="Copy the adapter again, or save it with a current version of peft.",
+        ) from error
     if lost := saved.unread(tuned, folder):
         raise ModelError(
             f"The adapter {folder} couldn't be read completely.",
@@ -292,7 +299,7 @@ def _save_adapter(model: PeftModel, folder: Path, meta: Mapping[str, Any]) -> No
     if initial is not None:
         saved.write_tensors(start, {name.replace(".default.", "."): p for name, p in initial.items()})
         options["path_initial_model_for_weight_conversion"] = str(start)
-    with torch.random.fork_rng(devices=_cuda(model)):
+    with torch.random.fork_rng(devices=_cuda(model)), _without_known_warnings():
         model.save_pretrained(str(folder), **options)
     shutil.rmtree(start, ignore_errors=True)
     saved.tidy_adapter(folder)
@@ -310,6 +317,16 @@ def _put(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
 def _seeded(model: nn.Module, seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=_cuda(model)):
         torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _without_known_warnings() -> Iterator[None]:
+    """Warnings of PEFT's that say nothing to a person: an old name, and what is checked or done here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing. is deprecated")
+        warnings.filterwarnings("ignore", message="PiSSA changes the base weights")
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
         yield
 
 

@@ -140,12 +140,12 @@ def read_header(file: Path) -> dict[str, Tensor]:
             head = handle.read(8)
             length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
             if not 2 <= length <= min(size - 8, _LARGEST_HEADER):
-                raise ModelError(f"{file.name} isn't a safetensors file, or it is cut off ({size:,} bytes)")
+                raise _damaged(file, f"it isn't a safetensors file, or it is cut off ({size:,} bytes)")
             content = json.loads(handle.read(length))
     except OSError as error:
-        raise ModelError(f"{file.name} can't be read: {error.strerror}") from None
+        raise _damaged(file, f"it can't be read ({error.strerror})") from None
     except (ValueError, UnicodeDecodeError, RecursionError):
-        raise ModelError(f"{file.name} has a broken header") from None
+        raise _damaged(file, "its header is broken") from None
     try:
         return {
             key: _tensor(file, entry, 8 + length, size)
@@ -153,7 +153,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
             if key != "__metadata__"
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelError(f"{file.name}: {error}") from None
+        raise _damaged(file, str(error)) from None
 
 
 def parameter_bytes(found: dict[str, Tensor], width: int) -> int:
@@ -171,6 +171,10 @@ def pickle_error(name: str, files: Sequence[str]) -> ModelError:
         "convert it where you trust it, with transformers: AutoModelForCausalLM.from_pretrained(FOLDER)"
         ".save_pretrained(NEW_FOLDER), AutoTokenizer likewise.",
     )
+
+
+def _damaged(file: Path, why: str) -> ModelError:
+    return ModelError(f"{file}: {why}.", fix="Download or copy it again.")
 
 
 def _tensor(file: Path, entry: Any, data: int, size: int) -> Tensor:
