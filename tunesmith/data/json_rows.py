@@ -26,8 +26,11 @@ ROW_LISTS = {"messages", "conversations", "history", "tools", "prompt", "complet
 _BLANK = re.compile(r"[ \t\n\r]*")
 
 
-def read_json(text: str, path: str) -> tuple[str, list[Found]]:
-    """("json" or "jsonl", the rows). Raises DataError where the file as a whole isn't a list of rows."""
+def read_json(text: str, path: str, *, lines_expected: bool) -> tuple[str, list[Found]]:
+    """("json" or "jsonl", the rows); a lone object is a row where `lines_expected`, else it may hold them.
+
+    Raises DataError where the file as a whole isn't a list of rows.
+    """
     start = _skip(text, 0)
     if text.startswith("[", start):
         return "json", _array(text, start, path)
@@ -38,7 +41,10 @@ def read_json(text: str, path: str) -> tuple[str, list[Found]]:
             raise _not_json(path, [f"{path}:{whole.place(text)}: {whole.cause}"])
         return "jsonl", lines
     if _skip(text, whole.end) == len(text):
-        return "json", [_single(whole, text.count("\n", 0, start) + 1, path)]
+        line = text.count("\n", 0, start) + 1
+        if lines_expected:
+            return "jsonl", [Found(line, whole.value, whole.reason)]
+        return "json", [_single(whole, line, path)]
     if "\n" in text[start : whole.end]:
         line, column = _place(text, whole.end)
         raise _not_json(

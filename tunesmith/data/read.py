@@ -161,7 +161,7 @@ def _text_rows(kind: str, text: str, path: str) -> tuple[str, list[Found]]:
     if not text.strip():
         raise DataError(f"{path} is empty.", fix="Is it the right file?")
     if kind in ("json", "jsonl"):
-        return read_json(text, path)
+        return read_json(text, path, lines_expected=kind == "jsonl")
     if kind in ("csv", "tsv"):
         return kind, read_csv(text, path, tabs=kind == "tsv")
     return kind, [Found(1, text.replace("\r\n", "\n"))]
