@@ -4,6 +4,9 @@ Everything is rendered by `tokenizer.apply_chat_template` (transformers' sandbox
 the model's own, one of ours by name, or a .jinja file, and the template is saved with what was trained. The
 template writes BOS where the model wants it; text is tokenised without adding another one.
 
+Our own templates end a reply with the tokenizer's eos token; chatml with <|im_end|> where that is a token
+of the model. Elsewhere its markers are plain text: no embedding has to be learnt that the model never saw.
+
 Templates that know `enable_thinking` get it on for replies that hold a `</think>`, and off otherwise.
 """
 
