@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from tunesmith import device as machine
 from tunesmith.data.template import TEMPLATES, Renderer
 from tunesmith.device import Device
-from tunesmith.errors import GenerateError, ModelError, RunError, TemplateError
+from tunesmith.errors import GenerateError, ModelError, RunError, SettingsError, TemplateError
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.generate import context_length, generate, stream
 from tunesmith.model import adapters, saved, source
@@ -96,9 +96,11 @@ def load(
     A run's own template is used, and checked against the one it was trained with; `template` (a name or a
     .jinja file) replaces it.
 
-    Raises RunError for a run without final weights, ModelError for a base that isn't the one trained on,
-    TemplateError for a changed template, and what `model.source.resolve` raises.
+    Raises SettingsError for an unknown dtype, RunError for a run without final weights, ModelError for a
+    base that isn't the one trained on, TemplateError for a changed template, and what `resolve` raises.
     """
+    if dtype not in ("auto", *machine.DTYPES):
+        raise SettingsError(f"There is no dtype {dtype!r}.", fix=f"Use auto, {', '.join(machine.DTYPES)}.")
     folder = Path(name).expanduser()
     run = open_run(folder) if (folder / "job.yaml").is_file() else None
     weights = _weights(run) if run is not None else folder

@@ -1,0 +1,166 @@
+"""`tunesmith chat MODEL|RUN`: answers on stdout, everything else on stderr; a terminal or a pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from typing import Annotated
+
+import typer
+
+from tunesmith.cli.console import err
+from tunesmith.errors import TunesmithError
+from tunesmith.infer.chat import Chat
+from tunesmith.infer.config import for_chat
+from tunesmith.infer.local import load
+from tunesmith.model.config import Dtype
+from tunesmith.records import Completion
+from tunesmith.settings import parse_overrides
+
+with contextlib.suppress(ImportError):
+    import readline  # noqa: F401 - gives input() line editing and a history of this session
+
+app = typer.Typer(add_completion=False)
+
+EXAMPLES = """\b
+Examples:
+  tunesmith chat runs/tang-1                       talk to what you trained
+  tunesmith chat smollm2-135m --system "Answer in one sentence."
+  tunesmith chat runs/tang-1 temperature=0.3 max_new_tokens=100 seed=1
+  echo "白日依山盡，黃河入海流。" | tunesmith chat runs/tang-1
+In a chat, /help lists the commands. Every setting: docs/generate.md
+"""
+
+PROMPT, MORE = "> ", ". "
+# What a terminal would obey instead of showing: control characters other than line feed and tab.
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+@app.command(epilog=EXAMPLES)
+def chat(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL|RUN", help="Alias, hub id, folder, GGUF file, or the folder of a run."),
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="key=value", help="How answers are chosen, e.g. temperature=0.3."),
+    ] = None,
+    system: Annotated[str, typer.Option(help="The system prompt.")] = "",
+    template: Annotated[
+        str | None, typer.Option(help="chatml, alpaca, plain or FILE.jinja, instead of the model's own.")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Number format of the weights.")] = "auto",
+) -> None:
+    """Talk to a model or a run. Without a terminal, each line of stdin is a message."""
+    asked = parse_overrides(settings or [])
+    for_chat(asked)  # wrong settings are told before the model is loaded
+    talk = Chat(load(model, dtype=dtype, template=template), system=system, asked=asked)
+    terminal = sys.stdin.isatty()
+    if terminal:
+        err.print(f"{talk.model.name} on {talk.model.device.name}. /help lists the commands.", style="dim")
+    else:
+        _read_utf8()
+    if not _converse(talk, terminal):
+        raise typer.Exit(1)
+
+
+def _converse(talk: Chat, terminal: bool) -> bool:
+    """Message by message until the end. Returns False if a message of a pipe couldn't be answered."""
+    good = True
+    interrupted = False
+    while True:
+        try:
+            text = _read(terminal)
+        except KeyboardInterrupt:
+            # The first Ctrl-C may have been meant for an answer that has just ended.
+            if interrupted or not terminal:
+                raise
+            interrupted = True
+            err.print("\n(Ctrl-C again or Ctrl-D leaves)", style="dim")
+            continue
+        interrupted = False
+        if text is None:
+            if terminal:
+                err.print()
+            return good
+        if not text.strip():
+            continue
+        try:
+            if text.startswith("/") and not text.startswith("//"):
+                said = talk.command(text)
+                if said is None:
+                    return good
+                err.print(said)
+            else:
+                _answer(talk, text.removeprefix("/") if text.startswith("//") else text, terminal)
+        except TunesmithError as error:
+            err.print(f"Error: {error}", style="red")
+            good = terminal
+
+
+def _answer(talk: Chat, text: str, terminal: bool) -> None:
+    pieces = talk.say(text)
+    try:
+        while True:
+            _write(next(pieces))
+    except StopIteration as end:
+        _write("\n")
+        err.print(_figures(end.value, talk), style="dim")
+    except KeyboardInterrupt:
+        pieces.close()
+        _write("\n")
+        if not terminal:
+            raise
+        err.print("(stopped)", style="dim")
+
+
+def _figures(done: Completion, talk: Chat) -> str:
+    speed = done.completion_tokens / done.seconds if done.seconds else 0.0
+    text = f"[{done.completion_tokens} tokens, {speed:.1f} tokens/s]"
+    if done.finish == "length":
+        full = done.prompt_tokens + done.completion_tokens == talk.model.context
+        text += (
+            " The model's context is full, so the answer was cut."
+            if full
+            else " The limit was reached; /set max_new_tokens N raises it."
+        )
+    return text
+
+
+def _read(terminal: bool) -> str | None:
+    """The next message, without its line end; lines that end with a backslash are joined. None at the end."""
+    lines: list[str] = []
+    while True:
+        line = _read_line(MORE if lines else PROMPT) if terminal else sys.stdin.readline() or None
+        if line is None:
+            return "\n".join(lines) if lines else None
+        line = line.rstrip("\r\n")
+        if not line.endswith("\\"):
+            return "\n".join([*lines, line])
+        lines.append(line[:-1])
+
+
+def _read_line(prompt: str) -> str | None:
+    if not sys.stdout.isatty():
+        # input() would write its prompt into the answers.
+        err.print(prompt, end="")
+        return sys.stdin.readline() or None
+    try:
+        typed = input(prompt)
+    except EOFError:
+        return None
+    # Bytes that aren't text in the terminal's encoding come as surrogates, which no tokenizer takes.
+    return typed.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _read_utf8() -> None:
+    reconfigure = getattr(sys.stdin, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(encoding="utf-8-sig", errors="replace")
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(CONTROL.sub("\ufffd", text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()

@@ -1,0 +1,170 @@
+"""`tunesmith generate MODEL|RUN`: answers to a file of prompts, or to one prompt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from tunesmith.cli.console import err, json_option, out, print_json
+from tunesmith.data.prompts import read_prompts
+from tunesmith.errors import DataError, UsageError
+from tunesmith.infer.config import Sampling
+from tunesmith.infer.local import LocalModel, load
+from tunesmith.infer.predictions import Existing, Summary, check_output, prediction, write_predictions
+from tunesmith.model.config import Dtype
+from tunesmith.records import Conversation, Message, Origin
+from tunesmith.settings import build, parse_overrides
+
+app = typer.Typer(add_completion=False)
+
+EXAMPLES = """\b
+Examples:
+  tunesmith generate runs/tang-1 --input test.json --output answers.jsonl
+  tunesmith generate runs/tang-1 --input test.json --output drawn.jsonl temperature=0.7 top_p=0.9 seed=1
+  tunesmith generate smollm2-135m --input prompts.txt --output beams.jsonl num_beams=4 max_new_tokens=64
+  tunesmith generate runs/tang-1 --prompt "白日依山盡，黃河入海流。"
+  tunesmith generate runs/tang-1 --input test.json --output answers.jsonl --resume
+Without settings an answer is greedy and has 512 tokens at most. Every setting: docs/generate.md
+"""
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+@app.command(epilog=EXAMPLES)
+def generate(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL|RUN", help="Alias, hub id, folder, GGUF file, or the folder of a run."),
+    ],
+    settings: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="key=value", help="How answers are chosen, e.g. temperature=0.7."),
+    ] = None,
+    input: Annotated[
+        str | None, typer.Option(help="Prompts in any row format, or .txt with one a line.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="The answers, as JSONL.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="One prompt; its answer goes to stdout.")] = None,
+    system: Annotated[str, typer.Option(help="With --prompt: the system prompt.")] = "",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an output that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an output that is there.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences computed at once.")] = 16,
+    template: Annotated[
+        str | None, typer.Option(help="chatml, alpaca, plain or FILE.jinja, instead of the model's own.")
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Number format of the weights.")] = "auto",
+    as_json: Annotated[bool, json_option] = False,
+) -> None:
+    """Answer every prompt of a file, in its order, or one prompt."""
+    _check_words(input, output, prompt, system, resume=resume, force=force)
+    sampling = build(Sampling, parse_overrides(settings or []))
+    # Everything that can be wrong without the model is told before it's loaded.
+    existing: Existing = "resume" if resume else "replace" if force else "refuse"
+    if output is not None:
+        check_output(output, existing)
+    prompts = _one(prompt, system) if prompt is not None else _read(input or "")
+    answerer = load(model, dtype=dtype, template=template, sampling=sampling)
+    answerer.batch_size = batch_size
+    if output is None:
+        _show_answers(answerer, prompts[0], as_json)
+        return
+    with _progress(len(prompts)) as watch:
+        summary = write_predictions(answerer, prompts, output, existing=existing, watch=watch)
+    err.print(_told(summary))
+    if as_json:
+        print_json(summary.to_json())
+    else:
+        out.print(str(output))
+
+
+def _check_words(
+    input: str | None, output: Path | None, prompt: str | None, system: str, *, resume: bool, force: bool
+) -> None:
+    problems = []
+    if prompt is None and (input is None or output is None):
+        problems.append("give --input FILE and --output FILE, or --prompt TEXT")
+    if prompt is not None and (input is not None or output is not None):
+        problems.append("--prompt asks for one answer on stdout, without --input and --output")
+    if prompt is not None and not prompt.strip():
+        problems.append("--prompt is empty")
+    if system and prompt is None:
+        problems.append("--system goes with --prompt; the rows of a file have their own")
+    if resume and force:
+        problems.append("--resume continues the output and --force replaces it: give one of them")
+    if problems:
+        raise UsageError(
+            "The command can't be carried out.",
+            details=problems,
+            fix="tunesmith generate --help has examples.",
+        )
+
+
+def _one(prompt: str, system: str) -> list[Conversation]:
+    before = (Message("system", system),) if system else ()
+    return [Conversation((*before, Message("user", prompt)), Origin("--prompt", 1, 0), "0")]
+
+
+def _read(path: str) -> list[Conversation]:
+    prompts = read_prompts(path)
+    if not prompts:
+        raise DataError(f"{path} holds no prompts.", fix="Give a file with at least one row.")
+    return prompts
+
+
+def _show_answers(model: LocalModel, conversation: Conversation, as_json: bool) -> None:
+    (answers,) = model.complete([conversation])
+    if as_json:
+        print_json(prediction(model, conversation, answers))
+        return
+    for number, answer in enumerate(answers, 1):
+        if len(answers) > 1:
+            err.print(f"[{number}]", style="dim")
+        out.print(answer.text)
+    if any(answer.finish == "length" for answer in answers):
+        err.print("The limit was reached; max_new_tokens=N raises it.", style="dim")
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[Summary], None]]:
+    """A bar with the time left; where stderr is no terminal, a line every ten seconds."""
+    bar = Progress(
+        TextColumn("answers"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        console=err,
+        disable=not err.is_terminal,
+        transient=True,
+    )
+    task = bar.add_task("", total=total, speed="")
+    last = time.monotonic()
+
+    def watch(summary: Summary) -> None:
+        nonlocal last
+        done = summary.resumed + summary.answered
+        speed = f"{summary.tokens_per_second:,.0f} tokens/s"
+        bar.update(task, completed=done, speed=speed)
+        if not err.is_terminal and time.monotonic() - last > SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            left = summary.seconds / summary.answered * (total - done)
+            err.print(f"{done} of {total} answers, {speed}, {left:.0f} s left")
+
+    with bar:
+        yield watch
+
+
+def _told(summary: Summary) -> str:
+    before = f" ({summary.resumed} were there already)" if summary.resumed else ""
+    limited = summary.finish["length"]
+    cut = f" {limited} reached the limit of tokens; max_new_tokens=N raises it." if limited else ""
+    return (
+        f"{summary.prompts} prompts answered{before}: {summary.tokens:,} tokens in {summary.seconds:.1f} s, "
+        f"{summary.tokens_per_second:,.0f} tokens/s.{cut}"
+    )
