@@ -225,6 +225,14 @@ def test_a_share_has_the_size_that_was_asked_for(tmp_path: Path) -> None:
     assert set(asked(other)) != set(asked(valid))
 
 
+def test_many_equal_rows_do_not_shrink_the_share(tmp_path: Path) -> None:
+    path = rows_file(tmp_path, "a.jsonl", *[0] * 50, *range(1, 51))
+    for seed in range(5):
+        valid = load_data(job(path, 0.2), seed)[1]
+        assert valid is not None
+        assert (len(valid.records), valid.duplicates) == (20, 0)
+
+
 @pytest.mark.parametrize("prompts", [[1], [1, 1, 1]])
 def test_a_share_of_one_row_is_refused(tmp_path: Path, prompts: list[int]) -> None:
     with pytest.raises(DataError, match="validation") as caught:

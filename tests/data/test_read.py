@@ -226,6 +226,14 @@ def test_damaged_utf_8_is_never_taken_for_gb18030(tmp_path: Path, at: int, delet
         assert "isn't utf-8" in message
 
 
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_a_download_that_stopped_is_not_taken_for_gb18030(tmp_path: Path, cut: int) -> None:
+    data = "人心風不吹，波浪高百尺。".encode()[:-cut]
+    first = _first_bad_byte(data)
+    if first is not None:  # 中文 cut short is valid GB18030: 涓枃
+        assert f"byte {first} " in refused(tmp_path, "a.txt", data)
+
+
 def _first_bad_byte(data: bytes) -> int | None:
     try:
         data.decode("utf-8")
