@@ -18,7 +18,7 @@ from tunesmith.evaluate.compare import compare
 from tunesmith.evaluate.metrics import METRICS
 from tunesmith.evaluate.redact import short_paths, without_secrets
 from tunesmith.evaluate.report import SHOWN_TEXT, write_report
-from tunesmith.rundir import RunDir, write_json
+from tunesmith.rundir import RunDir, open_run, write_json
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}&lt;b&gt;"
 
@@ -50,10 +50,12 @@ def test_the_whole_story_is_there(tmp_path: Path) -> None:
     compared(run, "The two lines are", "坐來山水遠，今日見塵埃。")
     text = write_report(run).read_text(encoding="utf-8")
     words = re.sub(r"\s+", " ", " ".join(Page(text).words))
-    for part in ("3.840 →", "2.712", "verse_form", "n = 15", "better", "更好", "The two lines are", "坐來山水遠",
-                 "1,197", "longer than 1024 tokens", "tang_train.json:40", "output is missing", "train.learning_rate",
-                 "1.90 GB", "3 min", "PeftModel.from_pretrained", "tunesmith chat", "torch", "2.13.0", "验证损失",
-                 "今日無人見，空山有鳥來。", "smollm2-135m", "4,884,480"):  # fmt: skip
+    before_and_after = ("3.840 →", "2.712", "verse_form", "n = 15", "better", "更好", "验证损失")
+    answers = ("The two lines are", "坐來山水遠", "今日無人見，空山有鳥來。")
+    data = ("1,197", "longer than 1024 tokens", "tang_train.json:40", "output is missing")
+    settings = ("smollm2-135m", "train.learning_rate", "torch", "2.13.0", "1.90 GB", "3 min", "4,884,480")
+    use = ("PeftModel.from_pretrained", "tunesmith chat")
+    for part in (*before_and_after, *answers, *data, *settings, *use):
         assert part in words, part
     assert text.count("<polyline") >= 6  # three lines and the rate, wide and narrow
     assert "NaN" not in text
@@ -127,16 +129,10 @@ def test_secrets_and_home_folders_stay_at_home(tmp_path: Path) -> None:
 
 
 def test_redaction_rules() -> None:
-    settings = {
-        "api_key": "x",
-        "hub_token": None,
-        "pad_token_id": 3,
-        "tokens": 5,
-        "deep": [{"PASSWORD": "y"}],
-    }
-    assert without_secrets(settings) == {
-        "api_key": "(hidden)", "hub_token": None, "pad_token_id": 3, "tokens": 5, "deep": [{"PASSWORD": "(hidden)"}],
-    }  # fmt: skip
+    open_ones = {"hub_token": None, "pad_token_id": 3, "tokens": 5, "tokens_per_step": 4096}
+    secret = {"api_key": "x", "deep": [{"PASSWORD": "y"}]}
+    hidden = {"api_key": "(hidden)", "deep": [{"PASSWORD": "(hidden)"}]}
+    assert without_secrets({**open_ones, **secret}) == {**open_ones, **hidden}
     home = str(Path.home())
     assert short_paths(f"{home}/a and {home}") == "~/a and ~"
     assert short_paths(f"{home}stead/a") == f"{home}stead/a"
@@ -167,3 +163,13 @@ def test_a_report_that_cant_be_written_is_one_error(tmp_path: Path) -> None:
     (run.report_file / "x").touch()
     with pytest.raises(RunError, match=r"report\.html can't be written"):
         write_report(run)
+
+
+def test_the_python_it_shows_runs_as_it_stands(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = write_report(open_run(place / "runs/lora")).read_text(encoding="utf-8")
+    code = html.unescape(re.findall(r'<pre id="python">(.*?)</pre>', text, re.DOTALL)[0])
+    monkeypatch.chdir(place)
+    exec(compile(code.replace("max_new_tokens=100", "max_new_tokens=5"), "report", "exec"), {})
+    assert capsys.readouterr().out.strip()

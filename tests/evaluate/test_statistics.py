@@ -60,6 +60,7 @@ def test_fifteen_zeros_are_not_a_certain_zero() -> None:
     result = mean_interval([0.0] * 15, binary=True)
     # Wilson at 0 of n: z^2 / (n + z^2) = 3.8415 / 18.8415.
     assert (result.value, result.low, result.high) == (0.0, 0.0, pytest.approx(0.2039, abs=1e-4))
+    assert mean_interval([0.0] * 15) == result  # nor are fifteen F1 of 0
 
 
 def test_one_row_says_nothing() -> None:

@@ -171,7 +171,9 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]
         elif isinstance(value, list) and value and all(isinstance(v, Mapping) and "path" in v for v in value):
             rows.append((prefix + key, ", ".join(_file(v) for v in value)))
         elif value is not None and value != []:
-            rows.append((prefix + key, ", ".join(map(str, value)) if isinstance(value, list) else value))
+            words = value if isinstance(value, list) else [value]
+            shown = [str(word).lower() if isinstance(word, bool) else str(word) for word in words]
+            rows.append((prefix + key, ", ".join(shown)))
     return rows
 
 

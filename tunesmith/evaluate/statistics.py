@@ -52,7 +52,7 @@ def mean_interval(scores: Sequence[float], *, binary: bool = False, seed: int = 
     """The mean of scores between 0 and 1 with its interval. One row says nothing: [0, 1]."""
     values = _floats(scores)
     mean = float(values.mean())
-    if binary:
+    if binary or mean in (0.0, 1.0):
         return Interval(mean, *wilson(int(values.sum()), len(values)))
     if len(values) < 2:
         return Interval(mean, 0.0, 1.0)

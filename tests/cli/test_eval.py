@@ -1,0 +1,116 @@
+"""`tunesmith eval` as a person runs it."""
+
+# ruff: noqa: F401, F811 - fixtures are imported by their names
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.evaluate.conftest import place
+from tunesmith.cli.main import main
+from tunesmith.rundir import read_jsonl
+
+Run = Callable[..., tuple[int, str, str]]
+FEW = ("max_new_tokens=5", "--dtype", "fp32")
+
+
+@pytest.fixture
+def tunesmith(
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Run:
+    """Run a command in the folder of the tiny model and its run; exit code, stdout, stderr."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("COLUMNS", "160")
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tunesmith", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+    return run
+
+
+def test_json_is_the_documented_object_and_nothing_else(tunesmith: Run) -> None:
+    code, out, err = tunesmith("eval", "runs/lora", "--data", "valid.jsonl", "--json", *FEW)
+    result = json.loads(out)
+    assert code == 0
+    assert result["n"] == 8
+    assert set(result["metrics"]["f1_char"]) == {"value", "low", "high"}
+    assert result["perplexity"] == pytest.approx(2.718281828 ** result["loss"])
+    assert result["sampling"] == {"max_new_tokens": 5}
+    assert result["data"] == "valid.jsonl"
+    assert "8 rows; metrics: exact_match, f1_char." in err
+    lines = read_jsonl(Path(result["predictions"]))
+    assert len(lines) == 8
+    assert set(lines[0]) >= {"id", "prompt", "prediction", "references"}
+
+
+def test_table_and_files_of_a_run(tunesmith: Run, place: Path) -> None:
+    code, out, err = tunesmith("eval", "runs/lora", "--data", "valid.jsonl", "--metrics", "f1_char", *FEW)
+    assert code == 0
+    assert out.splitlines()[0] == "valid.jsonl, n = 8:  runs/lora"
+    assert [line.split()[0] for line in out.splitlines()[1:4]] == ["loss", "perplexity", "bits_per_byte"]
+    assert "exact_match" not in out
+    assert "Predictions: runs/lora/eval/valid.eval.jsonl" in err
+    assert (place / "runs/lora/eval/valid.eval.json").is_file()
+    shown = tunesmith("runs", "show", "lora")[1]
+    assert "valid.jsonl, n = 8:  runs/lora" in shown
+
+
+def test_a_model_without_a_run_leaves_its_files_where_it_says(tunesmith: Run, place: Path) -> None:
+    code, _, err = tunesmith("eval", "qwen2", "--data", "valid.jsonl", "--limit", "2", *FEW)
+    assert code == 0
+    assert "Predictions: eval/qwen2.valid.eval.jsonl" in err
+    assert len(read_jsonl(place / "eval/qwen2.valid.eval.jsonl")) == 2
+
+
+def test_the_same_seed_gives_the_same_answers(tunesmith: Run, tmp_path: Path) -> None:
+    def answers(name: str, seed: int) -> list[str]:
+        output = str(tmp_path / name)
+        words = ("eval", "qwen2", "--data", "valid.jsonl", "--output", output, "temperature=1.5")
+        assert tunesmith(*words, f"seed={seed}", *FEW)[0] == 0
+        return [line["prediction"] for line in read_jsonl(tmp_path / name)]
+
+    assert answers("a.jsonl", 1) == answers("b.jsonl", 1) != answers("c.jsonl", 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "text"),
+    [
+        (("runs/lora", "--data", "nope.jsonl"), 1, "nope.jsonl"),
+        (("nope", "--data", "valid.jsonl"), 1, "nope"),
+        (("runs/lora", "qwen2", "--data", "valid.jsonl"), 2, "takes one model"),
+        (("--data", "valid.jsonl"), 2, "MODEL"),
+        (("runs/lora",), 2, "--data"),
+        (("runs/lora", "--data", "unanswered.jsonl"), 1, "unanswered.jsonl:2"),
+        (("runs/lora", "--data", "valid.jsonl", "--metrics", "f1"), 2, "f1_char"),
+        (("runs/lora", "--data", "valid.jsonl", "temprature=1"), 2, "temperature"),
+        (("runs/lora", "--data", "valid.jsonl", "do_sample=false", "top_p=0.5"), 2, "do_sample"),
+        (("runs/lora", "--data", "valid.jsonl", "num_beams=2", "num_return_sequences=2"), 2, "one is scored"),
+        (("runs/lora", "--data", "valid.jsonl", "--references", "short.txt"), 1, "1 answers for 8 prompts"),
+    ],
+)
+def test_wrong_words_are_one_message_and_leave_nothing(
+    tunesmith: Run,
+    place: Path,
+    words: tuple[str, ...],
+    code: int,
+    text: str,
+) -> None:
+    (place / "unanswered.jsonl").write_text('{"instruction": "一", "output": "答"}\n{"instruction": "二"}\n')
+    (place / "short.txt").write_text("甲\n")
+    before = sorted(place.rglob("*"))
+    ended, out, err = tunesmith("eval", *words)
+    assert (ended, out) == (code, "")
+    assert text in err
+    assert "Traceback" not in err
+    assert sorted(place.rglob("*")) == before

@@ -1,0 +1,221 @@
+"""evaluate and compare: figures, files, pairing, and one load for base and tuned model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.evaluate.conftest import questions, train
+from tests.evaluate.made_run import Scripted, couplets
+from tunesmith.data.prompts import read_prompts
+from tunesmith.errors import DataError, GenerateError, RunError, SettingsError
+from tunesmith.evaluate import measure
+from tunesmith.evaluate.compare import Comparison, compare
+from tunesmith.evaluate.measure import choose_metrics, measure_one, measure_two, read_questions
+from tunesmith.evaluate.metrics import METRICS
+from tunesmith.evaluate.run import Base, evaluate
+from tunesmith.infer.config import Sampling
+from tunesmith.infer.local import load
+from tunesmith.records import Completion, Conversation
+from tunesmith.rundir import open_run, read_jsonl
+
+ALL = list(METRICS.values())
+SHORT = Sampling(max_new_tokens=6)
+
+
+def perfect(conversation: Conversation) -> str:
+    return conversation.references[0]
+
+
+def test_a_perfect_and_a_silent_predictor(tmp_path: Path) -> None:
+    good = evaluate(Scripted("good", perfect), couplets(), ALL, output=tmp_path / "g.jsonl").to_json()
+    none = evaluate(Scripted("none", lambda _: " "), couplets(), ALL, output=tmp_path / "n.jsonl").to_json()
+    for metric in METRICS:
+        assert good["metrics"][metric]["value"] == 1.0
+        assert none["metrics"][metric]["value"] == 0.0
+    assert (good["n"], good["empty"], none["empty"]) == (15, 0, 15)
+    assert "loss" not in good  # nothing but a local model has one
+    assert good["metrics"]["verse_form"]["low"] == pytest.approx(0.796, abs=1e-3)  # 15 of 15 isn't certainty
+
+
+def test_predictions_file(tmp_path: Path) -> None:
+    evaluate(Scripted("m", lambda _: "今日。"), couplets(3), ALL, output=tmp_path / "p.jsonl")
+    lines = read_jsonl(tmp_path / "p.jsonl")
+    assert [line["id"] for line in lines] == ["test.json:1", "test.json:2", "test.json:3"]
+    assert set(lines[0]) >= {"id", "prompt", "prediction", "references", "scores"}
+    assert lines[0]["prompt"].endswith("石室寒飆警，孫枝雅器裁。")
+    assert set(lines[0]["scores"]) == set(METRICS)
+    assert list(tmp_path.iterdir()) == [tmp_path / "p.jsonl"]
+
+
+class Dying:
+    """Answers three rows and then fails, as a model that runs out of memory does."""
+
+    name = "dying"
+
+    def complete(self, _: Sequence[Conversation]) -> Iterator[list[Completion]]:
+        for _ in range(3):
+            yield [Completion("好", "stop", 1, 1)]
+        raise GenerateError("out of memory")
+
+
+def test_answers_are_on_the_disk_before_the_last_one_is_in(tmp_path: Path) -> None:
+    with pytest.raises(GenerateError):
+        evaluate(Dying(), couplets(5), ALL, output=tmp_path / "p.jsonl")
+    assert not (tmp_path / "p.jsonl").exists()
+    assert len(read_jsonl(tmp_path / "p.jsonl.partial")) == 3
+
+
+def test_a_failure_before_the_first_answer_leaves_nothing(tmp_path: Path) -> None:
+    def fail(_: Conversation) -> str:
+        raise GenerateError("no")
+
+    with pytest.raises(GenerateError):
+        evaluate(Scripted("m", fail), couplets(5), ALL, output=tmp_path / "p.jsonl")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_comparison_of_scripted_sides(tmp_path: Path) -> None:
+    def half(conversation: Conversation) -> str:
+        return perfect(conversation) if conversation.origin.row % 2 else "不知道。"
+
+    sides = Scripted("none", lambda _: "不知道。"), Scripted("half", half)
+    result = compare(*sides, couplets(20), ALL, output=tmp_path / "c.jsonl")
+    content = result.to_json()
+    exact = content["metrics"]["exact_match"]
+    assert (exact["a"], exact["b"], exact["difference"]["value"]) == (0.0, 0.5, 0.5)
+    assert (exact["wins"], exact["losses"], exact["ties"], exact["verdict"]) == (10, 0, 10, "better")
+    assert exact["p_value"] == pytest.approx(2 / 2**10)
+    lines = read_jsonl(tmp_path / "c.jsonl")
+    assert [line["b"]["scores"]["exact_match"] for line in lines] == [0.0, 1.0] * 10
+    assert lines[1]["prediction"] == lines[1]["b"]["prediction"] == couplets(20)[1].references[0]
+    assert list(tmp_path.iterdir()) == [tmp_path / "c.jsonl"]
+    json.dumps(content, allow_nan=False)
+
+
+def test_equal_sides_are_not_told_apart(tmp_path: Path) -> None:
+    sides = Scripted("a", perfect), Scripted("b", perfect)
+    content = compare(*sides, couplets(), ALL, output=tmp_path / "c.jsonl").to_json()
+    assert {metric["verdict"] for metric in content["metrics"].values()} == {"cannot tell with n = 15"}
+
+
+def test_run_against_its_base_from_one_load(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads: list[str] = []
+
+    def counted(name: str, **words: object) -> object:
+        loads.append(name)
+        return load(name, **words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(measure, "load", counted)
+    found = read_questions(str(place / "valid.jsonl"))
+    result = measure_two(
+        str(place / "runs/lora"), None, found, choose_metrics(None, found), SHORT, dtype="fp32"
+    )
+    assert loads == [str(place / "runs/lora")]
+    assert isinstance(result.measured, Comparison)
+    content = result.content
+    assert content["loss"]["a"] > content["loss"]["b"]
+    assert content["loss"]["verdict"] == "better"
+    assert content["a"]["template"] == content["b"]["template"]
+    assert content["notes"] == []
+
+    # A is what the base alone says, B what the run says.
+    base = load(str(place / "qwen2"), dtype="fp32", sampling=SHORT)
+    asked = [row.prompt for row in found.conversations]
+    assert [a.completion.text for a, _ in result.measured.rows()] == [c[0].text for c in base.complete(asked)]
+    tuned = load(str(place / "runs/lora"), dtype="fp32", sampling=SHORT)
+    assert [b.completion.text for _, b in result.measured.rows()] == [
+        c[0].text for c in tuned.complete(asked)
+    ]
+
+    run = open_run(place / "runs/lora")
+    assert result.file == run.eval / "valid.json"
+    assert json.loads(result.file.read_text(encoding="utf-8")) == content
+    assert len(read_jsonl(run.eval / "valid.jsonl")) == 8
+    assert "valid.jsonl" in run.report_file.read_text(encoding="utf-8")
+
+
+def test_the_adapter_is_on_again_after_the_base_has_answered(place: Path, tmp_path: Path) -> None:
+    tuned = load(str(place / "runs/lora"), dtype="fp32", sampling=SHORT)
+    before = [answers[0].text for answers in tuned.complete(questions(3))]
+    held = iter(Base(tuned, "base").complete(questions(3)))
+
+    class Kept:
+        """Keeps a hand on the generator, so that only an explicit close ends it."""
+
+        name = "base"
+
+        def complete(self, _: Sequence[Conversation]) -> Iterator[list[Completion]]:
+            return held
+
+    evaluate(Kept(), questions(3), ALL, output=tmp_path / "x.jsonl")
+    assert [answers[0].text for answers in tuned.complete(questions(3))] == before
+
+
+def test_a_fully_tuned_run_is_compared_with_its_real_base(place: Path) -> None:
+    train(place, "full", adapter={"type": "full"})
+    found = read_questions(str(place / "valid.jsonl"))
+    result = measure_two(
+        str(place / "runs/full"), None, found, choose_metrics(None, found), SHORT, dtype="fp32"
+    )
+    base = measure_one(str(place / "qwen2"), found, choose_metrics(None, found), SHORT, dtype="fp32",
+                       output=place / "base.jsonl")  # fmt: skip
+    assert result.content["loss"]["a"] == pytest.approx(base.content["loss"], rel=1e-5)
+    assert result.content["loss"]["b"] < result.content["loss"]["a"]
+
+
+def test_one_name_that_is_no_run_has_no_base(place: Path) -> None:
+    found = read_questions(str(place / "valid.jsonl"))
+    with pytest.raises(RunError, match="no base to be compared with"):
+        measure_two(str(place / "qwen2"), None, found, ALL, SHORT)
+
+
+def test_rows_without_an_answer_are_refused_by_line(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text(
+        '{"instruction": "一", "output": "答"}\n{"instruction": "二"}\n{"instruction": "三", "output": ""}\n'
+    )
+    with pytest.raises(DataError) as refused:
+        read_questions(str(file))
+    assert [detail.rpartition(":")[2] for detail in refused.value.details] == ["2", "3"]
+    assert "--references" in refused.value.fix
+    truth = tmp_path / "truth.txt"
+    truth.write_text("甲\n乙\n丙\n", encoding="utf-8")
+    found = read_questions(str(file), str(truth))
+    assert [row.references for row in found.conversations] == [("甲",), ("乙",), ("丙",)]
+    assert len(read_questions(str(file), str(truth), limit=2).conversations) == 2
+
+
+def test_user_d_files(tmp_path: Path) -> None:
+    rows = [{"instruction": "續寫後兩句。", "input": "石室寒飆警，孫枝雅器裁。"}]
+    (tmp_path / "test.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    (tmp_path / "gt.txt").write_text("坐來山水操，弦斷弔塵埃。\n", encoding="utf-8")
+    found = read_questions(str(tmp_path / "test.json"), str(tmp_path / "gt.txt"))
+    assert [m.name for m in choose_metrics(None, found)] == ["exact_match", "f1_char", "verse_form"]
+    assert read_prompts(str(tmp_path / "test.json"))[0].references == ()
+
+
+def test_metrics_by_name(place: Path) -> None:
+    found = read_questions(str(place / "valid.jsonl"))
+    assert [m.name for m in choose_metrics(None, found)] == ["exact_match", "f1_char"]
+    assert [m.name for m in choose_metrics(["verse_form", "verse_form"], found)] == ["verse_form"]
+    with pytest.raises(SettingsError, match="did you mean 'f1_char'"):
+        choose_metrics(["f1-char"], found)
+
+
+def test_several_answers_to_a_prompt_are_refused_before_loading(place: Path) -> None:
+    several = Sampling(temperature=1.0, num_return_sequences=2)
+    found = read_questions(str(place / "valid.jsonl"))
+    with pytest.raises(SettingsError, match="one is scored"):
+        measure_one("no-such-model", found, ALL, several)
+
+
+def test_output_named_json_keeps_predictions_and_result_apart(place: Path, tmp_path: Path) -> None:
+    found = read_questions(str(place / "valid.jsonl"), limit=2)
+    result = measure_one(str(place / "qwen2"), found, ALL, SHORT, output=tmp_path / "out.json", dtype="fp32")
+    assert result.file == tmp_path / "out.json"
+    assert json.loads(result.file.read_text(encoding="utf-8"))["n"] == 2
+    assert len(read_jsonl(tmp_path / "out.jsonl")) == 2
