@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,13 +30,13 @@ def said(chat: Chat, text: str) -> str:
 
 
 def finished(chat: Chat, text: str) -> Completion:
-    pieces = chat.say(text)
-    try:
-        while True:
-            next(pieces)
-    except StopIteration as end:
-        assert isinstance(end.value, Completion)
-        return end.value
+    found: list[Completion] = []
+
+    def pieces() -> Iterator[str]:
+        found.append((yield from chat.say(text)))
+
+    list(pieces())
+    return found[0]
 
 
 def tokens(chat: Chat) -> int:

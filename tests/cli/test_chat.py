@@ -1,0 +1,226 @@
+"""`tunesmith chat` as people run it: with lines in a pipe, and at a real terminal."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.families import save_tiny
+from tests.infer.made_run import made_run
+from tunesmith.cli import chat as cli_chat
+from tunesmith.infer.local import load
+from tunesmith.records import Conversation, Message, Origin
+
+COMMAND = [sys.executable, "-c", "from tunesmith.cli.main import main; main()", "chat"]
+PLAIN = {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm", "LC_ALL": "C.UTF-8"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chat")
+    made_run(folder / "run")
+    return folder
+
+
+def test_lines_of_a_pipe_are_messages_and_commands(place: Path) -> None:
+    lines = [
+        "你好",
+        "/reset",
+        "/set max_new_tokens 4",
+        "/set max_length 9",
+        "one \\",
+        "two",
+        "//etc",
+        "",
+        "/base",
+        "你好",
+        "/exit",
+        "never read",
+    ]
+    done = subprocess.run(
+        [*COMMAND, "run", "do_sample=false", "max_new_tokens=6", "stop=\n", "--dtype", "fp32"],
+        cwd=place,
+        env=PLAIN,
+        input="\n".join(lines).encode(),
+        capture_output=True,
+    )
+    errors = done.stderr.decode()
+    assert "max_length counts prompt and answer" in errors
+    assert "max_new_tokens is 4." in errors
+    assert "Traceback" not in errors
+    assert "Warning" not in errors
+    assert done.returncode == 1, "a command failed, and nobody was there to see it"
+
+    model = load(str(place / "run"), dtype="fp32")
+    settings = {"max_new_tokens": 4, "stop": "\n"}
+    expected = [model.chat("你好", max_new_tokens=6, stop="\n")]
+    turns: list[dict[str, str]] = []
+    for text in ("one \ntwo", "/etc"):
+        turns.append({"role": "user", "content": text})
+        expected.append(model.chat(turns, **settings))
+        turns.append({"role": "assistant", "content": expected[-1]})
+    with model.base():
+        expected.append(model.chat([*turns, {"role": "user", "content": "你好"}], **settings))
+    assert done.stdout.decode() == "".join(answer + "\n" for answer in expected), "answers and nothing else"
+    assert errors.count("tokens/s]") == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["nowhere/"], 1, "Error: "),
+        (["base", "temperature=0", "num_beams=3"], 2, "set do_sample false"),
+        (["base", "num_beams=3"], 2, "knows its answer only at the end"),
+        (["plain-base"], 1, "--template"),
+    ],
+)
+def test_what_cannot_work_is_told_and_ends(
+    place: Path,
+    words: list[str],
+    code: int,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from tunesmith.cli.main import main
+
+    if words == ["plain-base"]:
+        save_tiny("gpt2", place / "plain-base")
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "argv", ["tunesmith", "chat", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    told = capsys.readouterr()
+    assert end.value.code == code
+    assert message in told.err
+    assert told.out == ""
+
+
+class Terminal:
+    """The real command at a real pseudo-terminal."""
+
+    def __init__(self, place: Path, *words: str) -> None:
+        self.master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [*COMMAND, *words], cwd=place, env=PLAIN, stdin=slave, stdout=slave, stderr=slave,
+            start_new_session=True, preexec_fn=_take_terminal,
+        )  # fmt: skip
+        os.close(slave)
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.seen = ""
+
+    def until(self, text: str, seconds: float = 60) -> str:
+        """Everything up to and with `text`, which must come."""
+        end = time.monotonic() + seconds
+        while text not in self.seen:
+            ready, _, _ = select.select([self.master], [], [], max(0, end - time.monotonic()))
+            assert ready, f"{text!r} didn't come; there was {self.seen!r}"
+            try:
+                data = os.read(self.master, 65536)
+            except OSError:
+                data = b""
+            assert data, f"it ended before {text!r}; there was {self.seen!r}"
+            self.seen += self.decoder.decode(data)
+        before, _, self.seen = self.seen.partition(text)
+        return before + text
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def end(self) -> int:
+        """The exit code."""
+        return self.process.wait(30)
+
+
+def _take_terminal() -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C reaches the process
+
+
+def never_written(place: Path) -> int:
+    """A token that the model's greedy answer to 你好 doesn't hold, so that as end token it ends nothing."""
+    model = load(str(place / "run"), dtype="fp32")
+    model.renderer.stop_ids = frozenset()
+    asked = Conversation((Message("user", "你好"),), Origin("chat", 1, 0))
+    ids = model.renderer.prompt_ids(asked)
+    written = model.model.generate(
+        torch.tensor([ids]), max_new_tokens=480, do_sample=False, eos_token_id=None
+    )
+    return min(set(range(300)) - set(written[0, len(ids) :].tolist()))
+
+
+CTRL_C, CTRL_D = "\x03", "\x04"
+
+
+def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves(place: Path) -> None:
+    words = ["max_new_tokens=480", "do_sample=false", f"eos_token_id={never_written(place)}"]
+    terminal = Terminal(place, "run", *words, "--dtype", "fp32")
+    try:
+        terminal.until("/help lists the commands")
+        terminal.until("> ")
+        terminal.type("你好\r")
+        terminal.until("你好")
+        terminal.until("\n")
+        assert select.select([terminal.master], [], [], 20)[0], "the answer is on its way"
+        terminal.type(CTRL_C)
+        terminal.until("(stopped)")
+        terminal.until("> ")
+        terminal.type("/show\r")
+        terminal.until("max_new_tokens  480")
+        terminal.until("> ")
+        terminal.type(CTRL_C)
+        terminal.until("Ctrl-C again or Ctrl-D leaves")
+        terminal.type("/set max_new_tokens 3\r")
+        terminal.until("max_new_tokens is 3.")
+        terminal.until("> ")
+        terminal.type("Hi\r")
+        terminal.until("tokens/s]")
+        terminal.until("> ")
+        terminal.type(CTRL_D)
+        assert terminal.end() == 0
+    finally:
+        if terminal.process.poll() is None:
+            terminal.process.send_signal(signal.SIGKILL)
+        os.close(terminal.master)
+
+
+def test_ctrl_c_twice_at_the_prompt_leaves(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pressed = iter([KeyboardInterrupt, None, KeyboardInterrupt, KeyboardInterrupt])
+
+    def read(terminal: bool) -> str:
+        assert terminal
+        if (error := next(pressed)) is not None:
+            raise error
+        return ""
+
+    monkeypatch.setattr(cli_chat, "_read", read)
+    with pytest.raises(KeyboardInterrupt):
+        cli_chat._converse(None, terminal=True)  # type: ignore[arg-type]
+    assert next(pressed, "none left") == "none left", (
+        "the first one only warns, and the empty line forgets it"
+    )
+    assert capsys.readouterr().err.count("Ctrl-D leaves") == 2
+
+
+def test_an_answer_cannot_steer_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli_chat._write("a\x1b[2Jb\n\t山")
+    assert capsys.readouterr().out == "a\x1b[2Jb\n\t山", "a file gets what the model wrote"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    cli_chat._write("a\x1b[2Jb\n\t山\x9b")
+    assert capsys.readouterr().out == "a\ufffd[2Jb\n\t山\ufffd"
