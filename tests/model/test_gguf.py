@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import random
 import struct
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gguf
@@ -68,21 +68,30 @@ def test_the_copy_is_made_once_and_belongs_to_the_content(file, tmp_path):
     assert local_folder(resolve(str(tmp_path / "other" / "tiny.gguf"))) != first
 
 
-def test_two_processes_at_once_make_one_copy(file, home):
-    code = (
-        "import sys\n"
-        "from tunesmith.model.load import local_folder\n"
-        "from tunesmith.model.source import resolve\n"
-        "print(local_folder(resolve(sys.argv[1])))"
-    )
-    children = [
-        subprocess.Popen([sys.executable, "-c", code, str(file)], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    answers = [child.communicate(timeout=120)[0].strip() for child in children]
-    assert [child.returncode for child in children] == [0, 0]
-    assert answers[0] == answers[1]
-    assert [p.name for p in (home / "models").iterdir() if p.is_dir()] == [Path(answers[0]).name]
+def test_a_damaged_copy_is_made_again(file):
+    folder = local_folder(resolve(str(file)))
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[:-1])
+    assert local_folder(resolve(str(file))) == folder
+    assert (folder / "model.safetensors").read_bytes() == whole
+
+
+def test_two_at_once_make_one_copy(file):
+    """While another one holds the lock, nobody begins; when it's done, its copy is used."""
+    folder = local_folder(resolve(str(file)))
+    kept = folder.rename(folder.with_name("kept"))
+    lock = folder.parent / f".{folder.name}.lock"
+    with ThreadPoolExecutor() as pool, lock.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        second = pool.submit(local_folder, resolve(str(file)))
+        with pytest.raises(TimeoutError):
+            second.result(timeout=1.5)  # five times what it takes
+        assert not folder.exists()
+        kept.rename(folder)
+        written = (folder / "model.safetensors").stat().st_mtime_ns
+        fcntl.flock(handle, fcntl.LOCK_UN)
+        assert second.result(timeout=60) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
 
 
 def test_an_architecture_that_transformers_cannot_read_is_named(tmp_path):

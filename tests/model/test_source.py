@@ -17,7 +17,7 @@ from tests.families import save_tiny
 from tunesmith.device import Device
 from tunesmith.errors import ModelError, PlanError, SettingsError
 from tunesmith.model import source, weights
-from tunesmith.model.load import fingerprint, load_model, load_tokenizer
+from tunesmith.model.load import end_ids, fingerprint, load_model, load_tokenizer
 from tunesmith.model.source import embedded_file, resolve
 
 FP32 = Device(torch.device("cpu"), torch.float32, "CPU")
@@ -70,6 +70,19 @@ def test_a_folder_is_used_as_it_is(tiny, tmp_path, monkeypatch):
     assert model.config._attn_implementation == "sdpa"
     assert model.dtype == torch.float32
     assert len(tokenizer) <= model.config.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "expected"),
+    [(5, 6, {5}), ([5, 7], 6, {5, 7}), (None, 6, {6}), (None, [6, 8], {6, 8}), (None, None, set())],
+)
+def test_end_tokens_come_from_the_generation_config_else_from_the_config(tiny, generation, config, expected):
+    change_config(tiny, eos_token_id=config)
+    content = {} if generation is None else {"eos_token_id": generation}
+    (tiny / "generation_config.json").write_text(json.dumps(content), encoding="utf-8")
+    found = resolve(str(tiny))
+    assert end_ids(found) == expected
+    assert end_ids(load_model(found, FP32)) == expected
 
 
 def test_dtype_is_the_devices_unless_given(tiny):

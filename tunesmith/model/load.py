@@ -114,8 +114,10 @@ def end_ids(model: PreTrainedModel | Source) -> set[int]:
     """The token ids that end an answer, as the model's generation config (or else its config) names them."""
     if isinstance(model, Source):
         folder = local_folder(model)
-        generation = _read_json(folder / "generation_config.json")
-        found = generation.get("eos_token_id", _read_json(folder / "config.json").get("eos_token_id"))
+        config = _read_json(folder / "config.json")
+        found = _read_json(folder / "generation_config.json").get("eos_token_id")
+        if found is None:
+            found = config.get("eos_token_id", config.get("text_config", {}).get("eos_token_id"))
     else:
         found = getattr(model.generation_config, "eos_token_id", None)
         if found is None:
@@ -155,13 +157,23 @@ def require_free(what: str, needed: int, free: int, kind: str = "memory") -> Non
 def _dequantised(source: Source) -> Path:
     header = gguf_file.check(source.path)
     target = home() / "models" / f"{source.path.stem}-{_file_key(source.path)}"
-    if target.is_dir():
+    if _is_whole(target):
         return target
     with _lock(target):
         # Another process may have made it while this one waited.
-        if not target.is_dir():
+        if not _is_whole(target):
+            shutil.rmtree(target, ignore_errors=True)
             _dequantise(source, header, target)
     return target
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the copy is there and undamaged: it can always be made again."""
+    try:
+        weights.check(folder, folder.name)
+    except (ModelError, OSError):
+        return False
+    return True
 
 
 def _dequantise(source: Source, header: gguf_file.Header, target: Path) -> None:
