@@ -9,6 +9,7 @@ packed or padded: slow, and easy to check. A test compares its losses with those
 import argparse
 import json
 import random
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, get_scheduler
 
 
 def read_rows(path):
-    """Alpaca rows -> (question, answer). Instruction and input are joined by one newline when both are there."""
+    """Alpaca rows -> (question, answer); instruction and input are joined by one newline."""
     rows = json.loads(Path(path).read_text(encoding="utf-8"))
     return [("\n".join(filter(None, (r["instruction"], r.get("input")))), r["output"]) for r in rows]
 
@@ -87,7 +88,7 @@ def train(args):
         args.schedule, optimizer, num_warmup_steps=args.warmup, num_training_steps=args.steps
     )
     losses = []
-    for step, rows in zip(range(args.steps), steps_of(len(examples), args.rows_per_step, args.seed)):
+    for step, rows in enumerate(islice(steps_of(len(examples), args.rows_per_step, args.seed), args.steps)):
         batch = [examples[i] for i in rows]
         # One divisor for the whole step: a mean per row would let a short answer's tokens weigh more.
         labels = sum(sum(labelled[1:]) for _, labelled in batch)

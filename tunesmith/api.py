@@ -1,13 +1,13 @@
 """The public functions: what the command line calls, and what `import tunesmith` offers.
 
-    check      read data files and say what is in them
-    train      a job -> a run folder
-    runs, open_run, summary    look at run folders
-    load       a model or a run that answers: model.chat(…), model.stream(…), model.complete(…)
-    generate   answers for every prompt of a file
-    evaluate   figures of one model on rows with answers
-    compare    figures of two, row by row
-    report     write a run's report.html again
+check      read data files and say what is in them
+train      a job -> a run folder
+runs, open_run, summary    look at run folders
+load       a model or a run that answers: model.chat(…), model.stream(…), model.complete(…)
+generate   answers for every prompt of a file
+evaluate   figures of one model on rows with answers
+compare    figures of two, row by row
+report     write a run's report.html again
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ from transformers import PreTrainedModel
 
 from tunesmith import rundir
 from tunesmith.data import check as data_check
-from tunesmith.data.check import Dataset
-from tunesmith.data.config import DataFile
+from tunesmith.data.check import Dataset, read_prompts
 from tunesmith.data.template import Renderer
-from tunesmith.evaluate import curve
+from tunesmith.evaluate import curve, measure
+from tunesmith.evaluate.measure import Result
 from tunesmith.evaluate.report import write_report
+from tunesmith.infer import local
 from tunesmith.infer.config import Sampling
-from tunesmith.infer.generate import generate as answer_all
+from tunesmith.infer.generate import generate as answers_of
+from tunesmith.infer.local import LocalModel
+from tunesmith.infer.predictions import Existing, Summary, write_predictions
 from tunesmith.records import Conversation
-from tunesmith.rundir import RunDir, open_run
-from tunesmith.settings import merge, parse_overrides
+from tunesmith.rundir import RunDir
+from tunesmith.settings import build, merge, parse_overrides
 from tunesmith.train.config import Job, job_from, load_job
 from tunesmith.train.listener import Listener
 from tunesmith.train.run import default_output
@@ -39,12 +42,15 @@ SAMPLE_TOKENS = 64
 
 
 def check(files: str | Sequence[str], *, info: str | None = None) -> Dataset:
-    """Read data files and recognise their format; nothing is dropped, bad rows are listed in the result.
+    """Read data files and recognise their format; bad rows are listed in the result, never left out unseen.
 
-    `info` is a LLaMA-Factory dataset_info.json; `files` are then names in it. Raises DataError.
+    `info` is a LLaMA-Factory dataset_info.json; `files` are then names in it. Raises DataError for a file that
+    can't be read at all.
     """
-    names = [files] if isinstance(files, str) else files
-    return data_check.load([DataFile(path=name) for name in names], info, bad_rows="drop")
+    dataset, problems = data_check.survey([files] if isinstance(files, str) else list(files), info)
+    if problems:
+        raise problems[0]
+    return dataset
 
 
 def train(
@@ -65,6 +71,83 @@ def train(
     curve.write_png(run)
     report(run)
     return run
+
+
+def load(
+    model: str | Path | RunDir, *, dtype: str = "auto", template: str | None = None, **sampling: Any
+) -> LocalModel:
+    """A model that answers: an alias, hub id, folder, GGUF file or run. `sampling` holds for all its answers.
+
+    `load(run).chat("…")` answers a message. Raises ModelError, RunError or TemplateError.
+    """
+    return local.load(_name(model), dtype=dtype, template=template, sampling=build(Sampling, sampling))
+
+
+def generate(
+    model: str | Path | RunDir,
+    prompts: str,
+    output: str | Path,
+    *,
+    existing: Existing = "refuse",
+    **sampling: Any,
+) -> Summary:
+    """Answer every prompt of a file, in any row format, into a JSONL file; returns counts, tokens, seconds.
+
+    `existing` says what happens to an output that is there: refuse, resume or replace. Raises DataError,
+    SettingsError, RunError.
+    """
+    settings, conversations = build(Sampling, sampling), read_prompts(prompts)
+    return write_predictions(load(model, **settings.given()), conversations, Path(output), existing=existing)
+
+
+def evaluate(
+    model: str | Path | RunDir,
+    data: str,
+    *,
+    references: str | None = None,
+    metrics: Sequence[str] | None = None,
+    limit: int | None = None,
+    output: str | Path | None = None,
+    **sampling: Any,
+) -> Result:
+    """Loss, perplexity and metrics of one model on rows with answers; `.content` is what `--json` prints.
+
+    `references` is a file with the answers, a line a row, where the rows lack them. Answers are greedy unless
+    `sampling` says otherwise.
+    """
+    questions = measure.read_questions(data, references, limit)
+    chosen = measure.choose_metrics(metrics, questions)
+    return measure.measure_one(
+        _name(model), questions, chosen, build(Sampling, sampling), output=_path(output)
+    )
+
+
+def compare(
+    a: str | Path | RunDir,
+    b: str | Path | RunDir | None = None,
+    *,
+    data: str,
+    references: str | None = None,
+    metrics: Sequence[str] | None = None,
+    limit: int | None = None,
+    output: str | Path | None = None,
+    **sampling: Any,
+) -> Result:
+    """Two models on the same rows, with paired differences; a run alone is measured against its base.
+
+    `.content` is what `--json` prints, `.measured.rows()` the answers of both, side by side.
+    """
+    questions = measure.read_questions(data, references, limit)
+    chosen = measure.choose_metrics(metrics, questions)
+    second = None if b is None else _name(b)
+    return measure.measure_two(
+        _name(a), second, questions, chosen, build(Sampling, sampling), output=_path(output)
+    )
+
+
+def open_run(path: str | Path) -> RunDir:
+    """The run in a folder. Raises RunError with the runs nearby if there is none."""
+    return rundir.open_run(Path(path))
 
 
 def runs(root: str | Path = "runs") -> list[RunDir]:
@@ -105,4 +188,12 @@ def _sample_answers(
 ) -> list[str]:
     """Short greedy answers, for a look while training runs."""
     sampling = Sampling.model_validate({"max_new_tokens": SAMPLE_TOKENS})
-    return [answers[0].text for answers in answer_all(model, renderer, conversations, sampling)]
+    return [answers[0].text for answers in answers_of(model, renderer, conversations, sampling)]
+
+
+def _name(model: str | Path | RunDir) -> str:
+    return str(model.path if isinstance(model, RunDir) else model)
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)

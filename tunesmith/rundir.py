@@ -257,27 +257,33 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn the system's write errors into one message of cause and remedy."""
     try:
         yield
-    except OSError as error:
-        reasons = {
-            errno.ENOSPC: ("the disk is full", "Free some space, or give a folder on another disk."),
-            errno.EDQUOT: (
-                "your disk quota is used up",
-                "Free some space, or give a folder on another disk.",
-            ),
-            errno.EFBIG: (
-                "the file would be larger than the limit allowed here",
-                "Raise the limit (ulimit -f).",
-            ),
-            errno.EACCES: ("there is no permission to write", "Give a folder that you may write to."),
-            errno.EPERM: ("there is no permission to write", "Give a folder that you may write to."),
-            errno.EROFS: ("the file system is read-only", "Give a folder on another disk."),
-            errno.ENOTDIR: ("a part of the path is a file", "Give another path."),
-            errno.EEXIST: ("a file of this name is there", "Give another path."),
-        }
-        why, fix = reasons.get(
-            error.errno or 0, (error.strerror or str(error), "Check the disk and the path.")
-        )
+    except Exception as error:
+        if (number := _system_error(error)) is None:
+            raise
+        why, fix = _WRITE_ERRORS.get(number, (os.strerror(number), "Check the disk and the path."))
         raise RunError(f"{path} can't be written: {why}.", fix=fix) from error
+
+
+_ANOTHER_DISK = "Free some space, or give a folder on another disk."
+_OWN_FOLDER = "Give a folder that you may write to."
+_WRITE_ERRORS = {
+    errno.ENOSPC: ("the disk is full", _ANOTHER_DISK),
+    errno.EDQUOT: ("your disk quota is used up", _ANOTHER_DISK),
+    errno.EFBIG: ("the file would be larger than the limit allowed here", "Raise the limit (ulimit -f)."),
+    errno.EACCES: ("there is no permission to write", _OWN_FOLDER),
+    errno.EPERM: ("there is no permission to write", _OWN_FOLDER),
+    errno.EROFS: ("the file system is read-only", "Give a folder on another disk."),
+    errno.ENOTDIR: ("a part of the path is a file", "Give another path."),
+    errno.EEXIST: ("a file of this name is there", "Give another path."),
+}
+
+
+def _system_error(error: Exception) -> int | None:
+    """The system's error number. Libraries written in Rust have it only in their message."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
 
 
 _yaml_loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

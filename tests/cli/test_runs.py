@@ -80,11 +80,14 @@ def test_show_tells_the_whole_story(runs: Path) -> None:
 def test_show_json_is_one_object_and_never_holds_nan(runs: Path) -> None:
     with (runs / "runs/old/metrics.jsonl").open("a") as file:
         file.write('{"step": 41, "loss": NaN, "tokens": 1}\n')
+    (runs / "runs/old/eval").mkdir()
+    (runs / "runs/old/eval/x.json").write_text('{"kind": "evaluation", "n": 1, "metrics": {}, "loss": NaN}')
     shown = json.loads(tunesmith("runs", "show", "runs/old", "--json", cwd=runs).stdout)
     assert shown["job"]["train"]["learning_rate"] == 0.001
     assert (shown["steps"], shown["steps_planned"]) == (41, 40)
     assert shown["curve"]["valid_loss"][0] == [0, 3.84]
     assert len(shown["samples"]) == 2
+    assert shown["results"][0]["loss"] is None
 
 
 def test_secrets_in_a_job_are_never_shown(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.families import save_tiny
 from tunesmith.cli.main import main
 

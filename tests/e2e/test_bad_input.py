@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from tests.e2e.conftest import Ended, qa_rows, write_jsonl
 from tests.families import save_tiny
 
@@ -172,7 +173,7 @@ CASES = [
     # the command and the job
     Case("unknown verb", ("trian", "job.yaml"), 2, ("train",)),
     Case("no such job", ("train", "jop.yaml"), 2, ("no file jop.yaml", "job.yaml"), job()),
-    Case("broken YAML", TRAIN, 2, ("job.yaml:2",), lambda p: (p / "job.yaml").write_text("data:\n a: [1\nb: 2\n")),
+    Case("broken YAML", TRAIN, 2, ("job.yaml:3",), lambda p: (p / "job.yaml").write_text("data:\n a: [1\nb: 2\n")),
     Case("a list instead of settings", TRAIN, 2, ("list",), lambda p: (p / "job.yaml").write_text("- a\n- b\n")),
     Case("no data", TRAIN, 2, ("data is required",), lambda p: (p / "job.yaml").write_text("model: x\n")),
     Case("unknown setting", (*TRAIN, "train.learning_rat=1"), 2, ("learning_rate",), job()),
@@ -328,12 +329,10 @@ def test_a_disk_that_fills_up_leaves_no_half_written_weights(place: Path, models
 def test_no_write_permission(place: Path, models: Path) -> None:
     job(model=str(models / "qwen2"))(place)
     place.chmod(0o555)
-    script = "import os, sys\nfrom tunesmith.cli.main import main\nos.geteuid() or os.setuid(65534)\nmain()"
-    command = [sys.executable, "-c", script, "train", str(place / "job.yaml"), f"output={place / 'run'}"]
-    environment = {**os.environ, "HOME": str(place)}
-    for folder in (place, *place.parents[:3]):
-        folder.chmod(0o755)
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=place, check=False, env=environment)
+    command = [sys.executable, "-m", "tunesmith.cli.main", "train", "job.yaml"]
+    if os.geteuid() == 0:  # root may write everywhere, unless this capability is taken away
+        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=place, check=False)
     assert ended.returncode == 1, ended.stderr
     assert "Traceback" not in ended.stderr
     assert "permission" in ended.stderr

@@ -52,19 +52,25 @@ def test_predictions_file(tmp_path: Path) -> None:
 
 
 class Dying:
-    """Answers three rows and then fails, as a model that runs out of memory does."""
+    """Answers three rows and then fails, as a model that runs out of memory does; looks at the file before."""
 
     name = "dying"
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.seen = file, 0
 
     def complete(self, _: Sequence[Conversation]) -> Iterator[list[Completion]]:
         for _ in range(3):
             yield [Completion("好", "stop", 1, 1)]
+        self.seen = len(read_jsonl(self.file))
         raise GenerateError("out of memory")
 
 
 def test_answers_are_on_the_disk_before_the_last_one_is_in(tmp_path: Path) -> None:
+    dying = Dying(tmp_path / "p.jsonl.partial")
     with pytest.raises(GenerateError):
-        evaluate(Dying(), couplets(5), ALL, output=tmp_path / "p.jsonl")
+        evaluate(dying, couplets(5), ALL, output=tmp_path / "p.jsonl")
+    assert dying.seen == 3  # SIGKILL at this moment would have lost nothing
     assert not (tmp_path / "p.jsonl").exists()
     assert len(read_jsonl(tmp_path / "p.jsonl.partial")) == 3
 

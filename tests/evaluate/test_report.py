@@ -165,6 +165,7 @@ def test_a_report_that_cant_be_written_is_one_error(tmp_path: Path) -> None:
         write_report(run)
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # of peft
 def test_the_python_it_shows_runs_as_it_stands(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

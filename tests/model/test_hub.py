@@ -69,6 +69,7 @@ def hub(tmp_path_factory):
     }
     extra = {
         "onnx/model.safetensors": b"x",
+        "original/params.json": b"{}",
         "pytorch_model.bin": b"x",
         "README.md": b"x",
         "consolidated.safetensors": b"x",
@@ -132,7 +133,7 @@ def test_a_model_is_downloaded_without_what_is_not_needed_and_then_works_offline
     assert (first["kind"], first["revision"], first["id"]) == ("hub", COMMIT, "org/tiny")
     files = {file.name for file in Path(first["path"]).iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= files
-    assert not files & {"onnx", "pytorch_model.bin", "consolidated.safetensors", "README.md"}
+    assert not files & {"onnx", "original", "pytorch_model.bin", "consolidated.safetensors", "README.md"}
 
     nobody = unused_address()
     again, refused = resolve_in_child(tmp_path, nobody, "org/tiny", "org/other")

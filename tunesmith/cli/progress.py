@@ -62,7 +62,8 @@ class TrainingProgress:
         self._steps = steps
         share = 100 * facts["trainable"] / facts["parameters"]
         self._console.print(
-            f"Training {facts['trainable']:,} of {facts['parameters']:,} parameters ({share:.2g} %), {steps:,} steps."
+            f"Training {facts['trainable']:,} of {facts['parameters']:,} parameters ({share:.2g} %), "
+            f"{steps:,} steps."
         )
         self._bar.start()
         self._bar.update(self._task, total=steps, visible=True)

@@ -6,6 +6,7 @@ layers are tuned, the checks of names, ranks and bases, seeds, number formats, f
 that what was saved reads back equal (saved.py).
 
 What is trained is held in fp32, whatever the base is held in: an update is often smaller than bf16 can add.
+PEFT sees to that for adapters (autocast_adapter_dtype).
 """
 
 from __future__ import annotations
@@ -50,9 +51,6 @@ def prepare(
         tuned = (
             _continued(model, settings, base_fingerprint) if settings.continue_from else _new(model, settings)
         )
-    for parameter in tuned.parameters():
-        if parameter.requires_grad and parameter.dtype is not torch.float32:
-            parameter.data = parameter.data.float()
     if settings.init != "default":
         tuned.pissa_initial = {n: p.detach().clone() for n, p in tuned.named_parameters() if p.requires_grad}
     return tuned

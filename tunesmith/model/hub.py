@@ -78,6 +78,8 @@ def download_modelscope(model_id: str, revision: str | None) -> Path:
                 model_id, revision=revision, allow_patterns=[*_SMALL, *_WEIGHTS], ignore_patterns=_NESTED
             )
         )
+    except ImportError as error:  # installed without what it needs itself
+        raise MissingExtraError(f"modelscope:{model_id}", str(error.name), "modelscope") from error
     except Exception as error:  # its errors come from several packages and change between versions
         where = f" at revision {revision}" if revision else ""
         raise ModelError(

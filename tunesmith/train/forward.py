@@ -24,7 +24,7 @@ def label_logits(model: nn.Module, batch: Batch) -> Tensor:
     """
     length = batch.input_ids.shape[1]
     columns, inverse = torch.unique(batch.keep % length, return_inverse=True)
-    logits = model(**packed_inputs(model, batch), logits_to_keep=columns).logits
+    logits: Tensor = model(**packed_inputs(model, batch), logits_to_keep=columns).logits
     return logits[batch.keep // length, inverse]
 
 

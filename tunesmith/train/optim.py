@@ -58,3 +58,8 @@ def build_schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings, st
             f"train.schedule {settings.schedule} can't be built: {error}.",
             fix="Check train.schedule_options against transformers' schedule of that name.",
         ) from None
+
+
+def check_schedule(settings: TrainSettings, steps: int) -> None:
+    """Raise what `build_schedule` would, before anything is written."""
+    build_schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), settings, steps)

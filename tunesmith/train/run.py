@@ -5,7 +5,6 @@ Everything that can fail cheaply (settings, data, template, target names) fails 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,6 @@ from transformers import PreTrainedModel
 
 from tunesmith import rundir
 from tunesmith.data.check import Dataset, load_data
-from tunesmith.data.config import DataSettings
 from tunesmith.data.encode import encode
 from tunesmith.data.report import build_report
 from tunesmith.data.template import Renderer
@@ -38,8 +36,9 @@ from tunesmith.train.config import Job
 from tunesmith.train.listener import Listener, Silent
 from tunesmith.train.loop import Outcome, Training, run_loop
 from tunesmith.train.objectives import sft
+from tunesmith.train.optim import check_schedule
 from tunesmith.train.seeds import seed_everything
-from tunesmith.train.track import check_installed, tracking
+from tunesmith.train.track import Tracking, check_installed, tracking
 
 AnswerHook = Callable[[PreTrainedModel, Renderer, Sequence[Conversation]], list[str]]
 
@@ -69,32 +68,36 @@ def train(
     listener.data(report)
 
     model = load_model(source, device)
-    packing, why = (True, "") if not job.data.packing else can_pack(model.config)
-    if not packing:
+    packing, why = can_pack(model.config) if job.data.packing else (False, "")
+    if why:
         listener.note(f"Rows aren't packed: {why}.")
     base = fingerprint(source)
     model = adapters.prepare(model, job.adapter, seed=job.train.seed, base_fingerprint=base)
     if job.train.checkpoint_activations:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
+    training = Training(
+        model=model,
+        objective=sft(job.train.label_smoothing),
+        train=encoded.examples,
+        valid=valid_encoded.examples if valid_encoded else (),
+        settings=job.train,
+        device=device,
+        packing=packing,
+        pad_id=_pad_id(renderer),
+        run=RunDir(output),
+        listener=listener,
+        tracking=Tracking(()),
+        sample=_sampler(job, RunDir(output), model, renderer, valid_rows, listener, answer),
+    )
+    check_schedule(job.train, training.steps)
+    facts = _facts(
+        job, source, base, device, model, renderer, training.steps, _hashes(train_rows, valid_rows)
+    )
+
     run = rundir.create(output)
-    with run.lock(), _log_file(run), tracking(job.train.track, run, job.model_dump(mode="json")) as trackers:
+    with run.lock(), _log_file(run), tracking(job.train.track, run, facts["job"]) as training.tracking:
         rundir.write_json(run.data_report_file, report)
-        training = Training(
-            model=model,
-            objective=sft(job.train.label_smoothing),
-            train=encoded.examples,
-            valid=valid_encoded.examples if valid_encoded else (),
-            settings=job.train,
-            device=device,
-            packing=job.data.packing and packing,
-            pad_id=_pad_id(renderer),
-            run=run,
-            listener=listener,
-            tracking=trackers,
-            sample=_sampler(job, run, model, renderer, valid_rows, listener, answer),
-        )
-        facts = _facts(job, source, base, device, model, renderer, training.steps)
         rundir.write_atomic(run.job_file, yaml.safe_dump(facts, allow_unicode=True, sort_keys=False))
         log.info("training starts: %s steps", training.steps)
         listener.started(training.steps, facts)
@@ -170,6 +173,7 @@ def _facts(
     model: PreTrainedModel,
     renderer: Renderer,
     steps: int,
+    data_sha256: dict[str, str],
 ) -> dict[str, Any]:
     """What job.yaml holds: the job as resolved, and everything needed to tell two runs apart."""
     trainable, parameters = adapters.trainable_count(model)
@@ -190,7 +194,7 @@ def _facts(
         "threads": torch.get_num_threads(),
         "steps": steps,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "data_sha256": _data_hashes(job.data),
+        "data_sha256": data_sha256,
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("tunesmith", "torch", "transformers", "peft", "tokenizers")},
@@ -198,12 +202,9 @@ def _facts(
     }
 
 
-def _data_hashes(data: DataSettings) -> dict[str, str]:
-    """sha256 of every data file the job names."""
-    named = [file.path for files in (data.train, data.valid) if isinstance(files, tuple) for file in files]
-    paths = [Path(name) for name in ([data.info] if data.info else named)]
-    files = [f for p in paths for f in (sorted(p.iterdir()) if p.is_dir() else [p]) if f.is_file()]
-    return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+def _hashes(*sets: Dataset | None) -> dict[str, str]:
+    """sha256 of every data file that was read."""
+    return {file.path: file.sha256 for data in sets if data is not None for file in data.files}
 
 
 def _pad_id(renderer: Renderer) -> int:

@@ -1,0 +1,219 @@
+"""A whole training: what the run folder holds, and that others can use it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.e2e.conftest import qa_rows, write_jsonl
+from tests.families import CHAT_FAMILIES, save_tiny
+from tunesmith.errors import RunError
+from tunesmith.rundir import RunDir
+from tunesmith.settings import build, merge
+from tunesmith.train import checkpoint
+from tunesmith.train.config import Job
+from tunesmith.train.listener import Silent
+from tunesmith.train.run import train
+
+ROOT = Path(__file__).parents[2]
+
+
+def make_job(folder: Path, family: str = "qwen2", **changes: Any) -> Job:
+    """Six rows, two of them for validation, three steps."""
+    model = folder / "model"
+    if not model.exists():
+        save_tiny(family, model)
+        write_jsonl(folder / "train.jsonl", qa_rows(6)[:4])
+        write_jsonl(folder / "valid.jsonl", qa_rows(6)[4:])
+    content = {
+        "model": str(model),
+        "data": {
+            "train": str(folder / "train.jsonl"),
+            "valid": str(folder / "valid.jsonl"),
+            "max_length": 256,
+        },
+        "adapter": {"rank": 3, "alpha": 6},
+        "train": {
+            "max_steps": 3,
+            "batch_size": 2,
+            "warmup": 0,
+            "learning_rate": 1e-2,
+            "dtype": "fp32",
+            "eval_every": 2,
+        },
+    }
+    return build(Job, merge(content, changes))
+
+
+def test_the_run_folder(tmp_path: Path) -> None:
+    run = train(make_job(tmp_path), tmp_path / "run")
+    names = {p.name for p in run.path.iterdir()}
+    assert names == {
+        "job.yaml", "data-report.json", "metrics.jsonl", "log.txt", "lock", "checkpoints", "adapter",
+    }  # fmt: skip
+    assert run.state() == "finished"
+    job = run.job()
+    assert job["job"]["adapter"]["rank"] == 3
+    assert len(job["base"]["fingerprint"]) == 64
+    assert set(job["data_sha256"]) == {str(tmp_path / "train.jsonl"), str(tmp_path / "valid.jsonl")}
+    assert job["versions"]["torch"] == torch.__version__
+    assert run.data_report()["train"]["kept"] == 4
+    assert [line["step"] for line in run.metrics() if "valid_loss" in line] == [0, 2, 3]
+    meta = json.loads((run.adapter / "tunesmith.json").read_text(encoding="utf-8"))
+    assert meta["base_fingerprint"] == job["base"]["fingerprint"]
+
+
+@pytest.mark.parametrize("family", CHAT_FAMILIES)
+def test_an_adapter_loads_with_plain_peft_and_answers_alike(tmp_path: Path, family: str) -> None:
+    run = train(make_job(tmp_path, family), tmp_path / "run")
+    plain = AutoPeftModelForCausalLM.from_pretrained(run.adapter, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(run.adapter)
+    last = checkpoint.load(checkpoint.checkpoints(run)[-1], _trainable(plain))
+    assert last["step"] == 3
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "你好"}], return_tensors="pt", return_dict=True
+    )
+    assert torch.isfinite(plain(**ids).logits).all()
+
+
+def _trainable(model: torch.nn.Module) -> torch.nn.Module:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+    return model
+
+
+@pytest.mark.parametrize(
+    "adapter", [{"type": "full"}, {"type": "freeze", "last_layers": 1}], ids=lambda value: value["type"]
+)
+def test_a_whole_model_loads_with_plain_transformers(tmp_path: Path, adapter: dict[str, Any]) -> None:
+    job = make_job(tmp_path)
+    job = build(Job, {**job.model_dump(exclude={"adapter"}), "adapter": adapter})
+    run = train(job, tmp_path / "run")
+    assert run.weights == run.model
+    tuned = AutoModelForCausalLM.from_pretrained(run.model, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    moved = [
+        n
+        for (n, a), (_, b) in zip(tuned.named_parameters(), base.named_parameters(), strict=True)
+        if not torch.equal(a, b)
+    ]
+    assert moved
+    assert adapter["type"] == "full" or all(".layers.2." in name for name in moved)
+    assert AutoTokenizer.from_pretrained(run.model).chat_template
+
+
+@pytest.mark.parametrize("adapter", [{"type": "dora"}, {"rslora": True}, {"init": "pissa"}, {"dropout": 0.3}])
+def test_kinds_of_lora_train(tmp_path: Path, adapter: dict[str, Any]) -> None:
+    run = train(make_job(tmp_path, adapter=adapter, train={"max_steps": 6}), tmp_path / "run")
+    losses = [line["valid_loss"] for line in run.metrics() if "valid_loss" in line]
+    assert min(losses[1:]) < losses[0]
+    AutoPeftModelForCausalLM.from_pretrained(run.adapter, dtype=torch.float32)
+
+
+def test_the_best_weights_are_the_final_ones(tmp_path: Path) -> None:
+    # A huge learning rate from a good start: validation gets worse after its best.
+    rates = {"learning_rate": 3.0, "max_steps": 8, "eval_every": 1, "save_every": 1, "schedule": "constant"}
+    run = train(make_job(tmp_path, train=rates), tmp_path / "run")
+    losses = {
+        line["step"]: line["valid_loss"] for line in run.metrics() if line.get("valid_loss") and line["step"]
+    }
+    best = min(losses, key=lambda step: losses[step])
+    assert best != 8, "the rate must be high enough to overshoot"
+    meta = json.loads((run.adapter / "tunesmith.json").read_text(encoding="utf-8"))
+    assert meta["step"] == best
+    plain = AutoPeftModelForCausalLM.from_pretrained(run.adapter, dtype=torch.float32)
+    saved = {n: p.clone() for n, p in plain.named_parameters() if "lora_" in n}
+    checkpoint.load(run.checkpoints / f"step-{best:06d}", _trainable(plain))
+    assert all(torch.equal(p, saved[n]) for n, p in plain.named_parameters() if "lora_" in n)
+
+
+def test_training_goes_on_from_an_earlier_adapter(tmp_path: Path) -> None:
+    first = train(make_job(tmp_path), tmp_path / "first")
+    more = {"continue_from": str(first.path)}
+    second = train(make_job(tmp_path, adapter=more), tmp_path / "second")
+    losses = [
+        [line["valid_loss"] for line in run.metrics() if "valid_loss" in line] for run in (first, second)
+    ]
+    assert losses[1][0] == pytest.approx(min(losses[0][1:]), rel=1e-5)
+
+
+def test_two_runs_of_one_job_are_the_same_bytes(tmp_path: Path) -> None:
+    job = make_job(tmp_path, adapter={"dropout": 0.2}, train={"neftune": 3.0, "sample_every": 1})
+
+    # One of them answers samples on the way, drawing random numbers: that must not change training.
+    def noisy(*_: Any) -> list[str]:
+        torch.rand(100)
+        return ["x"]
+
+    runs = [train(job, tmp_path / "a"), train(job, tmp_path / "b", answer=noisy)]
+    files = [(run.adapter / "adapter_model.safetensors").read_bytes() for run in runs]
+    assert files[0] == files[1]
+    assert len(runs[1].samples()) == 4
+    other = train(build(Job, merge(job.model_dump(), {"train": {"seed": 43}})), tmp_path / "c")
+    assert (other.adapter / "adapter_model.safetensors").read_bytes() != files[0]
+
+
+def test_by_hand_gives_the_same_losses(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("sft_by_hand", ROOT / "examples" / "sft_by_hand.py")
+    assert spec is not None
+    assert spec.loader is not None
+    by_hand = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(by_hand)
+    assert len((ROOT / "examples" / "sft_by_hand.py").read_text(encoding="utf-8").splitlines()) < 200
+
+    run = train(
+        make_job(tmp_path, "llama", train={"max_steps": 5, "schedule": "linear", "batch_size": 3}),
+        tmp_path / "run",
+    )
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    losses = by_hand.train(
+        Namespace(
+            model=str(tmp_path / "model"), rows=str(tmp_path / "rows.json"), steps=5, rows_per_step=3, rank=3, alpha=6,
+            learning_rate=1e-2, schedule="linear", warmup=0, clip=1.0, seed=42,
+        )
+    )  # fmt: skip
+    ours = [line["loss"] for line in run.metrics() if "loss" in line]
+    assert ours == pytest.approx(losses, rel=1e-5)
+    assert ours[-1] < ours[0]
+
+
+def test_a_failure_before_training_leaves_no_folder(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    (tmp_path / "taken").write_text("", encoding="utf-8")
+    with pytest.raises(RunError):
+        train(job, tmp_path / "taken" / "run")
+    assert not (tmp_path / "taken" / "run").exists()
+
+
+def test_an_interrupted_run_keeps_its_records_and_says_why(tmp_path: Path) -> None:
+    class Impatient(Silent):
+        def step(self, line: Any) -> None:
+            if line["step"] == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(make_job(tmp_path), tmp_path / "run", listener=Impatient())
+    run = RunDir(tmp_path / "run")
+    assert run.state() == "unfinished"
+    assert [line["step"] for line in run.metrics() if "loss" in line] == [1, 2]
+    assert "stopped" in run.log_file.read_text(encoding="utf-8")
+
+
+def test_tensorboard_hears_the_same_numbers(tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = train(make_job(tmp_path, train={"track": ["tensorboard"]}), tmp_path / "run")
+    file = next((run.path / "tensorboard").glob("events.*"))
+    events = event_accumulator.EventAccumulator(str(file.parent))
+    events.Reload()
+    told = [(e.step, pytest.approx(e.value, rel=1e-6)) for e in events.Scalars("train/loss")]
+    assert [(line["step"], line["loss"]) for line in run.metrics() if "loss" in line] == told
+    assert len(events.Scalars("valid/loss")) == 3
