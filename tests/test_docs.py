@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -38,3 +39,22 @@ def test_the_page_names_every_setting_of_a_job(generate: ModuleType) -> None:
 def test_a_setting_s_row_says_default_limits_and_meaning(generate: ModuleType) -> None:
     row = next(line for line in generate.page().splitlines() if line.startswith("| `adapter.rank`"))
     assert row == "| `adapter.rank` | `16` | whole number ≥ 1 | r of LoRA |"
+
+
+@pytest.mark.parametrize(("name", "language"), [("README.md", "en"), ("README.zh-CN.md", "zh")])
+def test_the_table_of_features_is_not_stale(name: str, language: str) -> None:
+    spec = importlib.util.spec_from_file_location("features", DOCS / "features.py")
+    assert spec is not None
+    assert spec.loader is not None
+    features = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(features)
+    text = (DOCS.parent / name).read_text(encoding="utf-8")
+    assert text == features.filled(text, language), "run `make docs`"
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_links_of_the_readme_lead_somewhere(name: str) -> None:
+    text = (DOCS.parent / name).read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    assert len(links) > 10
+    assert [link for link in links if not (DOCS.parent / link).exists()] == []

@@ -44,8 +44,8 @@ SAMPLE_TOKENS = 64
 def check(files: str | Sequence[str], *, info: str | None = None) -> Dataset:
     """Read data files and recognise their format; bad rows are listed in the result, never left out unseen.
 
-    `info` is a LLaMA-Factory dataset_info.json; `files` are then names in it. Raises DataError for a file that
-    can't be read at all.
+    `info` is a LLaMA-Factory dataset_info.json; `files` are then names in it. Raises DataError for a file
+    that can't be read at all.
     """
     dataset, problems = data_check.survey([files] if isinstance(files, str) else list(files), info)
     if problems:

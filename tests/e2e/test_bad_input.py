@@ -1,6 +1,5 @@
 """Bad input: each case ends with its exit code, one message of cause and remedy, and nothing written."""
 
-# ruff: noqa: E501
 from __future__ import annotations
 
 import json

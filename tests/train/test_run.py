@@ -119,14 +119,16 @@ def test_kinds_of_lora_train(tmp_path: Path, adapter: dict[str, Any]) -> None:
 
 
 def test_the_best_weights_are_the_final_ones(tmp_path: Path) -> None:
-    # A huge learning rate from a good start: validation gets worse after its best.
-    rates = {"learning_rate": 3.0, "max_steps": 8, "eval_every": 1, "save_every": 1, "schedule": "constant"}
+    # Rows that all say the same soon teach the model to say nothing else: validation gets worse again.
+    make_job(tmp_path)
+    write_jsonl(tmp_path / "train.jsonl", [{**row, "output": "甲"} for row in qa_rows(4)])
+    rates = {"learning_rate": 0.1, "max_steps": 12, "eval_every": 1, "save_every": 1, "schedule": "constant"}
     run = train(make_job(tmp_path, train=rates), tmp_path / "run")
     losses = {
         line["step"]: line["valid_loss"] for line in run.metrics() if line.get("valid_loss") and line["step"]
     }
     best = min(losses, key=lambda step: losses[step])
-    assert best != 8, "the rate must be high enough to overshoot"
+    assert best != 12, "the rate must be high enough to overshoot"
     meta = json.loads((run.adapter / "tunesmith.json").read_text(encoding="utf-8"))
     assert meta["step"] == best
     plain = AutoPeftModelForCausalLM.from_pretrained(run.adapter, dtype=torch.float32)
@@ -177,8 +179,8 @@ def test_by_hand_gives_the_same_losses(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     losses = by_hand.train(
         Namespace(
-            model=str(tmp_path / "model"), rows=str(tmp_path / "rows.json"), steps=5, rows_per_step=3, rank=3, alpha=6,
-            learning_rate=1e-2, schedule="linear", warmup=0, clip=1.0, seed=42,
+            model=str(tmp_path / "model"), rows=str(tmp_path / "rows.json"), steps=5, rows_per_step=3,
+            rank=3, alpha=6, learning_rate=1e-2, schedule="linear", warmup=0, clip=1.0, seed=42,
         )
     )  # fmt: skip
     ours = [line["loss"] for line in run.metrics() if "loss" in line]

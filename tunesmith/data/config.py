@@ -15,8 +15,8 @@ TrainOn = Literal["all_replies", "last_reply", "everything", "marked"]
 class DataFile(Settings):
     """One file or folder of rows. `weight` 2 lays every row in twice, 0.5 takes a seeded half."""
 
-    path: str
-    weight: float = Field(1.0, gt=0)
+    path: str = Field(description="a file or a folder of one kind")
+    weight: float = Field(1.0, gt=0, description="2 takes every row twice, 0.5 a seeded half of them")
 
 
 def _as_files(value: Any) -> Any:

@@ -19,10 +19,12 @@ def _as_names(value: Any) -> Any:
 class AdapterSettings(Settings):
     """`adapter:` of a job: LoRA and its kin, full fine-tuning, or only the last layers."""
 
-    type: AdapterType = "lora"
+    type: AdapterType = Field(
+        "lora", description="LoRA, DoRA, all weights (full), or the last layers (freeze)"
+    )
     rank: int = Field(16, ge=1, description="r of LoRA")
     alpha: float = Field(32, gt=0, description="LoRA's scale is alpha / rank (rsLoRA: alpha / sqrt(rank))")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1, description="of LoRA's input while training")
     targets: Annotated[str | tuple[str, ...], BeforeValidator(_as_names)] = Field(
         "all", description="all linear layers, or names such as [q_proj, v_proj]"
     )

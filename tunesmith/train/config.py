@@ -26,11 +26,13 @@ def _as_list(value: Any) -> Any:
 class TrainSettings(Settings):
     """`train:` of a job."""
 
-    objective: Literal["sft"] = "sft"
+    objective: Literal["sft"] = Field("sft", description="what is minimised: next tokens of the replies")
     epochs: float = Field(1.0, gt=0, description="passes over the training rows; 0.5 stops half-way")
     max_steps: int | None = Field(None, ge=1, description="stop after so many steps, instead of epochs")
-    learning_rate: float = Field(1e-3, gt=0)
-    schedule: Schedule = "cosine"
+    learning_rate: float = Field(
+        1e-3, gt=0, description="highest rate; 1e-3 suits LoRA, 1e-5 to 5e-5 full tuning"
+    )
+    schedule: Schedule = Field("cosine", description="how the rate falls, by transformers' names")
     schedule_options: dict[str, float] = Field(
         {}, description="further arguments of the schedule, by transformers' names"
     )
@@ -45,14 +47,14 @@ class TrainSettings(Settings):
     microbatch_tokens: int | Literal["auto"] = Field(
         "auto", description="tokens in one forward pass; never changes results"
     )
-    optimizer: Literal["adamw"] = "adamw"
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    epsilon: float = Field(1e-8, gt=0)
+    optimizer: Literal["adamw"] = Field("adamw", description="torch's fused AdamW, fp32 states")
+    weight_decay: float = Field(0.0, ge=0, description="on matrices; never on biases, norms, embeddings")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
+    epsilon: float = Field(1e-8, gt=0, description="of AdamW")
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: off")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share spread evenly over all tokens")
     neftune: float = Field(0.0, ge=0, description="alpha of NEFTune's noise on embeddings; 0: off")
-    dtype: Dtype = "auto"
+    dtype: Dtype = Field("auto", description="format of products; auto: bf16 where native, else fp32")
     checkpoint_activations: bool = Field(
         False, description="recompute each layer in the backward pass to save memory"
     )
@@ -64,8 +66,10 @@ class TrainSettings(Settings):
     )
     sample_every: int = Field(0, ge=0, description="steps between sample answers; 0: off")
     sample_prompts: int = Field(1, ge=1, description="how many validation prompts are answered each time")
-    seed: int = Field(42, ge=0)
-    track: Annotated[tuple[Tracker, ...], BeforeValidator(_as_list)] = ()
+    seed: int = Field(42, ge=0, description="of Python, NumPy, torch and the order of rows")
+    track: Annotated[tuple[Tracker, ...], BeforeValidator(_as_list)] = Field(
+        (), description="experiment trackers; none by default"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainSettings:

@@ -1,0 +1,115 @@
+"""The table of what works today, for both READMEs: each line names the test files that show it.
+
+`make docs` writes it between the markers of README.md and README.zh-CN.md; a test fails when it is older than this
+list, or when a line names tests that aren't there.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+START, END = "<!-- features: written by make docs -->", "<!-- end of features -->"
+
+# English, Chinese, test files below tests/.
+FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
+    (
+        "Row formats recognised, with the reason: Alpaca, ShareGPT, messages, prompt-completion, preference, labelled, "
+        "text; json, jsonl, csv, tsv, parquet, arrow, txt, folders; UTF-8, UTF-16, GB18030",
+        "自动识别数据格式并说明理由：Alpaca、ShareGPT、messages、prompt-completion、偏好、标签、纯文本；"
+        "json、jsonl、csv、tsv、parquet、arrow、txt、文件夹；UTF-8、UTF-16、GB18030",
+        ("data/test_read.py", "data/test_formats.py", "data/test_chat_rows.py", "data/test_check.py"),
+    ),
+    (
+        "LLaMA-Factory's `dataset_info.json`, as its users expect",
+        "按 LLaMA-Factory 的原义读取 `dataset_info.json`",
+        ("data/test_dataset_info.py",),
+    ),
+    (
+        "The model's own chat template, one renderer for training and chat; label mask checked against it",
+        "使用模型自带的对话模板，训练与对话共用同一渲染器；标签掩码与模板逐一核对",
+        ("data/test_template.py", "data/test_mask.py"),
+    ),
+    (
+        "Rows too long: error, drop, truncate left or right, split; every count in the data report",
+        "超长样本：报错、丢弃、左截断、右截断、切分；所有数量记入数据报告",
+        ("data/test_encode.py",),
+    ),
+    (
+        "Packing without padding; packed = padded = single rows in loss and gradients, for seven model families",
+        "无填充打包；打包、填充、单条三种方式的损失与梯度一致，覆盖七个模型系列",
+        ("data/test_pack.py", "data/test_batch.py", "model/test_packing.py", "train/test_equality.py"),
+    ),
+    (
+        "Models: embedded SmolLM2-135M, hub, ModelScope, folder, GGUF; safetensors only, no remote code",
+        "模型来源：内置 SmolLM2-135M、Hugging Face、魔搭、本地文件夹、GGUF；只读 safetensors，不执行远程代码",
+        ("model/test_source.py", "model/test_gguf.py", "model/test_hub.py"),
+    ),
+    (
+        "LoRA, rsLoRA, DoRA, PiSSA, full, last layers; go on from an adapter; loads with plain peft and transformers",
+        "LoRA、rsLoRA、DoRA、PiSSA、全参数、只训最后几层；可从已有适配器继续；结果可直接用 peft 和 transformers 加载",
+        ("model/test_prepare.py", "model/test_saved.py", "model/test_continue.py", "train/test_run.py"),
+    ),
+    (
+        "Training: token-weighted loss, schedules, early stopping, best and last, bit-identical repeats, NEFTune, trackers",
+        "训练：按词元加权的损失、学习率调度、早停、保留最佳与最后、逐位可复现、NEFTune、实验跟踪",
+        ("train/test_losses.py", "train/test_optim.py", "train/test_loop.py", "train/test_checkpoint.py"),
+    ),
+    (
+        "Chat that streams, answers to files, beams and sampling with conflicts explained",
+        "流式对话、批量回答文件、束搜索与采样，冲突的参数会被解释",
+        ("infer/test_generate.py", "infer/test_stream.py", "infer/test_sampling.py", "cli/test_chat.py"),
+    ),
+    (
+        "Before and after: loss, perplexity, exact match, character F1, verse form, with intervals and a plain verdict",
+        "前后对比：损失、困惑度、完全匹配、按字 F1、诗句格式，带置信区间和明确结论",
+        ("evaluate/test_metrics.py", "evaluate/test_statistics.py", "evaluate/test_compare.py"),
+    ),
+    (
+        "A report in one offline page, loss curve as picture and in the terminal, `runs list` at once",
+        "单文件离线报告、损失曲线（图片与终端）、`runs list` 瞬时返回",
+        ("evaluate/test_report.py", "evaluate/test_curve.py", "cli/test_runs.py", "test_startup.py"),
+    ),
+    (
+        "Bad input ends with one message, the right exit code, and nothing half-written",
+        "错误输入只给出一条清楚的说明和正确的退出码，不留下半成品文件",
+        ("e2e/test_bad_input.py",),
+    ),
+]
+
+
+def table(language: str) -> str:
+    """The table in English ("en") or Chinese ("zh"), with the number of test functions behind each line."""
+    head = ("Works today", "tests") if language == "en" else ("现在可用", "测试")
+    lines = [f"| {head[0]} | {head[1]} |", "|---|---|"]
+    for english, chinese, files in FEATURES:
+        count = sum(_tests(ROOT / "tests" / file) for file in files)
+        links = ", ".join(f"[{Path(file).stem}](tests/{file})" for file in files)
+        lines.append(f"| {english if language == 'en' else chinese} | {count}: {links} |")
+    return "\n".join(lines)
+
+
+def filled(text: str, language: str) -> str:
+    """A README with its table renewed. Raises ValueError when the markers aren't there."""
+    before, found, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not found or not end:
+        raise ValueError("the README has lost the markers of its table of features")
+    return f"{before}{START}\n{table(language)}\n{END}{after}"
+
+
+def write() -> None:
+    """Renew the table in both READMEs."""
+    for name, language in (("README.md", "en"), ("README.zh-CN.md", "zh")):
+        file = ROOT / name
+        file.write_text(filled(file.read_text(encoding="utf-8"), language), encoding="utf-8")
+
+
+def _tests(file: Path) -> int:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return sum(isinstance(n, ast.FunctionDef) and n.name.startswith("test_") for n in ast.walk(tree))
+
+
+if __name__ == "__main__":
+    write()
