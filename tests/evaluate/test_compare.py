@@ -52,7 +52,7 @@ def test_predictions_file(tmp_path: Path) -> None:
 
 
 class Dying:
-    """Answers three rows and then fails, as a model that runs out of memory does; looks at the file before."""
+    """Answers three rows, looks at the file, and fails as a model that runs out of memory does."""
 
     name = "dying"
 
