@@ -70,7 +70,7 @@ def test_rows_side_by_side_stay_in_line(tmp_path: Path, capsys: pytest.CaptureFi
     ("words", "code", "text"),
     [
         (("a", "b", "c", "--data", "valid.jsonl"), 2, "takes one run or two models"),
-        (("qwen2", "--data", "valid.jsonl"), 1, "no base to be compared with"),
+        (("qwen2", "--data", "valid.jsonl"), 2, "no base to be compared with"),
         (("runs/lora", "nope", "--data", "valid.jsonl"), 1, "nope"),
         (("runs/lora", "--data", "valid.jsonl", "--limit", "0"), 2, "limit"),
     ],

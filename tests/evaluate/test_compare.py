@@ -11,7 +11,7 @@ import pytest
 from tests.evaluate.conftest import questions, train
 from tests.evaluate.made_run import Scripted, couplets
 from tunesmith.data.prompts import read_prompts
-from tunesmith.errors import DataError, GenerateError, RunError, SettingsError
+from tunesmith.errors import DataError, GenerateError, SettingsError, UsageError
 from tunesmith.evaluate import measure
 from tunesmith.evaluate.compare import Comparison, compare
 from tunesmith.evaluate.measure import choose_metrics, measure_one, measure_two, read_questions
@@ -175,7 +175,7 @@ def test_a_fully_tuned_run_is_compared_with_its_real_base(place: Path) -> None:
 
 def test_one_name_that_is_no_run_has_no_base(place: Path) -> None:
     found = read_questions(str(place / "valid.jsonl"))
-    with pytest.raises(RunError, match="no base to be compared with"):
+    with pytest.raises(UsageError, match="no base to be compared with"):
         measure_two(str(place / "qwen2"), None, found, ALL, SHORT)
 
 

@@ -9,7 +9,6 @@ import typer
 from rich.text import Text as RichText
 
 from tunesmith.cli.console import err, json_option, out, print_json
-from tunesmith.cli.data_show import show
 from tunesmith.data.check import Dataset, FileSummary, survey
 from tunesmith.errors import DataError
 from tunesmith.records import Labelled, Message, Preference, Record, Text
@@ -24,6 +23,11 @@ Examples:
 Exit code 0: every row can be trained on; 1: not, and the list says which and why.
 """
 LISTED = 50
+
+
+@app.callback()
+def _group() -> None:
+    """Check a data file, or see which tokens are trained on."""
 
 
 @app.command(epilog=EXAMPLES)
@@ -47,9 +51,6 @@ def check(
             _print_file(summary, _sample(dataset, summary))
         _print_problems(dataset, problems)
     raise typer.Exit(0 if fine else 1)
-
-
-app.command()(show)
 
 
 def _print_file(file: FileSummary, sample: Record | None) -> None:

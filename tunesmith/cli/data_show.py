@@ -18,7 +18,17 @@ from tunesmith.model.load import load_tokenizer
 from tunesmith.model.source import resolve
 from tunesmith.settings import build, parse_overrides
 
+app = typer.Typer(add_completion=False)
 
+EXAMPLES = """\b
+Examples:
+  tunesmith data show train.jsonl                                 with the embedded default model's template
+  tunesmith data show train.jsonl --model models/Qwen3-0.6B -n 5
+  tunesmith data show train.jsonl --from 100 max_length=512 too_long=truncate_left
+"""
+
+
+@app.command(epilog=EXAMPLES)
 def show(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A data file or folder.", show_default=False)],
     settings: Annotated[

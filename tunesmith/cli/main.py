@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -32,11 +33,15 @@ COMPLETION = ("install_completion", "show_completion")  # options that typer add
 
 @dataclass(frozen=True)
 class Verb:
-    """A verb: the module whose `app` runs it, its line of help, and the lines of its own verbs."""
+    """A verb: the module whose `app` runs it, its line of help, and the lines of its own verbs.
+
+    `apart` names the modules of those own verbs that need much more (torch) than the rest.
+    """
 
     module: str
     help: str
     verbs: dict[str, str] = field(default_factory=dict)
+    apart: dict[str, str] = field(default_factory=dict)
 
 
 VERBS: dict[str, Verb] = {
@@ -47,6 +52,7 @@ VERBS: dict[str, Verb] = {
             "check": "Recognise the format, count rows, name every bad one.",
             "show": "Print tokens coloured: trained, context, cut.",
         },
+        {"show": "tunesmith.cli.data_show"},
     ),
     "train": Verb("tunesmith.cli.train", "Train what a job file describes."),
     "chat": Verb("tunesmith.cli.chat", "Talk to a model or a run."),
@@ -121,7 +127,7 @@ class _Verbs(TyperGroup):
         name, command, rest = super().resolve_command(ctx, args)
         # Completion resolves a line without running it; the table is all it needs.
         if command is not None and name is not None and not ctx.resilient_parsing:
-            command = _load(name)
+            command = _load(name, rest)
         return name, command, rest
 
 
@@ -153,9 +159,14 @@ def _options(
     del version, debug  # --debug is taken out of the words by main(), so that it may follow the verb
 
 
-def _load(name: str) -> Any:
-    """The verb's real command, as its module defines it."""
-    verb_app: typer.Typer = importlib.import_module(VERBS[name].module).app
+def _load(name: str, rest: Sequence[str] = ()) -> Any:
+    """The verb's real command, as its module defines it; `rest` tells which of its own verbs is meant."""
+    verb = VERBS[name]
+    verb_app: typer.Typer = importlib.import_module(verb.module).app
+    meant = rest[:1] if rest and rest[0] in verb.verbs else verb.apart
+    for part, module in verb.apart.items():
+        if part in meant:
+            verb_app.add_typer(importlib.import_module(module).app)
     verb_app.rich_markup_mode = None  # one look for all verbs, and job words in [brackets] stay as they are
     command = typer.main.get_command(verb_app)
     command.params = [p for p in command.params if p.name not in COMPLETION]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.prompts import read_prompts, read_references
-from tunesmith.errors import DataError, RunError, SettingsError
+from tunesmith.errors import DataError, SettingsError, UsageError
 from tunesmith.evaluate.compare import Comparison, Side, compare
 from tunesmith.evaluate.metrics import METRICS, Metric
 from tunesmith.evaluate.report import write_report
@@ -126,7 +126,7 @@ def measure_two(
     An adapter's base is the same load with the adapter off. A run of full or freeze tuning has no base
     inside: the base is loaded by itself, and asked with the run's template.
 
-    Raises RunError if there is one name and it is no run.
+    Raises UsageError if there is one name and it is no run.
     """
     _check_sampling(sampling)
     if b is None:
@@ -186,7 +186,7 @@ def _check_sampling(sampling: Sampling) -> None:
 def _run_of(name: str) -> RunDir:
     run = _run_at(name)
     if run is None:
-        raise RunError(
+        raise UsageError(
             f"{name} isn't the folder of a run, so it has no base to be compared with.",
             fix="Give a run (`tunesmith runs list`), or two models: tunesmith compare A B --data FILE.",
         )
