@@ -23,6 +23,11 @@ from tunesmith.model.source import resolve
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing. is deprecated:FutureWarning")
 
 
+def change_config(folder: Path, **values: Any) -> None:
+    config = json.loads((folder / saved.CONFIG).read_text(encoding="utf-8"))
+    (folder / saved.CONFIG).write_text(json.dumps({**config, **values}), encoding="utf-8")
+
+
 def refused(model: PreTrainedModel, folder: Path, **values: Any) -> ModelError:
     with pytest.raises(ModelError) as caught:
         adapters.attach(model, folder, **values)
@@ -77,8 +82,7 @@ def test_folders_without_an_adapter(base, tmp_path, folders):
 )
 def test_configs_that_are_refused(base, tmp_path, change, words):
     folder = save(prepare(base()), tmp_path / "adapter")
-    config = json.loads((folder / saved.CONFIG).read_text(encoding="utf-8"))
-    (folder / saved.CONFIG).write_text(json.dumps({**config, **change}), encoding="utf-8")
+    change_config(folder, **change)
     assert words in str(refused(base(), folder))
 
 
@@ -101,6 +105,7 @@ def test_training_goes_on_with_an_earlier_adapter(base, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     save(tuned, run / "adapter")
+    change_config(run / "adapter", base_model_name_or_path="/another/machine", revision="old")
     for place in (run, run / "adapter"):
         again = prepare(base(), continue_from=str(place), dropout=0.5)
         assert trained_names(again) == trained_names(tuned)
@@ -113,6 +118,8 @@ def test_training_goes_on_with_an_earlier_adapter(base, tmp_path):
     torch.testing.assert_close(
         logits(AutoPeftModelForCausalLM.from_pretrained(folder)), logits(again), atol=1e-5, rtol=0
     )
+    # a small step is kept: the adapter is fp32
+    assert {t.dtype for t in load_file(folder / saved.WEIGHTS).values()} == {torch.float32}
 
 
 def test_a_job_that_differs_from_the_adapter_is_refused_with_every_difference(base, tmp_path):

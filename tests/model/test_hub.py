@@ -90,15 +90,20 @@ def hub(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def errors(hub: Hub, tmp_path_factory):
-    """One process asks for everything that goes wrong; importing transformers once is enough."""
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def answers(hub: Hub, cache: Path):
+    """One process asks for everything, right and wrong; importing transformers once is enough."""
     names = [
+        "org/tiny",
         "org/missing", "org/gated", "org/private", "org/broken", "org/pickle", "org/remote", "org/ggufs",
         "org/adapter", "org/cut", "org/tiny@nowhere", "smollm2-135n", "modelscope:org/tiny",
         "modelscope:tiny", "two words",
     ]  # fmt: skip
-    answers = resolve_in_child(tmp_path_factory.mktemp("cache"), hub.url, *names)
-    return dict(zip(names, answers, strict=True))
+    return dict(zip(names, resolve_in_child(cache, hub.url, *names), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -120,34 +125,34 @@ def errors(hub: Hub, tmp_path_factory):
         ("two words", ["neither a path nor a model id"]),
     ],
 )
-def test_each_failure_has_its_own_message(errors, name, words):
-    answer = errors[name]
+def test_each_failure_has_its_own_message(answers, name, words):
+    answer = answers[name]
     assert answer["error"] == ("MissingExtraError" if name == "modelscope:org/tiny" else "ModelError")
     for word in words:
         assert word in answer["text"], answer["text"]
     assert "What to do:" in answer["text"]
 
 
-def test_a_model_is_downloaded_without_what_is_not_needed_and_then_works_offline(hub: Hub, tmp_path):
-    first = resolve_in_child(tmp_path, hub.url, "org/tiny")[0]
+def test_a_model_is_downloaded_without_what_is_not_needed_and_then_works_offline(answers, cache):
+    first = answers["org/tiny"]
     assert (first["kind"], first["revision"], first["id"]) == ("hub", COMMIT, "org/tiny")
     files = {file.name for file in Path(first["path"]).iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"} <= files
     assert not files & {"onnx", "original", "pytorch_model.bin", "consolidated.safetensors", "README.md"}
 
     nobody = unused_address()
-    again, refused = resolve_in_child(tmp_path, nobody, "org/tiny", "org/other")
+    again, refused = resolve_in_child(cache, nobody, "org/tiny", "org/other")
     assert again == first
     assert "isn't on this machine, and the hub can't be reached" in refused["text"]
     assert "HF_ENDPOINT" in refused["text"]
     assert "smollm2-135m" in refused["text"]
-    again, refused = resolve_in_child(tmp_path, nobody, "org/tiny", "org/other", HF_HUB_OFFLINE="1")
+    again, refused = resolve_in_child(cache, nobody, "org/tiny", "org/other", HF_HUB_OFFLINE="1")
     assert again == first
     assert "HF_HUB_OFFLINE forbids the download" in refused["text"]
 
 
-def test_weights_are_not_downloaded_for_a_model_that_cannot_be_used(hub: Hub, errors):
-    assert "own Python code" in errors["org/remote"]["text"]
+def test_weights_are_not_downloaded_for_a_model_that_cannot_be_used(hub: Hub, answers):
+    assert "own Python code" in answers["org/remote"]["text"]
     assert [line for line in hub.asked if "org/remote" in line and "config.json" in line]
     assert not [line for line in hub.asked if "org/remote" in line and "safetensors" in line]
 
