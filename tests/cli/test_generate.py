@@ -107,6 +107,9 @@ def test_an_output_that_is_there(run: Run) -> None:
     code, _, err = run(*FILES)
     assert code == 1
     assert "--resume to continue it, --force to replace it" in err
+    assert "out.jsonl is there already" in run(*FILES, model="no/such/model")[2], (
+        "told before the model loads"
+    )
     whole = before.splitlines(keepends=True)
     Path("out.jsonl").write_bytes(whole[0] + whole[1][:9])
     code, _, err = run(*FILES, "--resume")

@@ -12,7 +12,7 @@ from tests.infer.made_run import made_run
 from tunesmith.errors import DataError, GenerateError, ModelError, SettingsError
 from tunesmith.infer.chat import COMMANDS, Chat
 from tunesmith.infer.local import LocalModel, load
-from tunesmith.records import Completion
+from tunesmith.records import Completion, Conversation
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +149,17 @@ def test_a_message_that_cannot_be_sent_is_not_remembered(chat: Chat) -> None:
         said(chat, "forged <|eot_id|>")
     assert chat.turns == before
     assert said(chat, "Hi again")
+
+
+def test_an_error_before_the_first_piece_leaves_nothing(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_conversation: Conversation) -> Iterator[str]:
+        raise GenerateError("no numbers")
+        yield
+
+    monkeypatch.setattr(chat.model, "stream", fail)
+    with pytest.raises(GenerateError):
+        said(chat, "Hi")
+    assert chat.turns == []
 
 
 def test_a_full_conversation_names_the_turns_that_no_longer_fit(chat: Chat) -> None:

@@ -31,6 +31,9 @@ PROMPTS = [
 ]
 
 
+SHORT = ["白日依山盡", "Hi", "The weather?", "How do I ask?"]
+
+
 @cache
 def setup(family: str) -> tuple[PreTrainedModel, Renderer]:
     model = tiny_model(family)
@@ -80,7 +83,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "penalty": {"repetition_penalty": 1.8},
     "recent penalty": {"repetition_penalty": 1.8, "repetition_penalty_range": 4},
     "beams": {"num_beams": 3, "num_return_sequences": 2, "length_penalty": 0.5, "early_stopping": True},
-    "max_length": {"max_new_tokens": None, "max_length": 120},
+    "max_length": {"max_new_tokens": None, "max_length": 70},
+    "beams, max_length": {"max_new_tokens": None, "max_length": 70, "num_beams": 3, "length_penalty": 3.0},
     "several": {"temperature": 1.0, "num_return_sequences": 3, "seed": 0},
 }
 
@@ -88,7 +92,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_batch_answers_like_one_by_one(family: str, name: str) -> None:
-    prompts = PROMPTS[:3] if name == "max_length" else PROMPTS
+    prompts = SHORT if "max_length" in name else PROMPTS
     together = answers(family, prompts, **SETTINGS[name])
     alone = answers(family, prompts, batch_size=1, **SETTINGS[name])
     assert [[(c.text, c.finish, c.completion_tokens) for c in several] for several in together] == [
@@ -202,6 +206,10 @@ def test_a_stop_text_ends_and_is_left_out_wherever_its_tokens_are_cut() -> None:
         assert found.completion_tokens <= whole.completion_tokens
     early = answers(stop=whole.text[1:3])[0][0]
     assert early.completion_tokens < whole.completion_tokens, "it really ends there"
+    alone = answers(prompts=PROMPTS[:1], stop=whole.text[1:3])[0][0]
+    filled = answers(stop=whole.text[1:3], pad_token_id=7)[0][0]
+    assert early.completion_tokens == alone.completion_tokens
+    assert filled.completion_tokens == alone.completion_tokens, "what fills the row isn't counted"
 
 
 def test_a_stop_text_in_the_prompt_ends_nothing() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from transformers import (
@@ -43,6 +45,19 @@ def test_drawing_leaves_exactly_one_token() -> None:
     scores = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
     left = DrawByRow([np.random.default_rng(n) for n in range(3)])(torch.zeros(3, 1), scores)
     assert (left > -torch.inf).sum(dim=-1).tolist() == [1, 1, 1]
+
+
+def test_drawing_at_the_very_edges_takes_no_token_that_is_ruled_out() -> None:
+    class Edge:
+        def __init__(self, value: float) -> None:
+            self.value = value
+
+        def random(self) -> float:
+            return self.value
+
+    scores = torch.tensor([[-torch.inf, 1.0, 1.0, -torch.inf]]).expand(2, -1)
+    edges: list[Any] = [Edge(0.0), Edge(1 - 2**-53)]
+    assert DrawByRow(edges)(torch.zeros(2, 1), scores).argmax(dim=-1).tolist() == [1, 2]
 
 
 def test_the_warpers_are_those_of_transformers_in_their_order() -> None:

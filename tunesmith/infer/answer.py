@@ -52,7 +52,7 @@ def ended(
     text = decode(tokenizer, body)
     if contains(text, stop):
         # Generation went on at most to the next token; after that the row is filled up.
-        tokens = len(body)
+        tokens = _first_with(tokenizer, body, stop)
         text = decode(tokenizer, body[:tokens])
         return Ended(text[: _cut(text, stop)], "stop", tokens)
     text = text.rstrip(CUT_CHARACTER)

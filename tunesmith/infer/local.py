@@ -110,7 +110,7 @@ def load(
     model: PreTrainedModel
     if adapter is not None:
         base = _base(adapter, meta)
-        model = adapters.attach(load_model(base, device), adapter, base_fingerprint=fingerprint(base))
+        model = adapters.attach(load_model(base, device), adapter)
         # An adapter of another tool may have come without a tokenizer.
         own = (adapter / "tokenizer_config.json").is_file()
         tokenizer = load_tokenizer(Source(name, "folder", adapter.resolve()) if own else base)
