@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,7 @@ from rich.text import Text
 from tunesmith.data.report import report_table
 
 SECONDS_BETWEEN_LINES = 10.0
+STEPS_AVERAGED = 20
 
 
 class TrainingProgress:
@@ -43,6 +45,7 @@ class TrainingProgress:
         self._task = self._bar.add_task("train", total=None, start=False, visible=False, figures="")
         self._steps = 0
         self._last_line = time.monotonic()
+        self._step_seconds: deque[float] = deque(maxlen=STEPS_AVERAGED)
 
     def __enter__(self) -> TrainingProgress:
         return self
@@ -79,11 +82,13 @@ class TrainingProgress:
                 style="red",
             )
         self._bar.update(self._task, completed=line["step"], figures=figures)
+        # Of the steps alone: an evaluation before the first one would make the estimate far too long.
+        self._step_seconds.append(line["tokens"] / line["tokens_per_second"])
         now = time.monotonic()
         last = line["step"] == self._steps
         if not self._console.is_terminal and (last or now - self._last_line > SECONDS_BETWEEN_LINES):
             self._last_line = now
-            left = line["seconds"] / line["step"] * (self._steps - line["step"])
+            left = sum(self._step_seconds) / len(self._step_seconds) * (self._steps - line["step"])
             self._console.print(f"step {line['step']}/{self._steps}  {figures}  about {duration(left)} left")
 
     def evaluated(self, line: Mapping[str, Any]) -> None:
@@ -97,7 +102,7 @@ class TrainingProgress:
     def sampled(self, line: Mapping[str, Any]) -> None:
         text = Text.assemble(
             (f"step {line['step']}: ", "dim"),
-            (one_line(line["prompt"]), "dim"),
+            (one_line(line["prompt"].rpartition("\n")[2]), "dim"),
             (" → ", "dim"),
             (one_line(line["answer"]), "green"),
         )
