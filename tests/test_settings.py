@@ -211,3 +211,9 @@ def test_settings_are_frozen() -> None:
     job = build(Job, MINIMAL)
     with pytest.raises(ValueError, match="frozen"):
         job.model = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("wrong", ["0.7", True, [0.7]])
+def test_text_and_booleans_are_not_numbers(wrong: Any) -> None:
+    with pytest.raises(SettingsError, match="learning_rate"):
+        build(Job, {**MINIMAL, "train": {"learning_rate": wrong}})

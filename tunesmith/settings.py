@@ -24,7 +24,7 @@ S = TypeVar("S", bound="Settings")
 class Settings(BaseModel):
     """Base of every settings class: frozen, no unknown keys, no silent conversion of text to numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, strict=True)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -114,6 +114,11 @@ def build(cls: type[S], content: Mapping[str, Any], source: str = "") -> S:
             details=details,
             fix="docs/settings.md lists every setting with its default.",
         ) from None
+
+
+def as_tuple(value: Any) -> Any:
+    """A YAML list as the tuple that a frozen setting is; anything else as it is."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def known_keys(cls: type[BaseModel], prefix: str = "") -> list[str]:

@@ -21,7 +21,7 @@ class DataFile(Settings):
 
 def _as_files(value: Any) -> Any:
     items = value if isinstance(value, list | tuple) else [value]
-    return [{"path": item} if isinstance(item, str) else item for item in items]
+    return tuple({"path": item} if isinstance(item, str) else item for item in items)
 
 
 Files = Annotated[tuple[DataFile, ...], BeforeValidator(_as_files)]

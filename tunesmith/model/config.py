@@ -6,14 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tunesmith.settings import Settings
+from tunesmith.settings import Settings, as_tuple
 
 AdapterType = Literal["lora", "dora", "full", "freeze"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 def _as_names(value: Any) -> Any:
-    return value.split(",") if isinstance(value, str) and "," in value else value
+    names = value.split(",") if isinstance(value, str) and "," in value else value
+    return as_tuple(names)
 
 
 class AdapterSettings(Settings):

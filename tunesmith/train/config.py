@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from tunesmith.data.config import DataSettings
 from tunesmith.errors import SettingsError
 from tunesmith.model.config import AdapterSettings, Dtype
-from tunesmith.settings import Settings, build, merge, parse_overrides, read_yaml
+from tunesmith.settings import Settings, as_tuple, build, merge, parse_overrides, read_yaml
 
 Tracker = Literal["tensorboard", "wandb", "swanlab", "mlflow", "trackio"]
 Schedule = Literal[
@@ -19,8 +19,8 @@ Schedule = Literal[
 ]  # fmt: skip
 
 
-def _as_list(value: Any) -> Any:
-    return [value] if isinstance(value, str) else value
+def _as_names(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else as_tuple(value)
 
 
 class TrainSettings(Settings):
@@ -49,7 +49,9 @@ class TrainSettings(Settings):
     )
     optimizer: Literal["adamw"] = Field("adamw", description="torch's fused AdamW, fp32 states")
     weight_decay: float = Field(0.0, ge=0, description="on matrices; never on biases, norms, embeddings")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW")
+    betas: Annotated[tuple[float, float], BeforeValidator(as_tuple)] = Field(
+        (0.9, 0.999), description="of AdamW"
+    )
     epsilon: float = Field(1e-8, gt=0, description="of AdamW")
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: off")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share spread evenly over all tokens")
@@ -67,7 +69,7 @@ class TrainSettings(Settings):
     sample_every: int = Field(0, ge=0, description="steps between sample answers; 0: off")
     sample_prompts: int = Field(1, ge=1, description="how many validation prompts are answered each time")
     seed: int = Field(42, ge=0, description="of Python, NumPy, torch and the order of rows")
-    track: Annotated[tuple[Tracker, ...], BeforeValidator(_as_list)] = Field(
+    track: Annotated[tuple[Tracker, ...], BeforeValidator(_as_names)] = Field(
         (), description="experiment trackers; none by default"
     )
 
