@@ -72,6 +72,14 @@ class Conversation:
         return Conversation(turns, self.origin, self.id, self.tools, self.references, self.meta)
 
     @property
+    def question(self) -> str:
+        """What was asked, for people: the user's words, with a role before each of several turns."""
+        turns = self.prompt.messages
+        if len(turns) == 1:
+            return turns[0].content
+        return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
+
+    @property
     def answer(self) -> str | None:
         """The last assistant turn's text, or None where the row has no answer."""
         last = self.messages[-1] if self.messages else None

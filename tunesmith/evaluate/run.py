@@ -152,14 +152,6 @@ def evaluate(
     return Evaluation(model.name, rows, tuple(metrics), loss, seconds, _facts(model), output)
 
 
-def prompt_text(conversation: Conversation) -> str:
-    """What was asked, for people: the user's words, with a role before each where there are several turns."""
-    turns = conversation.prompt.messages
-    if len(turns) == 1:
-        return turns[0].content
-    return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
-
-
 def _losses(
     model: Completer, conversations: Sequence[Conversation], watch: Watch | None
 ) -> list[RowLoss] | None:
@@ -180,7 +172,7 @@ def _scored(
     question = asked[-1] if asked else ""
     scores = {m.name: m.score(completion.text, conversation.references, question) for m in metrics}
     name = conversation.id or str(conversation.origin)
-    return RowResult(name, prompt_text(conversation), conversation.references, completion, scores, loss)
+    return RowResult(name, conversation.question, conversation.references, completion, scores, loss)
 
 
 def _only(answers: list[Completion] | None, model: Completer, conversation: Conversation) -> Completion:

@@ -124,16 +124,8 @@ def prediction(
     return line
 
 
-def prompt_text(conversation: Conversation) -> str:
-    """What was asked, for people: the user's words, with a role before each where there are several turns."""
-    turns = conversation.prompt.messages
-    if len(turns) == 1:
-        return turns[0].content
-    return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
-
-
 def _asked(conversation: Conversation) -> dict[str, str]:
-    return {"id": conversation.id or str(conversation.origin.row), "prompt": prompt_text(conversation)}
+    return {"id": conversation.id or str(conversation.origin.row), "prompt": conversation.question}
 
 
 def _made_by(model: LocalModel) -> dict[str, Any]:

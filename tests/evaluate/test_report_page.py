@@ -1,0 +1,102 @@
+"""report.html in a real browser: it asks for nothing, fits a phone, and runs no foreign script."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.evaluate.made_run import PROMPT, made_run
+from tunesmith.evaluate.report import write_report
+
+sync_api = pytest.importorskip("playwright.sync_api")
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None and not os.environ.get("CI"),
+    reason="Chromium isn't installed (apt-get install chromium)",
+)
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">"
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run with comparisons, whose last sample answer is an attack."""
+    run = made_run(tmp_path_factory.mktemp("report") / "tang-1")
+    with run.samples_file.open("a", encoding="utf-8") as file:
+        line = {"step": 41, "prompt": PROMPT, "answer": HOSTILE, "reference": HOSTILE}
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return write_report(run)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[sync_api.Browser]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=["light", "dark"])
+def page(request: pytest.FixtureRequest, browser: sync_api.Browser) -> Iterator[sync_api.Page]:
+    """A page as on a phone, 390 points wide, in light or dark."""
+    size = {"width": 390, "height": 844}
+    context = browser.new_context(viewport=size, color_scheme=request.param, locale="en-US")
+    yield context.new_page()
+    context.close()
+
+
+def test_the_page_asks_for_nothing_and_has_no_errors(page: sync_api.Page, report: Path) -> None:
+    asked: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.goto(report.as_uri())
+    assert asked == [report.as_uri()]
+    assert errors == []
+
+
+def test_it_fits_a_phone(page: sync_api.Page, report: Path) -> None:
+    page.goto(report.as_uri())
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.locator("svg:visible").first.bounding_box()["width"] > 250
+
+
+def test_the_switch_changes_every_label(page: sync_api.Page, report: Path) -> None:
+    page.goto(report.as_uri())
+    assert "Validation loss" in page.inner_text("body")
+    assert "验证损失" not in page.inner_text("body")
+    page.click("button[data-language=zh]")
+    assert "验证损失" in page.inner_text("body")
+    assert "Validation loss" not in page.inner_text("body")
+
+
+def test_a_chinese_reader_gets_chinese_at_once(browser: sync_api.Browser, report: Path) -> None:
+    context = browser.new_context(locale="zh-CN")
+    page = context.new_page()
+    page.goto(report.as_uri())
+    assert "验证损失" in page.inner_text("body")
+    context.close()
+
+
+def test_answers_are_text_never_html(page: sync_api.Page, report: Path) -> None:
+    page.goto(report.as_uri())
+    assert page.title() == "tang-1 · tunesmith"
+    assert "<script>document.title" in page.locator("body").text_content()
+
+
+def test_dark_is_dark_and_light_is_light(page: sync_api.Page, report: Path) -> None:
+    page.goto(report.as_uri())
+    dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    ground, ink = (
+        sum(map(int, page.evaluate(f"getComputedStyle(document.body).{name}")[4:-1].split(",")))
+        for name in ("backgroundColor", "color")
+    )
+    assert (ground < ink) == dark
+    assert abs(ground - ink) > 400
