@@ -5,7 +5,7 @@
     run = tunesmith.train("job.yaml")                       # or a dict, or a Job
     model = tunesmith.load(run)
     print(model.chat("你好"))
-    print(tunesmith.compare(run, data="test.jsonl").to_json())
+    print(tunesmith.compare(run, data="test.jsonl").content["metrics"])
 
 The functions are those of the command line (tunesmith/api.py); importing this package imports no torch.
 """

@@ -97,6 +97,8 @@ def test_the_same_seed_gives_the_same_answers(tunesmith: Run, tmp_path: Path) ->
         (("runs/lora", "--data", "valid.jsonl", "do_sample=false", "top_p=0.5"), 2, "do_sample"),
         (("runs/lora", "--data", "valid.jsonl", "num_beams=2", "num_return_sequences=2"), 2, "one is scored"),
         (("runs/lora", "--data", "valid.jsonl", "--references", "short.txt"), 1, "1 answers for 8 prompts"),
+        (("runs/lora", "--data", "valid.jsonl", "--output", "valid.json"), 2, "would overwrite valid.jsonl"),
+        (("runs/lora", "--data", "valid.jsonl", "--output", "runs"), 2, "is a folder"),
     ],
 )
 def test_wrong_words_are_one_message_and_leave_nothing(

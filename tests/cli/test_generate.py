@@ -126,6 +126,7 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["--prompt", " "], 2, "--prompt is empty"),
     ([*FILES, "--system", "x"], 2, "--system goes with --prompt"),
     ([*FILES, "--resume", "--force"], 2, "give one of them"),
+    (["--input", "test.json", "--output", "./test.json", "--force"], 2, "is the file of the prompts"),
     ([*FILES, "max_length=9", "top_p=2"], 2, "max_length counts prompt and answer"),
     ([*FILES, "tempratur=1"], 2, "did you mean 'temperature'"),
     ([*FILES, "hot"], 2, "'hot' isn't a setting"),

@@ -95,6 +95,8 @@ def _check_words(
         problems.append("--prompt is empty")
     if system and prompt is None:
         problems.append("--system goes with --prompt; the rows of a file have their own")
+    if input is not None and output is not None and output.resolve() == Path(input).resolve():
+        problems.append("--output is the file of the prompts: give it another name")
     if resume and force:
         problems.append("--resume continues the output and --force replaces it: give one of them")
     if problems:

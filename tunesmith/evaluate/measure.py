@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.prompts import read_prompts, read_references
+from tunesmith.data.read import files_of
 from tunesmith.errors import DataError, SettingsError, UsageError
 from tunesmith.evaluate.compare import Comparison, Side, compare
 from tunesmith.evaluate.metrics import METRICS, Metric
@@ -31,11 +32,12 @@ DEFAULT_METRICS = ("exact_match", "f1_char")
 
 @dataclass(frozen=True)
 class Questions:
-    """Rows with answers, from a file. `name` is what result files are called."""
+    """Rows with answers, from a file. `name` is what result files are called; `files` were all read."""
 
     path: str
     name: str
     conversations: list[Conversation]
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def read_questions(data: str, references: str | None = None, limit: int | None =
         )
     if not rows:
         raise DataError(f"{data} holds no rows.", fix="Give a file with at least one row.")
-    return Questions(data, Path(data).stem, rows)
+    files = [*files_of(data), *(files_of(references) if references is not None else [])]
+    return Questions(data, Path(data).stem, rows, tuple(files))
 
 
 def choose_metrics(names: Sequence[str] | None, questions: Questions) -> list[Metric]:
@@ -101,6 +104,7 @@ def measure_one(
 ) -> Result:
     """Measure the model or run `name`. `output` is the predictions' file; the result stands beside it."""
     _check_sampling(sampling)
+    _check_output(output, questions)
     model = load(name, dtype=dtype, template=template, sampling=sampling)
     stem = f"{questions.name}.eval" if model.run else f"{_plain(name)}.{questions.name}.eval"
     predictions = output or _folder(model.run) / f"{stem}.jsonl"
@@ -129,6 +133,7 @@ def measure_two(
     Raises UsageError if there is one name and it is no run.
     """
     _check_sampling(sampling)
+    _check_output(output, questions)
     if b is None:
         run: RunDir | None = _run_of(a)
         side_a, side_b = _base_and_tuned(a, dtype, template, sampling)
@@ -181,6 +186,23 @@ def _check_sampling(sampling: Sampling) -> None:
             f"num_return_sequences {sampling.answers} gives several answers to a prompt; one is scored.",
             fix="Leave num_return_sequences out.",
         )
+
+
+def _check_output(output: Path | None, questions: Questions) -> None:
+    """Before hours of work: the files written for `output` are none of those that were read."""
+    if output is None:
+        return
+    if output.is_dir():
+        raise UsageError(
+            f"--output {output} is a folder.", fix=f"Give a file in it: {output / 'predictions.jsonl'}."
+        )
+    predictions = _as_jsonl(output)
+    for file in (predictions, *(predictions.with_suffix(end) for end in (".json", ".a.jsonl", ".b.jsonl"))):
+        if file.exists() and any(file.samefile(read) for read in questions.files):
+            raise UsageError(
+                f"--output {output} would overwrite {file}, which holds the rows or their answers.",
+                fix="Give the output another name.",
+            )
 
 
 def _run_of(name: str) -> RunDir:
