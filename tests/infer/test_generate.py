@@ -16,7 +16,8 @@ from tests.families import FAMILIES, tiny_model, tiny_tokenizer
 from tunesmith.data.template import Renderer
 from tunesmith.errors import GenerateError, SettingsError, TunesmithError
 from tunesmith.infer.config import Sampling
-from tunesmith.infer.generate import context_length, generate
+from tunesmith.infer.generate import generate
+from tunesmith.model.load import context_length
 from tunesmith.records import Completion, Conversation, Message, Origin
 from tunesmith.settings import build
 
@@ -323,6 +324,11 @@ def test_ids_that_the_model_does_not_have_are_refused() -> None:
 
 def test_the_pad_token_changes_no_answer() -> None:
     assert texts(answers(pad_token_id=7)) == texts(answers())
+    # Not even where it is what a padded row says next, and saying a token again is all but forbidden.
+    model, renderer = setup("llama")
+    next_token = int(model(torch.tensor([renderer.prompt_ids(asked()[1])])).logits[0, -1].argmax())
+    once = {"repetition_penalty": 50.0, "max_new_tokens": 1}
+    assert texts(answers(pad_token_id=next_token, **once)) == texts(answers(batch_size=1, **once))
 
 
 def test_scores_that_are_no_numbers_are_an_error_and_not_an_answer() -> None:

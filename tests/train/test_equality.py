@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from tests.families import FAMILIES, tiny_model
 from tunesmith.data.batch import collate
 from tunesmith.data.encode import Example
+from tunesmith.errors import ModelError
 from tunesmith.records import Origin
 from tunesmith.train.objectives import sft
 
@@ -123,6 +124,14 @@ def test_rows_of_a_pack_do_not_see_each_other(model: PreTrainedModel) -> None:
         states.append(torch.stack(out.hidden_states)[:, 0])
     assert not torch.equal(states[0][-1, :21], states[1][-1, :21])
     assert torch.equal(states[0][:, 21:], states[1][:, 21:])
+
+
+def test_a_model_that_swallows_logits_to_keep_is_refused() -> None:
+    model = tiny_model("llama")
+    own = model.forward
+    model.forward = lambda logits_to_keep, **inputs: own(**inputs)  # noqa: ARG005
+    with pytest.raises(ModelError, match="logits_to_keep"):
+        sft().loss(model, collate(rows(model.config.vocab_size, (5, 9)), packing=True, pad_id=0))
 
 
 def test_mean_per_microbatch_would_be_caught() -> None:

@@ -14,14 +14,21 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.e2e.conftest import qa_rows, write_jsonl
-from tests.families import CHAT_FAMILIES, save_tiny
-from tunesmith.errors import RunError
+from tests.families import CHAT_FAMILIES, save_tiny, tiny_model
+from tunesmith import api
+from tunesmith.data import check
+from tunesmith.data.config import DataFile
+from tunesmith.errors import PlanError, RunError
+from tunesmith.records import Conversation
 from tunesmith.rundir import RunDir
 from tunesmith.settings import build, merge
 from tunesmith.train import checkpoint
 from tunesmith.train.config import Job
 from tunesmith.train.listener import Silent
 from tunesmith.train.run import train
+
+# Of peft, where plain peft loads what was saved.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
 ROOT = Path(__file__).parents[2]
 
@@ -161,6 +168,41 @@ def test_two_runs_of_one_job_are_the_same_bytes(tmp_path: Path) -> None:
     assert len(runs[1].samples()) == 4
     other = train(build(Job, merge(job.model_dump(), {"train": {"seed": 43}})), tmp_path / "c")
     assert (other.adapter / "adapter_model.safetensors").read_bytes() != files[0]
+
+
+def test_sample_answers_while_layers_have_two_number_formats(tmp_path: Path) -> None:
+    freeze = {"adapter": {"type": "freeze", "last_layers": 1}, "train": {"dtype": "bf16", "sample_every": 2}}
+    run = api.train(make_job(tmp_path, **freeze), f"output={tmp_path / 'run'}")
+    assert [sample["step"] for sample in run.samples()] == [0, 2, 3]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_rows_beyond_the_model_s_context_are_refused_before_anything_is_written(
+    tmp_path: Path, family: str
+) -> None:
+    model = tiny_model(family)
+    context = model.config.max_position_embeddings
+    long = [{"instruction": "a", "output": "b " * 2 * context}]
+    make_job(tmp_path, family)
+    write_jsonl(tmp_path / "train.jsonl", [*qa_rows(1), *long])
+    job = make_job(tmp_path, family, data={"max_length": 100_000, "template": "plain"})
+    with pytest.raises(PlanError, match=f"1 of 4 examples .* {context} tokens") as caught:
+        train(job, tmp_path / "run")
+    assert "train.jsonl:2" in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("thought", ["", "<think>\nhm\n</think>\n\n"])
+def test_the_result_is_asked_as_its_rows_were(tmp_path: Path, thought: str) -> None:
+    make_job(tmp_path, "qwen3")
+    write_jsonl(tmp_path / "train.jsonl", [{**r, "output": thought + r["output"]} for r in qa_rows(4)])
+    run = train(make_job(tmp_path, "qwen3"), tmp_path / "run")
+    renderer = api.load(run, dtype="fp32").renderer
+    (row,) = check.load([DataFile(path=str(tmp_path / "train.jsonl"))]).records[:1]
+    assert isinstance(row, Conversation)
+    asked = renderer.prompt_ids(row.prompt)
+    assert renderer.encode(row, "all_replies")[0].input_ids[: len(asked)] == asked
+    assert renderer.decode(asked).endswith("assistant\n" if thought else "</think>\n\n")
 
 
 def test_by_hand_gives_the_same_losses(tmp_path: Path) -> None:

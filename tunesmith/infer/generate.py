@@ -24,6 +24,7 @@ from tunesmith.errors import GenerateError, SettingsError, TunesmithError
 from tunesmith.infer.answer import Growing, ended
 from tunesmith.infer.config import NEW_TOKENS, Sampling
 from tunesmith.infer.sampling import criteria, generation_config, processors, row_generator
+from tunesmith.model.load import context_length
 from tunesmith.records import Completion, Conversation
 
 WINDOW = 8  # batches that are sorted by length together: little padding, and the first answers come soon
@@ -67,12 +68,6 @@ def stream(
     job = _Job(model, renderer, sampling)
     (prompt,) = job.prompts([conversation])
     return job.pieces(prompt)
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """Tokens the model can read, prompt and answer together; None where its configuration names no limit."""
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return int(length) if length else None
 
 
 @dataclass(frozen=True, slots=True)

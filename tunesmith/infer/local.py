@@ -15,9 +15,9 @@ from tunesmith.data.template import TEMPLATES, Renderer
 from tunesmith.device import Device
 from tunesmith.errors import GenerateError, ModelError, RunError, SettingsError, TemplateError
 from tunesmith.infer.config import Sampling
-from tunesmith.infer.generate import context_length, generate, stream
+from tunesmith.infer.generate import generate, stream
 from tunesmith.model import adapters, saved, source
-from tunesmith.model.load import end_ids, fingerprint, load_model, load_tokenizer
+from tunesmith.model.load import context_length, end_ids, fingerprint, load_model, load_tokenizer
 from tunesmith.model.source import Source
 from tunesmith.records import ROLES, Completion, Conversation, Message, Origin
 from tunesmith.rundir import RunDir, open_run
@@ -118,7 +118,9 @@ def load(
         base = source.resolve(str(weights) if run is not None else name)
         model = load_model(base, device)
         tokenizer = load_tokenizer(base)
-    renderer = Renderer(tokenizer, template, end_ids=end_ids(model))
+    # Asked as it was trained: a model that learnt to think gets the prompt that thinking begins with.
+    thinking = bool((meta.get("template") or {}).get("thinking"))
+    renderer = Renderer(tokenizer, template, end_ids=end_ids(model), thinking=thinking)
     if not renderer.text:
         raise TemplateError(
             f"{name} has no chat template (base models have none), so it can't be asked.",

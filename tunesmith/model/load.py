@@ -110,6 +110,12 @@ def local_folder(source: Source) -> Path:
     return _dequantised(source) if source.kind in ("embedded", "gguf") else source.path
 
 
+def context_length(model: PreTrainedModel) -> int | None:
+    """Tokens the model can read, prompt and answer together; None where its configuration names no limit."""
+    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(length) if length else None
+
+
 def end_ids(model: PreTrainedModel | Source) -> set[int]:
     """The token ids that end an answer, as the model's generation config (or else its config) names them."""
     if isinstance(model, Source):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tunesmith.data.batch import Batch
 from tunesmith.device import Device
+from tunesmith.errors import ModelError
 from tunesmith.model.families import packed_inputs
 
 
@@ -20,11 +21,17 @@ def label_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Logits [N, V] that predict `batch.targets`, in their order.
 
     The output head is applied only where some row has a label: at other positions logits would be computed,
-    held in memory and thrown away.
+    held in memory and thrown away. Raises ModelError for a model that can't do that.
     """
     length = batch.input_ids.shape[1]
     columns, inverse = torch.unique(batch.keep % length, return_inverse=True)
     logits: Tensor = model(**packed_inputs(model, batch), logits_to_keep=columns).logits
+    # A model that knows no logits_to_keep may swallow it: all logits come back, and others would be taken.
+    if logits.shape[1] != columns.numel():
+        raise ModelError(
+            f"{type(model).__name__} can't give the logits of chosen positions (logits_to_keep).",
+            fix="Use a model of another family.",
+        )
     return logits[batch.keep // length, inverse]
 
 

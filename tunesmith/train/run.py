@@ -20,19 +20,20 @@ from transformers import PreTrainedModel
 
 from tunesmith import rundir
 from tunesmith.data.check import Dataset, load_data
-from tunesmith.data.encode import encode
+from tunesmith.data.encode import EncodedData, encode
 from tunesmith.data.report import build_report
 from tunesmith.data.template import Renderer
 from tunesmith.device import Device, pick
-from tunesmith.errors import TrainError
+from tunesmith.errors import PlanError, TrainError
 from tunesmith.model import adapters
 from tunesmith.model.families import can_pack
-from tunesmith.model.load import end_ids, fingerprint, load_model, load_tokenizer
+from tunesmith.model.load import context_length, end_ids, fingerprint, load_model, load_tokenizer
 from tunesmith.model.source import Source, resolve
-from tunesmith.records import Conversation
+from tunesmith.records import Conversation, Record
 from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint
 from tunesmith.train.config import Job
+from tunesmith.train.forward import mixed_precision
 from tunesmith.train.listener import Listener, Silent
 from tunesmith.train.loop import Outcome, Training, run_loop
 from tunesmith.train.objectives import sft
@@ -61,13 +62,16 @@ def train(
     source = resolve(job.model, job.revision)
     listener.note(f"Model {job.model}, on {device.name}, {_dtype_name(device)}.")
     tokenizer = load_tokenizer(source)
-    renderer = Renderer(tokenizer, job.data.template, end_ids=end_ids(source))
+    renderer = Renderer(
+        tokenizer, job.data.template, end_ids=end_ids(source), thinking=_thinks(train_rows.records)
+    )
     encoded = encode(train_rows.records, renderer, job.data)
     valid_encoded = encode(valid_rows.records, renderer, job.data) if valid_rows else None
     report = build_report(train_rows, valid_rows, encoded, valid_encoded, renderer)
     listener.data(report)
 
     model = load_model(source, device)
+    _check_context(model, encoded, valid_encoded)
     packing, why = can_pack(model.config) if job.data.packing else (False, "")
     if why:
         listener.note(f"Rows aren't packed: {why}.")
@@ -88,7 +92,7 @@ def train(
         run=RunDir(output),
         listener=listener,
         tracking=Tracking(()),
-        sample=_sampler(job, RunDir(output), model, renderer, valid_rows, listener, answer),
+        sample=_sampler(job, RunDir(output), model, renderer, device, valid_rows, listener, answer),
     )
     check_schedule(job.train, training.steps)
     facts = _facts(
@@ -113,11 +117,31 @@ def default_output(job: Job, stem: str) -> Path:
     return Path(job.output) if job.output else rundir.next_free(stem)
 
 
+def _thinks(records: Sequence[Record]) -> bool:
+    """Whether most answers hold thinking: the result is then asked as those rows were, with thinking on."""
+    answers = [r.answer for r in records if isinstance(r, Conversation) and r.answer is not None]
+    return sum("</think>" in answer for answer in answers) * 2 > len(answers)
+
+
+def _check_context(model: PreTrainedModel, *data: EncodedData | None) -> None:
+    """Raise PlanError for examples with more tokens than the model has positions for."""
+    context = context_length(model)
+    examples = [example for part in data if part is not None for example in part.examples]
+    beyond = [e for e in examples if context is not None and len(e.input_ids) > context]
+    if beyond:
+        raise PlanError(
+            f"{len(beyond)} of {len(examples)} examples are longer than the model reads, {context} tokens.",
+            details=[f"{example.origin}: {len(example.input_ids)} tokens" for example in beyond],
+            fix=f"Set data.max_length={context}, and choose with data.too_long what happens to longer ones.",
+        )
+
+
 def _sampler(
     job: Job,
     run: RunDir,
     model: PreTrainedModel,
     renderer: Renderer,
+    device: Device,
     rows: Dataset | None,
     listener: Listener,
     answer: AnswerHook | None,
@@ -130,7 +154,8 @@ def _sampler(
         if not asked or answer is None:
             return
         # Sampling draws no random numbers from the training's generators, so that it never changes results.
-        with torch.random.fork_rng():
+        # Mixed precision: after freeze, layers of two number formats follow each other.
+        with torch.random.fork_rng(), mixed_precision(device):
             model.eval()
             texts = answer(model, renderer, [c.prompt for c in asked])
             model.train()
@@ -186,7 +211,7 @@ def _facts(
             "revision": source.revision,
             "fingerprint": base,
         },
-        "template": {"name": renderer.name, "sha256": renderer.sha256},
+        "template": {"name": renderer.name, "sha256": renderer.sha256, "thinking": renderer.thinking},
         "trainable": trainable,
         "parameters": parameters,
         "device": device.name,
