@@ -51,7 +51,8 @@ A job is a YAML file. Each setting can also be given on the command line, where 
 
     tunesmith train job.yaml train.epochs=3 adapter.rank=8 'adapter.targets=[q_proj, v_proj]'
 
-Paths in a job file are relative to the file's own folder; those typed on the command line, to where you are.
+Paths of data and templates in a job file are relative to the file's own folder. `model`, `output`,
+`adapter.continue_from` and whatever is typed on the command line are relative to where you are.
 A setting that doesn't exist is an error that names the nearest one.
 """
 

@@ -9,7 +9,7 @@ import pytest
 
 from tunesmith.errors import SettingsError
 from tunesmith.settings import build, known_keys, merge, parse_overrides, read_yaml
-from tunesmith.train.config import Job, load_job
+from tunesmith.train.config import Job, job_from, load_job
 
 MINIMAL = {"data": {"train": "rows.jsonl"}}
 
@@ -68,6 +68,8 @@ OTHER_VALUES: dict[str, Any] = {
 COMPANIONS = {
     "adapter.last_layers": {"adapter": {"type": "freeze"}},
     "train.accumulate": {"train": {"batch_size": 2}},
+    "train.early_stopping": {"data": {"valid": 0.1}},
+    "train.sample_every": {"data": {"valid": 0.1}},
 }
 ONE_CHOICE = {"train.objective", "train.optimizer"}  # settings that have a single value so far
 
@@ -147,6 +149,11 @@ def test_all_problems_are_told_at_once() -> None:
         ({"adapter": {"type": "lora", "last_layers": 2}}, "freeze"),
         ({"adapter": {"type": "full", "init": "pissa"}}, "pissa"),
         ({"data": {"train": "a", "valid": 1.5}}, "between 0 and 1"),
+        ({"train": {"early_stopping": 2, "sample_every": 5}}, "early_stopping and train.sample_every"),
+        ({"data": {"valid": 0.1}, "train": {"early_stopping": 2, "eval_every": 0}}, "eval_every"),
+        ({"train": {"epochs": float("inf")}}, "finite"),
+        ({"train": {"betas": [0.9, 1.5]}}, "betas.*less than 1"),
+        ({"train": {"seed": 2**64}}, "seed"),
     ],
 )
 def test_settings_that_contradict_each_other(content: dict[str, Any], part: str) -> None:
@@ -205,6 +212,17 @@ def test_paths_are_relative_to_the_job_file_but_not_those_typed(tmp_path: Path) 
     assert [f.path for f in typed.data.train] == ["here.jsonl"]
     assert isinstance(typed.data.valid, tuple)
     assert typed.data.valid[0].path == str(folder / "v.jsonl")
+
+
+def test_one_word_about_the_adapter_keeps_what_the_job_says_about_it(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("data: {train: rows.jsonl}\nadapter: dora\n", encoding="utf-8")
+    job = load_job(file, ["adapter.rank=3"])
+    assert (job.adapter.type, job.adapter.rank) == ("dora", 3)
+    file.write_text("data: {train: rows.jsonl}\nadapter: {rank: 3, targets: [q_proj]}\n", encoding="utf-8")
+    job = load_job(file, ["adapter=dora"])
+    assert (job.adapter.type, job.adapter.rank, job.adapter.targets) == ("dora", 3, ("q_proj",))
+    assert job_from(job, ["adapter=lora"]).adapter.rank == 3
 
 
 def test_settings_are_frozen() -> None:

@@ -32,7 +32,7 @@ from tunesmith.infer.local import LocalModel
 from tunesmith.infer.predictions import Existing, Summary, write_predictions
 from tunesmith.records import Conversation
 from tunesmith.rundir import RunDir
-from tunesmith.settings import build, merge, parse_overrides
+from tunesmith.settings import build
 from tunesmith.train.config import Job, job_from, load_job
 from tunesmith.train.listener import Listener
 from tunesmith.train.run import default_output
@@ -63,10 +63,9 @@ def train(
     """
     if isinstance(job, str | Path):
         resolved, stem = load_job(Path(job), settings), Path(job).stem
-        stem = Path(job).resolve().parent.name if stem == "job" else stem
+        stem = Path(job).resolve().parent.name or stem if stem == "job" else stem
     else:
-        content = job.model_dump() if isinstance(job, Job) else job
-        resolved, stem = job_from(merge(content, parse_overrides(settings))), "run"
+        resolved, stem = job_from(job, settings), "run"
     run = train_job(resolved, default_output(resolved, stem), listener=listener, answer=_sample_answers)
     curve.write_png(run)
     report(run)

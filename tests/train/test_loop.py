@@ -191,6 +191,16 @@ def test_best_and_last_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert outcome.best == job.run.checkpoints / "step-000002"
 
 
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, outcome = watched(tmp_path, monkeypatch, [math.nan, 5.0, math.nan])
+    assert (outcome.best_step, outcome.best_loss) == (2, 5.0)
+
+
+def test_a_fraction_of_an_epoch_is_not_rounded_up_by_a_hair(tmp_path: Path) -> None:
+    job = training(tmp_path, epochs=1.1, max_steps=None, batch_size=1, train=rows(400, (4,) * 10))
+    assert job.steps == 11  # 10 x (1.1 - 1) is 1.0000000000000009
+
+
 def test_early_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, outcome = watched(tmp_path, monkeypatch, [5.0, 3.0, 4.0, 3.5, 1.0, 1.0], early_stopping=2)
     assert outcome.stopped_early

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from tunesmith.errors import SettingsError
 from tunesmith.model.config import AdapterSettings, Dtype
 from tunesmith.settings import Settings, as_tuple, build, merge, parse_overrides, read_yaml
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Tracker = Literal["tensorboard", "wandb", "swanlab", "mlflow", "trackio"]
 Schedule = Literal[
     "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "constant",
@@ -49,7 +51,7 @@ class TrainSettings(Settings):
     )
     optimizer: Literal["adamw"] = Field("adamw", description="torch's fused AdamW, fp32 states")
     weight_decay: float = Field(0.0, ge=0, description="on matrices; never on biases, norms, embeddings")
-    betas: Annotated[tuple[float, float], BeforeValidator(as_tuple)] = Field(
+    betas: Annotated[tuple[Beta, Beta], BeforeValidator(as_tuple)] = Field(
         (0.9, 0.999), description="of AdamW"
     )
     epsilon: float = Field(1e-8, gt=0, description="of AdamW")
@@ -81,6 +83,10 @@ class TrainSettings(Settings):
             raise ValueError("accumulate counts forward passes of batch_size rows: set batch_size too")
         if isinstance(self.microbatch_tokens, int) and self.microbatch_tokens < 1:
             raise ValueError("microbatch_tokens is at least 1, or auto")
+        if self.early_stopping and not self.eval_every:
+            raise ValueError("early_stopping counts evaluations: set eval_every above 0")
+        if self.seed >= 2**63:
+            raise ValueError("seed is below 2^63, as torch's generators want it")
         return self
 
     @property
@@ -94,7 +100,10 @@ class Job(Settings):
 
     model: str = Field("smollm2-135m", description="alias, hub id, modelscope:id, folder, or GGUF file")
     revision: str | None = Field(None, description="branch, tag or commit of a hub model")
-    output: str | None = Field(None, description="run folder; runs/<job file name>-<n> by default")
+    output: str | None = Field(
+        None,
+        description="run folder; runs/<name>-<n> by default, by the job file's name (job.yaml: its folder's)",
+    )
     data: DataSettings
     adapter: AdapterSettings = AdapterSettings.model_validate({})
     train: TrainSettings = TrainSettings.model_validate({})
@@ -102,29 +111,45 @@ class Job(Settings):
     @model_validator(mode="before")
     @classmethod
     def _short_forms(cls, content: Any) -> Any:
-        # `adapter: dora` is short for its mapping.
-        if isinstance(content, dict) and isinstance(content.get("adapter"), str):
-            content = {**content, "adapter": {"type": content["adapter"]}}
-        return content
+        return _long_form(content) if isinstance(content, Mapping) else content
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Job:
+        needing = [name for name in ("early_stopping", "sample_every") if getattr(self.train, name)]
+        if needing and self.data.valid is None:
+            raise ValueError(
+                f"train.{' and train.'.join(needing)} would do nothing without validation rows: "
+                "set data.valid, to a file or to a share of train such as 0.05"
+            )
+        return self
 
 
 def load_job(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Job:
     """Read a job file; `key=value` words win over it. Its data paths are relative to its own folder."""
-    content = merge(read_yaml(path), parse_overrides(overrides))
-    job = build(Job, content, str(path))
+    job = build(Job, _laid_over(read_yaml(path), overrides), str(path))
     return job.model_copy(update={"data": _anchor(job.data, path.parent, parse_overrides(overrides))})
 
 
-def job_from(content: Any) -> Job:
-    """A job from a mapping (the Python API), with the same checks as a file."""
+def job_from(content: Any, overrides: Sequence[str] = ()) -> Job:
+    """A job from a mapping or another job (the Python API), with the same checks as a file."""
     if isinstance(content, Job):
-        return content
-    if not isinstance(content, dict):
+        content = content.model_dump()
+    if not isinstance(content, Mapping):
         raise SettingsError(
             f"A job is a mapping or a path, not a {type(content).__name__}.",
             fix="Pass a dict or a YAML path.",
         )
-    return build(Job, content)
+    return build(Job, _laid_over(content, overrides))
+
+
+def _laid_over(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    return merge(_long_form(content), _long_form(parse_overrides(overrides)))
+
+
+def _long_form(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`adapter: dora` as the mapping that it is short for, so that single settings can be laid over it."""
+    adapter = content.get("adapter")
+    return {**content, "adapter": {"type": adapter}} if isinstance(adapter, str) else dict(content)
 
 
 def _anchor(data: DataSettings, folder: Path, overrides: dict[str, Any]) -> DataSettings:

@@ -105,7 +105,8 @@ def plan_epochs(training: Training) -> list[list[Step]]:
         if settings.max_steps is not None:
             plan = plan[: settings.max_steps - steps]
         elif settings.epochs - epoch < 1:
-            plan = plan[: math.ceil(len(plan) * (settings.epochs - epoch))]
+            # Rounded first: 1.1 - 1 is a little more than 0.1, which would be a step too many.
+            plan = plan[: math.ceil(round(len(plan) * (settings.epochs - epoch), 6))]
         plans.append(plan)
         steps += len(plan)
         if settings.max_steps is not None and steps >= settings.max_steps:
@@ -263,7 +264,8 @@ class _Watch:
         training.listener.evaluated(line)
         if step == 0:
             return  # the base model: nothing to save, but the figure everything is compared with
-        if self.best_loss is None or loss < self.best_loss:
+        # NaN is never the best: nothing would ever be less.
+        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
             self.best_loss, self.best_step, self._without_gain = loss, step, 0
             self.best = self.save(step, epoch)
         else:
