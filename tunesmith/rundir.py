@@ -105,7 +105,7 @@ class RunDir:
         return read_jsonl(self.metrics_file)
 
     def samples(self) -> list[dict[str, Any]]:
-        """Every line of samples.jsonl: step, prompt, answer, truth."""
+        """Every line of samples.jsonl: step, prompt, answer, reference."""
         return read_jsonl(self.samples_file)
 
     def state(self) -> State:

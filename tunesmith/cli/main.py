@@ -73,10 +73,10 @@ VERBS: dict[str, Verb] = {
 EXAMPLES = """\b
 Examples:
   tunesmith data check my.jsonl                   what is in my file?
-  tunesmith train job.yaml                        train it
-  tunesmith train job.yaml train.epochs=3         the same with one setting changed
-  tunesmith chat runs/job-1                       talk to the result
-  tunesmith compare smollm2-135m runs/job-1 --data test.jsonl
+  tunesmith train my.yaml                         train it
+  tunesmith train my.yaml train.epochs=3          the same with one setting changed
+  tunesmith chat runs/my-1                        talk to the result
+  tunesmith compare runs/my-1 --data test.jsonl   what the training changed
   tunesmith VERB --help                           examples of each verb
 """
 
