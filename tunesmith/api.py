@@ -25,6 +25,7 @@ from tunesmith.data.template import Renderer
 from tunesmith.evaluate import curve, measure
 from tunesmith.evaluate.measure import Result
 from tunesmith.evaluate.report import write_report
+from tunesmith.evaluate.run import Watch
 from tunesmith.infer import local
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.generate import generate as answers_of
@@ -107,17 +108,18 @@ def evaluate(
     metrics: Sequence[str] | None = None,
     limit: int | None = None,
     output: str | Path | None = None,
+    watch: Watch | None = None,
     **sampling: Any,
 ) -> Result:
     """Loss, perplexity and metrics of one model on rows with answers; `.content` is what `--json` prints.
 
     `references` is a file with the answers, a line a row, where the rows lack them. Answers are greedy unless
-    `sampling` says otherwise.
+    `sampling` says otherwise. `watch(what, done, rows)` is told of each row.
     """
     questions = measure.read_questions(data, references, limit)
     chosen = measure.choose_metrics(metrics, questions)
     return measure.measure_one(
-        _name(model), questions, chosen, build(Sampling, sampling), output=_path(output)
+        _name(model), questions, chosen, build(Sampling, sampling), output=_path(output), watch=watch
     )
 
 
@@ -130,17 +132,19 @@ def compare(
     metrics: Sequence[str] | None = None,
     limit: int | None = None,
     output: str | Path | None = None,
+    watch: Watch | None = None,
     **sampling: Any,
 ) -> Result:
     """Two models on the same rows, with paired differences; a run alone is measured against its base.
 
-    `.content` is what `--json` prints, `.measured.rows()` the answers of both, side by side.
+    `.content` is what `--json` prints, `.measured.rows()` the answers of both, side by side. `watch(what, done,
+    rows)` is told of each row.
     """
     questions = measure.read_questions(data, references, limit)
     chosen = measure.choose_metrics(metrics, questions)
     second = None if b is None else _name(b)
     return measure.measure_two(
-        _name(a), second, questions, chosen, build(Sampling, sampling), output=_path(output)
+        _name(a), second, questions, chosen, build(Sampling, sampling), output=_path(output), watch=watch
     )
 
 

@@ -9,6 +9,7 @@ from rich.text import Text
 
 import tunesmith
 from tunesmith.cli.console import err, out, print_table, table
+from tunesmith.cli.eval import Watching
 from tunesmith.cli.progress import TrainingProgress
 
 HERE = Path(__file__).parent
@@ -21,9 +22,11 @@ def main() -> None:
     with TrainingProgress(err) as progress:
         run = tunesmith.train(HERE / "job.yaml", listener=progress)
 
-    err.print("Base and tuned model answer the 15 test couplets and the 100 validation couplets …")
-    test = tunesmith.compare(run, data=TEST, references=TRUTH, max_new_tokens=COUPLET_TOKENS, **DRAWN)
-    valid = tunesmith.compare(run, data=VALID, max_new_tokens=COUPLET_TOKENS)
+    with Watching() as watch:
+        test = tunesmith.compare(
+            run, data=TEST, references=TRUTH, max_new_tokens=COUPLET_TOKENS, **DRAWN, watch=watch
+        )
+        valid = tunesmith.compare(run, data=VALID, max_new_tokens=COUPLET_TOKENS, watch=watch)
 
     rows = [
         (
