@@ -137,8 +137,8 @@ def compare(
 ) -> Result:
     """Two models on the same rows, with paired differences; a run alone is measured against its base.
 
-    `.content` is what `--json` prints, `.measured.rows()` the answers of both, side by side. `watch(what, done,
-    rows)` is told of each row.
+    `.content` is what `--json` prints, `.measured.rows()` the answers of both, side by side.
+    `watch(what, done, rows)` is told of each row.
     """
     questions = measure.read_questions(data, references, limit)
     chosen = measure.choose_metrics(metrics, questions)
