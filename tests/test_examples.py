@@ -68,10 +68,10 @@ def test_tang_has_the_rows_that_its_readme_counts() -> None:
     assert [line for line in truth if not couplet.fullmatch(line)] == []
 
 
-def test_tang_s_job_makes_steps_of_32_rows() -> None:
+def test_tang_s_job_is_lora_on_all_layers() -> None:
     job = _job("tang")
     assert (job.adapter.rank, job.adapter.alpha, job.adapter.targets) == (16, 32, "all")
-    assert job.train.rows_per_step == 32
+    assert (job.train.rows_per_step, job.train.epochs) == (16, 1)
 
 
 def test_handbook_s_job_is_the_recipe_it_names() -> None:
