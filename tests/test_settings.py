@@ -151,6 +151,8 @@ def test_all_problems_are_told_at_once() -> None:
         ({"data": {"train": "a", "valid": 1.5}}, "between 0 and 1"),
         ({"train": {"early_stopping": 2, "sample_every": 5}}, "early_stopping and train.sample_every"),
         ({"data": {"valid": 0.1}, "train": {"early_stopping": 2, "eval_every": 0}}, "eval_every"),
+        ({"train": {"schedule": "constant", "warmup": 2}}, "constant_with_warmup"),
+        ({"adapter": {"init": "pissa_niter_x"}}, "pissa_niter_N"),
         ({"train": {"epochs": float("inf")}}, "finite"),
         ({"train": {"betas": [0.9, 1.5]}}, "betas.*less than 1"),
         ({"train": {"seed": 2**64}}, "seed"),
@@ -212,6 +214,8 @@ def test_paths_are_relative_to_the_job_file_but_not_those_typed(tmp_path: Path) 
     assert [f.path for f in typed.data.train] == ["here.jsonl"]
     assert isinstance(typed.data.valid, tuple)
     assert typed.data.valid[0].path == str(folder / "v.jsonl")
+    typed = load_job(file, ["data.train=~/here.jsonl"])
+    assert typed.data.train[0].path == str(Path.home() / "here.jsonl")
 
 
 def test_one_word_about_the_adapter_keeps_what_the_job_says_about_it(tmp_path: Path) -> None:

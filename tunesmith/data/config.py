@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from tunesmith.settings import Settings
 
 TooLong = Literal["error", "drop", "truncate_left", "truncate_right", "split"]
+HomePath = Annotated[str, AfterValidator(os.path.expanduser)]
 TrainOn = Literal["all_replies", "last_reply", "everything", "marked"]
 
 
 class DataFile(Settings):
     """One file or folder of rows. `weight` 2 lays every row in twice, 0.5 takes a seeded half."""
 
-    path: str = Field(description="a file or a folder of one kind")
+    path: HomePath = Field(description="a file or a folder of one kind")
     weight: float = Field(1.0, gt=0, description="2 takes every row twice, 0.5 a seeded half of them")
 
 
@@ -34,7 +36,7 @@ class DataSettings(Settings):
         description="a file, a folder, or a list of {path, weight}; the format is recognised"
     )
     valid: Files | float | None = Field(None, description="files, or a share of train such as 0.05")
-    info: str | None = Field(
+    info: HomePath | None = Field(
         None, description="a LLaMA-Factory dataset_info.json; train and valid are then names in it"
     )
     bad_rows: Literal["error", "drop"] = Field(
@@ -43,7 +45,7 @@ class DataSettings(Settings):
     max_length: int = Field(1024, ge=8, description="tokens in one example at most")
     too_long: TooLong = Field("error", description="what happens to a longer example")
     train_on: TrainOn = Field("all_replies", description="which tokens the loss is taken on")
-    template: str | None = Field(
+    template: HomePath | None = Field(
         None, description="null: the model's own; or chatml, alpaca, plain, a .jinja file"
     )
     packing: bool = Field(True, description="lay examples in one sequence without padding")

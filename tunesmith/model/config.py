@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -44,7 +45,7 @@ class AdapterSettings(Settings):
             raise ValueError("adapter.type freeze needs adapter.last_layers, for example 2")
         if self.type != "freeze" and self.last_layers is not None:
             raise ValueError(f"adapter.last_layers goes with type freeze, not with {self.type}")
-        if not (self.init == "default" or self.init == "pissa" or self.init.startswith("pissa_niter_")):
+        if not re.fullmatch(r"default|pissa|pissa_niter_[1-9]\d*", self.init):
             raise ValueError(f"adapter.init is default, pissa or pissa_niter_N (it is {self.init!r})")
         if self.init != "default" and self.type != "lora":
             raise ValueError(f"adapter.init {self.init} goes with type lora, not with {self.type}")
