@@ -13,6 +13,7 @@ The functions are those of the command line (tunesmith/api.py); importing this p
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -42,6 +43,22 @@ _ELSEWHERE = {
     "Sampling": "tunesmith.infer.config",
     "TunesmithError": "tunesmith.errors",
 }
+
+
+class _CallableStage(ModuleType):
+    """A stage's package that is also the function of its name: `tunesmith.train` is a folder and a verb.
+
+    Python sets the attribute `train` of this package to the folder's module as soon as anything in it is
+    imported. Without this, the second `tunesmith.train(…)` of a session would call a module.
+    """
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        name = self.__name__.rpartition(".")[2]
+        return getattr(importlib.import_module("tunesmith.api"), name)(*args, **kwargs)
+
+
+for _name in ("train", "evaluate"):
+    importlib.import_module(f"tunesmith.{_name}").__class__ = _CallableStage
 
 
 def __getattr__(name: str) -> Any:

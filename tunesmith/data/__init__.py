@@ -1,0 +1,1 @@
+"""Data: files -> rows -> records -> tokens with a label mask -> packs and batches."""

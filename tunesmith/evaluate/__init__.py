@@ -1,0 +1,1 @@
+"""Evaluate: answers and losses of models on rows with references -> figures, comparisons, report."""

@@ -1,0 +1,1 @@
+"""Infer: answers of a model, in batches, as a stream, in a chat."""

@@ -1,0 +1,1 @@
+"""Model: a name -> weights, tokenizer and adapter."""

@@ -1,0 +1,56 @@
+"""The public functions, called as in a notebook: again and again, in one process."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import tunesmith
+from tests.e2e.conftest import qa_rows, write_jsonl
+from tests.families import save_tiny
+
+NOTEBOOK = """
+import sys
+import tunesmith
+assert "torch" not in sys.modules
+import tunesmith.train.config, tunesmith.evaluate.metrics   # as any other import may do before
+first = tunesmith.train({**JOB, "output": "first"})
+second = tunesmith.train({**JOB, "output": "second"}, "train.seed=7")
+model = tunesmith.load(second, max_new_tokens=5)
+assert isinstance(model.chat("你好"), str)
+print(tunesmith.evaluate(second, "rows.jsonl", max_new_tokens=5).content["n"])
+print(sorted(tunesmith.compare(first, second, data="rows.jsonl", max_new_tokens=5).content["metrics"]))
+print(tunesmith.generate(second, "rows.jsonl", "answers.jsonl", max_new_tokens=5).answered)
+print(tunesmith.summary(first)["steps"], [run.path.name for run in tunesmith.runs(".")])
+print(tunesmith.check("rows.jsonl").files[0].reason)
+"""
+
+
+def test_a_notebook(tmp_path: Path) -> None:
+    save_tiny("qwen2", tmp_path / "model")
+    write_jsonl(tmp_path / "rows.jsonl", qa_rows(4))
+    job = {
+        "model": "model",
+        "data": {"train": "rows.jsonl", "max_length": 256},
+        "adapter": {"rank": 2},
+        "train": {"max_steps": 2, "warmup": 0, "dtype": "fp32"},
+    }
+    script = NOTEBOOK.replace("JOB", json.dumps(job))
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "4",
+        "['exact_match', 'f1_char']",
+        "4",
+        "2 ['first', 'second']",
+        "alpaca, because every row has instruction and output",
+    ]
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    for name in tunesmith.__all__:
+        assert getattr(tunesmith, name).__doc__, name
