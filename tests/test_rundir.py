@@ -81,6 +81,13 @@ def test_a_half_written_last_line_is_left_out(tmp_path: Path) -> None:
     with run.metrics_file.open("a", encoding="utf-8") as file:
         file.write('{"step": 2, "lo')
     assert run.metrics() == [{"step": 1, "loss": 2.0}]
+    with run.metrics_file.open("ab") as file:
+        file.write("甲".encode()[:2])  # half a character
+    assert run.metrics() == [{"step": 1, "loss": 2.0}]
+    with run.metrics_file.open("a", encoding="utf-8") as file:
+        file.write('\n{"step": 3, "loss": 1.0}\n')
+    with pytest.raises(RunError, match=r"metrics\.jsonl:2: the line is damaged"):
+        run.metrics()
     assert read_jsonl(run.samples_file) == [{"answer": "春風\u2028不改"}]
     assert "春風" in run.samples_file.read_text(encoding="utf-8")
 

@@ -195,16 +195,27 @@ def list_runs(root: Path = Path("runs")) -> list[RunDir]:
 
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:
-    """The objects of a JSONL file; empty where there is none; a half-written last line is left out."""
+    """The objects of a JSONL file; empty where there is none; a half-written last line is left out.
+
+    Raises RunError for a damaged line before the last one: what follows it would be lost without a word.
+    """
     if not file.is_file():
         return []
+    # A character cut in two must not keep the lines before it from being read.
+    lines = [
+        (number, line)
+        for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").split("\n"), 1)
+        if line.strip()
+    ]
     rows = []
-    for line in file.read_text(encoding="utf-8").split("\n"):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+    for number, line in lines:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number != lines[-1][0]:
+                raise RunError(
+                    f"{file}:{number}: the line is damaged.", fix="Restore the file, or take the line out."
+                ) from None
     return rows
 
 

@@ -132,6 +132,11 @@ def test_a_damaged_job_is_one_message(runs: Path) -> None:
         ["詩-1", "finished"],
     ]
     assert "old/job.yaml can't be read" in listed.stderr
+    with (runs / "runs/new/metrics.jsonl").open("ab") as file:
+        file.write(b'\xff\n{"step": 40}\n')
+    assert tunesmith("runs", "list", cwd=runs).stdout == listed.stdout
+    shown = tunesmith("runs", "show", "new", cwd=runs)
+    assert (shown.returncode, "the line is damaged" in shown.stderr) == (1, True)
 
 
 @pytest.mark.parametrize("words", [("list",), ("show", "old"), ("list", "--json")])

@@ -87,7 +87,7 @@ def overview(run: RunDir) -> dict[str, Any]:
         facts, rows, problem = {}, None, error.what
     steps, valid = 0, []
     if run.metrics_file.is_file():
-        with run.metrics_file.open(encoding="utf-8") as lines:
+        with run.metrics_file.open(encoding="utf-8", errors="replace") as lines:
             last = ""
             for line in lines:
                 last = line if line.endswith("\n") else last

@@ -84,9 +84,7 @@ class TrainSettings(Settings):
         if isinstance(self.microbatch_tokens, int) and self.microbatch_tokens < 1:
             raise ValueError("microbatch_tokens is at least 1, or auto")
         if self.schedule == "constant" and self.warmup not in (0, type(self).model_fields["warmup"].default):
-            raise ValueError(
-                "schedule constant has no warmup: use constant_with_warmup, or leave it out"
-            )
+            raise ValueError("schedule constant has no warmup: use constant_with_warmup, or leave it out")
         if self.early_stopping and not self.eval_every:
             raise ValueError("early_stopping counts evaluations: set eval_every above 0")
         if self.seed >= 2**63:
