@@ -72,6 +72,11 @@ class Conversation:
         return Conversation(turns, self.origin, self.id, self.tools, self.references, self.meta)
 
     @property
+    def key(self) -> str:
+        """What predictions are joined by: the row's own id, else its number in the file."""
+        return self.id or str(self.origin.row)
+
+    @property
     def question(self) -> str:
         """What was asked, for people: the user's words, with a role before each of several turns."""
         turns = self.prompt.messages

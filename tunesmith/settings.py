@@ -140,7 +140,15 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def _describe(cls: type[BaseModel], problem: Any) -> str:
-    path = [str(part) for part in problem["loc"] if not str(part).startswith(("function-", "tagged-"))]
+    # pydantic names the kinds it tried (`function-before…`, `tuple[…]`, `float`) among the settings.
+    names = {key.rpartition(".")[2] for key in known_keys(cls)}
+    loc, last = problem["loc"], len(problem["loc"]) - 1
+    unknown = problem["type"] in ("extra_forbidden", "missing")
+    path = [
+        str(part)
+        for i, part in enumerate(loc)
+        if part in names or isinstance(part, int) or (unknown and i == last)
+    ]
     name = ".".join(path)
     if problem["type"] == "extra_forbidden":
         return f"unknown setting {name!r}{_suggestion(cls, path)}"

@@ -44,7 +44,7 @@ def test_a_perfect_and_a_silent_predictor(tmp_path: Path) -> None:
 def test_predictions_file(tmp_path: Path) -> None:
     evaluate(Scripted("m", lambda _: "今日。"), couplets(3), ALL, output=tmp_path / "p.jsonl")
     lines = read_jsonl(tmp_path / "p.jsonl")
-    assert [line["id"] for line in lines] == ["test.json:1", "test.json:2", "test.json:3"]
+    assert [line["id"] for line in lines] == ["0", "1", "2"]
     assert set(lines[0]) >= {"id", "prompt", "prediction", "references", "scores"}
     assert lines[0]["prompt"].endswith("石室寒飆警，孫枝雅器裁。")
     assert set(lines[0]["scores"]) == set(METRICS)

@@ -20,8 +20,31 @@ from rich.text import Text
 
 from tunesmith.errors import TunesmithError
 
-out = Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
-err = Console(markup=False, emoji=False, highlight=False, soft_wrap=True, stderr=True)
+# What a terminal would obey instead of showing: control characters other than line feed and tab, as pictures.
+_PICTURES = {**{c: 0x2400 + c for c in range(0x20) if c not in (9, 10)}, 0x7F: 0x2421}
+_PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+class _Console(Console):
+    """A console on which the rows of a data file can't move the cursor, change colours or ring."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*map(printable, objects), **options)
+
+
+def printable(value: Any) -> Any:
+    """Text with its control characters as pictures (␛), one for one; anything else as it is."""
+    if isinstance(value, str):
+        return value.translate(_PICTURES)
+    if isinstance(value, Text):
+        shown = value.copy()
+        shown.plain = value.plain.translate(_PICTURES)
+        return shown
+    return value
+
+
+out = _Console(markup=False, emoji=False, highlight=False, soft_wrap=True)
+err = _Console(markup=False, emoji=False, highlight=False, soft_wrap=True, stderr=True)
 
 # For every verb that can answer a machine: `as_json: Annotated[bool, json_option] = False`.
 json_option = typer.Option("--json", help="Print one JSON object on stdout, for programs.")
@@ -91,4 +114,4 @@ def utf8_streams() -> None:
 
 def _cell(value: object) -> Any:
     rich = hasattr(value, "__rich_console__") or hasattr(value, "__rich__")
-    return value if rich else Text("" if value is None else str(value))
+    return printable(value if rich else Text("" if value is None else str(value)))

@@ -171,7 +171,7 @@ def _scored(
     asked = [turn.content for turn in conversation.prompt.messages if turn.role == "user"]
     question = asked[-1] if asked else ""
     scores = {m.name: m.score(completion.text, conversation.references, question) for m in metrics}
-    name = conversation.id or str(conversation.origin)
+    name = conversation.key
     return RowResult(name, conversation.question, conversation.references, completion, scores, loss)
 
 

@@ -125,7 +125,7 @@ def prediction(
 
 
 def _asked(conversation: Conversation) -> dict[str, str]:
-    return {"id": conversation.id or str(conversation.origin.row), "prompt": conversation.question}
+    return {"id": conversation.key, "prompt": conversation.question}
 
 
 def _made_by(model: LocalModel) -> dict[str, Any]:

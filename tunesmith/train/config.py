@@ -127,8 +127,14 @@ class Job(Settings):
 
 
 def load_job(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Job:
-    """Read a job file; `key=value` words win over it. Its data paths are relative to its own folder."""
-    job = build(Job, _laid_over(read_yaml(path), overrides), str(path))
+    """Read a job file; `key=value` words win over it. Its data paths are relative to its own folder.
+
+    The job.yaml of a run repeats that run in a new folder; its paths are relative to where you are, as then.
+    """
+    content = read_yaml(path)
+    if isinstance(content.get("job"), Mapping) and "versions" in content:
+        return build(Job, _laid_over({**content["job"], "output": None}, overrides), str(path))
+    job = build(Job, _laid_over(content, overrides), str(path))
     return job.model_copy(update={"data": _anchor(job.data, path.parent, parse_overrides(overrides))})
 
 

@@ -33,6 +33,7 @@ from tunesmith.train.optim import build_optimizer, build_schedule
 from tunesmith.train.track import Tracking
 
 NON_FINITE_LIMIT = 3
+SCALED_LIMIT = 20  # fp16: the scaler halves its factor at each non-finite step until gradients fit
 DEFAULT_TOKENS_PER_STEP = 4096
 # Tokens in one forward pass. On a CPU torch's attention builds a dense mask: its cost grows with the square.
 MICROBATCH_TOKENS = {"cpu": 1024, "cuda": 8192, "mps": 2048}
@@ -142,8 +143,8 @@ def run_loop(training: Training) -> Outcome:
             training.tracking.log(line)
             training.listener.step(line)
             bad = bad + 1 if line.get("skipped") else 0
-            if bad >= NON_FINITE_LIMIT and not scaler.is_enabled():
-                raise _non_finite(training, step, done)
+            if bad >= (SCALED_LIMIT if scaler.is_enabled() else NON_FINITE_LIMIT):
+                raise _non_finite(training, step, done, bad)
             last = done == training.steps
             if last or (settings.eval_every and done % settings.eval_every == 0):
                 watch.evaluate(done, epoch)
@@ -283,10 +284,10 @@ class _Watch:
         return folder
 
 
-def _non_finite(training: Training, step: Step, number: int) -> TrainError:
+def _non_finite(training: Training, step: Step, number: int, in_a_row: int) -> TrainError:
     origins = sorted({str(training.train[i].origin) for batch in step.microbatches for i in batch})
     return TrainError(
-        f"The loss or the gradient isn't finite, {NON_FINITE_LIMIT} steps in a row (up to step {number}); "
+        f"The loss or the gradient isn't finite, {in_a_row} steps in a row (up to step {number}); "
         "the weights are those before the first of them.",
         details=[f"row of the last step: {origin}" for origin in origins],
         fix="Lower train.learning_rate, use dtype=fp32, or look at these rows.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,8 @@ from accelerate import tracking as trackers
 
 from tunesmith.errors import MissingExtraError, TrainError
 from tunesmith.rundir import RunDir
+
+log = logging.getLogger("tunesmith")
 
 PACKAGES = {
     "tensorboard": "tensorboard",
@@ -33,7 +36,7 @@ class Tracking:
     """Sends the numbers of each metrics line to every tracker."""
 
     def __init__(self, started: Sequence[Any]) -> None:
-        self._started = started
+        self._started = list(started)
 
     def log(self, line: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl: training figures under train/, validation figures under valid/."""
@@ -43,8 +46,12 @@ class Tracking:
             for key, value in line.items()
             if key != "step" and isinstance(value, int | float) and not isinstance(value, bool)
         }
-        for tracker in self._started:
-            tracker.log(values, step=step)
+        for tracker in list(self._started):
+            try:
+                tracker.log(values, step=step)
+            except Exception as error:  # a service that is gone must not end a training of hours
+                self._started.remove(tracker)
+                log.warning("%s failed and hears no more of this run: %s", tracker.name, error)
 
 
 @contextmanager
@@ -68,7 +75,10 @@ def tracking(names: Sequence[str], run: RunDir, job: Mapping[str, Any]) -> Itera
         yield Tracking(started)
     finally:
         for tracker in started:
-            tracker.finish()
+            try:
+                tracker.finish()
+            except Exception as error:  # the run itself is complete
+                log.warning("%s could not be closed: %s", tracker.name, error)
 
 
 def _make(name: str, run: RunDir) -> Any:
