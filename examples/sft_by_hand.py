@@ -9,6 +9,7 @@ packed or padded: slow, and easy to check. A test compares its losses with those
 import argparse
 import json
 import random
+import warnings
 from itertools import islice
 from pathlib import Path
 
@@ -85,8 +86,10 @@ def train(args):
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, weight_decay=0.0)
     schedule = get_scheduler(
-        args.schedule, optimizer, num_warmup_steps=args.warmup, num_training_steps=args.steps
+        args.schedule, optimizer, num_warmup_steps=args.warmup, num_training_steps=args.steps + 1
     )
+    with warnings.catch_warnings(action="ignore"):  # torch expects an optimizer step first
+        schedule.step()  # at its first point a schedule with warm-up is zero: a step there would be wasted
     losses = []
     for step, rows in enumerate(islice(steps_of(len(examples), args.rows_per_step, args.seed), args.steps)):
         batch = [examples[i] for i in rows]

@@ -66,7 +66,7 @@ OTHER_VALUES: dict[str, Any] = {
     "train.track": ["tensorboard"],
 }
 COMPANIONS = {
-    "adapter.last_layers": {"adapter": {"type": "freeze"}},
+    "adapter.last_layers": {"adapter": {"type": "freeze"}, "train": {"learning_rate": 1e-5}},
     "train.accumulate": {"train": {"batch_size": 2}},
     "train.early_stopping": {"data": {"valid": 0.1}},
     "train.sample_every": {"data": {"valid": 0.1}},

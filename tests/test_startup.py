@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Seconds that the design promises. Processor time is measured: on an idle machine it is what a person waits, on
+# Seconds promised by the design. Processor time is measured: on an idle machine it is what a person waits, on
 # a busy one the wall clock would tell of the neighbours.
 LIMIT = 0.25
 TRIES = 9  # the best counts: other programs can only make a try slower

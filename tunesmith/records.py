@@ -29,7 +29,8 @@ class Origin:
     row: int
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}"
+        # A JSON array on one line has all its rows in line 1.
+        return f"{self.path}:{self.line}" + (f" (row {self.row + 1})" if self.line == 1 and self.row else "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,7 +60,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise SettingsError(
-            f"{path} holds a {type(content).__name__}, not settings.", fix="Write `key: value` lines."
+            f"{path} holds a {type(content).__name__}, not settings.",
+            fix="Write `key: value` lines. Data files are named in a job: `data: {train: FILE}`.",
         )
     return content
 
@@ -154,18 +155,26 @@ def _describe(cls: type[BaseModel], problem: Any) -> str:
         return f"unknown setting {name!r}{_suggestion(cls, path)}"
     if problem["type"] == "missing":
         return f"{name} is required"
-    message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if message.startswith("Input should be "):
+        message = "must be " + message.removeprefix("Input should be ")
     given = problem.get("input")
     shown = f" (it is {given!r})" if path and not isinstance(given, dict) else ""
-    return f"{name}: {message}{shown}" if name else message
+    return (
+        f"{name} {message}{shown}"
+        if message.startswith("must")
+        else f"{name}: {message}{shown}"
+        if name
+        else message
+    )
 
 
 def _suggestion(cls: type[BaseModel], path: Sequence[str]) -> str:
     known = known_keys(cls)
     parent, wrong = ".".join(path[:-1]), path[-1]
     siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
-    if hint := nearest(wrong, siblings):
-        return hint
+    if near := difflib.get_close_matches(wrong, siblings, n=1, cutoff=0.6):
+        return f"; did you mean {'.'.join([*path[:-1], near[0]])!r}?"
     # The right word in the wrong place (`epochs` beside `train`) is the commonest mistake.
     if elsewhere := [k for k in known if k.rpartition(".")[2] == wrong]:
         return f"; did you mean {elsewhere[0]!r}?"

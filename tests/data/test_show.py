@@ -44,7 +44,7 @@ def test_plain_text_brackets_what_is_trained() -> None:
     rows = trace([row(1, "前溪獨立後溪行", "鷺識朱衣自不驚。")], QWEN2, options())
     legend, counts, tokens = show(rows, QWEN2.tokenizer, plain=True)
     assert legend.plain == "[[trained on]]  context, read but not trained on  {{cut by data.too_long}}"
-    assert counts.plain.startswith("a.jsonl:1: ")
+    assert counts.plain.startswith("a.jsonl:1 (row 2): ")
     assert tokens.plain == (
         "<|im_start|>system⏎\nBe helpful.<|im_end|>⏎\n<|im_start|>user⏎\n前溪獨立後溪行<|im_end|>⏎\n"
         "<|im_start|>assistant⏎\n[[鷺識朱衣自不驚。<|im_end|>]]⏎\n"
@@ -54,7 +54,10 @@ def test_plain_text_brackets_what_is_trained() -> None:
 def test_counts_agree_with_the_mask() -> None:
     [encoded] = QWEN2.encode(row(1, "a", "答。"), "all_replies")
     _, counts, _ = show([encoded], QWEN2.tokenizer, plain=True)
-    assert counts.plain == f"a.jsonl:1: {len(encoded.input_ids)} tokens, {sum(encoded.label_mask)} trained on"
+    assert (
+        counts.plain
+        == f"a.jsonl:1 (row 2): {len(encoded.input_ids)} tokens, {sum(encoded.label_mask)} trained on"
+    )
 
 
 def test_cut_tokens_are_shown_where_they_stood() -> None:

@@ -42,7 +42,7 @@ def job(**changes: Any) -> Callable[[Path], None]:
             "output": "run",
             "data": {"train": "rows.jsonl", "max_length": 256},
             "adapter": {"rank": 2, "alpha": 4},
-            "train": {"max_steps": 2, "dtype": "fp32", "warmup": 0},
+            "train": {"max_steps": 2, "dtype": "fp32", "warmup": 0, "learning_rate": 1e-3},
         }
         for name, value in changes.items():
             node, *rest = name.split("__")
@@ -186,6 +186,9 @@ CASES = [
     Case("warm-up too long", (*TRAIN, "train.warmup=50"), 2, ("warmup",), job()),
     Case("fp16 on a CPU", (*TRAIN, "train.dtype=fp16"), 2, ("fp16", "GPU"), job()),
     Case("tracker not installed", (*TRAIN, "train.track=swanlab"), 2, ("tunesmith[track]",), job()),
+    Case("full tuning at LoRA's rate", TRAIN, 2, ("learning_rate", "2e-5"), job(adapter={"type": "full"}, train={"max_steps": 1})),
+    Case("options of other tools", (*TRAIN, "--epochs", "3"), 2, ("train.epochs=VALUE",), job()),
+    Case("a data file as the job", ("train", "rows.json"), 2, ("data: {train: FILE}",), rows("[]", "rows.json")),
     # data files
     Case("no such data file", TRAIN, 1, ("row.jsonl", "rows.jsonl"), job(data__train="row.jsonl")),
     Case("empty file", TRAIN, 1, ("rows.jsonl", "empty"), rows("")),
@@ -234,6 +237,7 @@ CASES = [
     ),
     # models and adapters
     Case("no such folder", (*TRAIN, "model=./qwen9"), 1, ("qwen9",), job()),
+    Case("no such run", ("chat", "runs/tangg-1"), 1, ("no model or run runs/tangg-1",), unfinished_run),
     Case("neither folder nor id", (*TRAIN, "model=a/b/c"), 1, ("a/b/c",), job()),
     Case("hub without network", (*TRAIN, "model=Qwen/Qwen3-0.6B"), 1, ("Qwen/Qwen3-0.6B",), job()),
     Case("folder without weights", TRAIN, 1, ("nothing",), empty_folder),

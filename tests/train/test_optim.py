@@ -56,8 +56,14 @@ def rates(name: str, steps: int, **values: object) -> list[float]:
     return seen
 
 
-def test_linear_goes_up_and_down_to_nothing() -> None:
-    assert rates("linear", 6, warmup=2) == pytest.approx([0, 0.5, 1, 0.75, 0.5, 0.25])
+def test_linear_goes_up_and_down_and_no_step_is_wasted() -> None:
+    # Points 1 to 6 of a schedule of 7: 1/2, 2/2, then (7 - t) / 5.
+    assert rates("linear", 6, warmup=2) == pytest.approx([0.5, 1, 0.8, 0.6, 0.4, 0.2])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_even_a_single_step_learns(steps: int) -> None:
+    assert min(rates("cosine", steps, warmup=0.05)) > 0.05
 
 
 @pytest.mark.parametrize("name", TrainSettings.model_fields["schedule"].annotation.__args__)  # type: ignore[union-attr]
@@ -66,6 +72,7 @@ def test_every_schedule_can_be_built(name: str) -> None:
     warmup = 0 if name == "constant" else 2
     seen = rates(name, 10, warmup=warmup, schedule_options=options.get(name, {}))
     assert max(seen) <= 1.0 + 1e-6
+    assert min(seen) > 0
     assert seen[0] < 0.51 or name == "constant"
 
 

@@ -23,9 +23,10 @@ from tunesmith.records import Conversation
 from tunesmith.rundir import RunDir
 from tunesmith.settings import build, merge
 from tunesmith.train import checkpoint
-from tunesmith.train.config import Job
+from tunesmith.train.config import Job, load_job
 from tunesmith.train.listener import Silent
 from tunesmith.train.run import train
+from tunesmith.train.track import Tracking
 
 # Of peft, where plain peft loads what was saved.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -261,3 +262,48 @@ def test_tensorboard_hears_the_same_numbers(tmp_path: Path) -> None:
     told = [(e.step, pytest.approx(e.value, rel=1e-6)) for e in events.Scalars("train/loss")]
     assert [(line["step"], line["loss"]) for line in run.metrics() if "loss" in line] == told
     assert len(events.Scalars("valid/loss")) == 3
+
+
+class Notes(Silent):
+    """Keeps what a person is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.told.append(text)
+
+
+def test_a_few_rows_with_default_settings_learn_something(tmp_path: Path) -> None:
+    job = make_job(tmp_path)
+    content = {"model": job.model, "data": job.data.model_dump(), "train": {"dtype": "fp32"}}
+    listener = Notes()
+    run = train(build(Job, content), tmp_path / "run", listener=listener)
+    steps = [line for line in run.metrics() if "loss" in line]
+    losses = [line["valid_loss"] for line in run.metrics() if "valid_loss" in line]
+    assert min(line["learning_rate"] for line in steps) > 0
+    assert losses[-1] < losses[0]
+    assert run.job()["job"]["train"]["tokens_per_step"] == 512
+    assert any("give only 3 steps" in text for text in listener.told)
+    assert any("2 examples only" in text for text in listener.told)
+
+
+def test_a_runs_own_job_repeats_it(tmp_path: Path) -> None:
+    first = train(make_job(tmp_path), tmp_path / "first")
+    again = load_job(first.job_file)
+    assert again.output is None
+    second = train(again, tmp_path / "second")
+    files = [(run.adapter / "adapter_model.safetensors").read_bytes() for run in (first, second)]
+    assert files[0] == files[1]
+
+
+def test_a_tracker_that_fails_does_not_end_the_run() -> None:
+    class Gone:
+        name = "gone"
+
+        def log(self, *_: Any, **__: Any) -> None:
+            raise ConnectionError("the service went away")
+
+    tracking = Tracking([Gone()])
+    tracking.log({"step": 1, "loss": 2.0})
+    tracking.log({"step": 2, "loss": 2.0})

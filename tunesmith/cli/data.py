@@ -20,7 +20,8 @@ Examples:
   tunesmith data check train.jsonl valid.csv
   tunesmith data check my_novel --info dataset_info.json     (a name in it)
   tunesmith data check rows.json --json > report.json
-Exit code 0: every row can be trained on; 1: not, and the list says which and why.
+Exit code 0: every row can be read; 1: not, and the list says which and why.
+Lengths and control tokens depend on the model: `tunesmith data show FILE --model M`.
 """
 LISTED = 50
 

@@ -10,7 +10,10 @@ import typer
 from tunesmith import api
 from tunesmith.cli.console import err, json_option, out, print_json
 from tunesmith.cli.progress import TrainingProgress
+from tunesmith.errors import SettingsError
 from tunesmith.evaluate import curve
+from tunesmith.settings import known_keys
+from tunesmith.train.config import Job
 
 app = typer.Typer(add_completion=False)
 
@@ -23,7 +26,8 @@ Every setting with its default: docs/settings.md
 """
 
 
-@app.command(epilog=EXAMPLES)
+# Unknown options come as words, so that `--epochs 3` can be answered with how it is written here.
+@app.command(epilog=EXAMPLES, context_settings={"ignore_unknown_options": True})
 def train(
     job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.", show_default=False)],
     settings: Annotated[
@@ -32,6 +36,7 @@ def train(
     as_json: Annotated[bool, json_option] = False,
 ) -> None:
     """Train what a job file describes, and leave everything in a run folder."""
+    _refuse_options(settings or [])
     with TrainingProgress(err) as progress:
         run = api.train(job, *(settings or []), listener=progress)
     summary = api.summary(run)
@@ -50,3 +55,16 @@ def train(
         f"        tunesmith compare {run.path} --data FILE     (before and after, on rows with answers)"
     )
     out.print(run.path)
+
+
+def _refuse_options(words: list[str]) -> None:
+    for word in words:
+        if word.startswith("-"):
+            name = word.lstrip("-").partition("=")[0].replace("-", "_")
+            known = [key for key in known_keys(Job) if key.rpartition(".")[2] == name]
+            meant = (
+                f"Write {known[0]}=VALUE."
+                if known
+                else "Write key=value; docs/settings.md lists every setting."
+            )
+            raise SettingsError(f"{word} isn't an option: settings are words of key=value.", fix=meant)

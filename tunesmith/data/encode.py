@@ -147,8 +147,8 @@ class _Work:
                 f"{len(self.too_long)} examples are longer than data.max_length, "
                 f"{self.settings.max_length} tokens.",
                 details=[f"{origin}: {size} tokens" for origin, size in self.too_long],
-                fix=f"data.max_length={longest} fits them all; or choose what happens to them with "
-                "data.too_long: drop, truncate_left, truncate_right or split.",
+                fix="Choose with data.too_long what happens to them: split (windows, for long texts), drop, "
+                f"truncate_left or truncate_right; data.max_length={longest} would fit them all.",
             )
 
     def report(self, rows: int) -> dict[str, Any]:

@@ -72,8 +72,8 @@ def resolve(name: str, revision: str | None = None) -> Source:
         return Source(name, "folder", path.resolve())
     if path.is_file():
         raise _not_a_model_file(path)
-    if _is_path(name):
-        raise ModelError(f"There is no model folder {name}.{_near_folders(path)}", fix=f"Give {_choices()}.")
+    if _is_path(name) or _in_a_folder_of_runs(path):
+        raise ModelError(f"There is no model or run {name}.{_near_folders(path)}", fix=f"Give {_choices()}.")
     return _hub(name, name, revision)
 
 
@@ -184,13 +184,19 @@ def _is_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1 or "\\" in name
 
 
+def _in_a_folder_of_runs(path: Path) -> bool:
+    """`runs/job-9` looks like a hub id, but in a folder that holds runs it is a mistyped run."""
+    runs = path.parent
+    return str(runs) == "runs" or (str(runs) != "." and any(runs.glob("*/job.yaml")))
+
+
 def _choices() -> str:
     return "smollm2-135m, a hub id (org/name), modelscope:org/name, a folder, or a .gguf file"
 
 
 def _near(name: str) -> str:
     """` Did you mean …?` from the aliases and the folders here."""
-    if aliases := difflib.get_close_matches(name.lower(), ALIASES, n=1):
+    if aliases := difflib.get_close_matches(name.lower(), ALIASES, n=1, cutoff=0.4):
         return f" Did you mean {aliases[0]}?"
     return _near_folders(Path(name))
 

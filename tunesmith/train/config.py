@@ -29,7 +29,7 @@ class TrainSettings(Settings):
     """`train:` of a job."""
 
     objective: Literal["sft"] = Field("sft", description="what is minimised: next tokens of the replies")
-    epochs: float = Field(1.0, gt=0, description="passes over the training rows; 0.5 stops half-way")
+    epochs: float = Field(3.0, gt=0, description="passes over the training rows; 0.5 stops half-way")
     max_steps: int | None = Field(None, ge=1, description="stop after so many steps, instead of epochs")
     learning_rate: float = Field(
         1e-3, gt=0, description="highest rate; 1e-3 suits LoRA, 1e-5 to 5e-5 full tuning"
@@ -40,7 +40,7 @@ class TrainSettings(Settings):
     )
     warmup: float = Field(0.05, ge=0, description="a ratio of all steps below 1, else steps")
     tokens_per_step: int | None = Field(
-        None, ge=1, description="tokens in one optimizer step; 4096 by default"
+        None, ge=1, description="tokens in one optimizer step; by default 4096, fewer where the data is small"
     )
     batch_size: int | None = Field(
         None, ge=1, description="rows in one forward pass, instead of tokens_per_step"
@@ -117,6 +117,11 @@ class Job(Settings):
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> Job:
+        if not self.adapter.uses_peft and "learning_rate" not in self.train.model_fields_set:
+            raise ValueError(
+                f"adapter.type {self.adapter.type} needs a train.learning_rate of its own: the default suits "
+                "LoRA, and is about fifty times too high for whole weights; try 2e-5"
+            )
         needing = [name for name in ("early_stopping", "sample_every") if getattr(self.train, name)]
         if needing and self.data.valid is None:
             raise ValueError(

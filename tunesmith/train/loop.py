@@ -34,7 +34,8 @@ from tunesmith.train.track import Tracking
 
 NON_FINITE_LIMIT = 3
 SCALED_LIMIT = 20  # fp16: the scaler halves its factor at each non-finite step until gradients fit
-DEFAULT_TOKENS_PER_STEP = 4096
+TOKENS_PER_STEP = (512, 4096)  # the least and the most by default
+STEPS_AN_EPOCH = 16  # how many the default aims at where the data is small
 # Tokens in one forward pass. On a CPU torch's attention builds a dense mask: its cost grows with the square.
 MICROBATCH_TOKENS = {"cpu": 1024, "cuda": 8192, "mps": 2048}
 
@@ -97,7 +98,7 @@ def plan_epochs(training: Training) -> list[list[Step]]:
             lengths,
             epoch=epoch,
             seed=settings.seed,
-            tokens_per_step=None if rows else settings.tokens_per_step or DEFAULT_TOKENS_PER_STEP,
+            tokens_per_step=None if rows else settings.tokens_per_step or default_tokens_per_step(lengths),
             rows_per_step=rows,
             microbatch_tokens=microbatch_tokens(training),
             microbatch_rows=None if training.packing else settings.batch_size,
@@ -112,6 +113,12 @@ def plan_epochs(training: Training) -> list[list[Step]]:
         steps += len(plan)
         if settings.max_steps is not None and steps >= settings.max_steps:
             return plans
+
+
+def default_tokens_per_step(lengths: Sequence[int]) -> int:
+    """4096, or fewer where an epoch would then have less than 16 steps, but at least 512."""
+    least, most = TOKENS_PER_STEP
+    return min(most, max(least, sum(lengths) // STEPS_AN_EPOCH))
 
 
 def microbatch_tokens(training: Training) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from typing import cast
 
 import torch
 from torch import nn
@@ -46,11 +48,13 @@ def build_schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings, st
             fix="Use a ratio such as 0.05, fewer warm-up steps, or train longer.",
         )
     try:
-        return get_scheduler(  # type: ignore[no-any-return]
+        schedule = get_scheduler(
             settings.schedule,
             optimizer,
             num_warmup_steps=warmup,
-            num_training_steps=steps,
+            # At its first and last point a schedule may be zero, and a step there would change nothing:
+            # ours are the points 1 to N of 0 to N + 1.
+            num_training_steps=steps + 1,
             scheduler_specific_kwargs=dict(settings.schedule_options) or None,
         )
     except (TypeError, ValueError) as error:
@@ -58,6 +62,10 @@ def build_schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings, st
             f"train.schedule {settings.schedule} can't be built: {error}.",
             fix="Check train.schedule_options against transformers' schedule of that name.",
         ) from None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+        schedule.step()
+    return cast(LRScheduler, schedule)
 
 
 def check_schedule(settings: TrainSettings, steps: int) -> None:

@@ -35,13 +35,16 @@ from tunesmith.train import checkpoint
 from tunesmith.train.config import Job
 from tunesmith.train.forward import mixed_precision
 from tunesmith.train.listener import Listener, Silent
-from tunesmith.train.loop import Outcome, Training, run_loop
+from tunesmith.train.loop import Outcome, Training, default_tokens_per_step, run_loop
 from tunesmith.train.objectives import sft
 from tunesmith.train.optim import check_schedule
 from tunesmith.train.seeds import seed_everything
 from tunesmith.train.track import Tracking, check_installed, tracking
 
 AnswerHook = Callable[[PreTrainedModel, Renderer, Sequence[Conversation]], list[str]]
+
+FEW_STEPS = 10
+FEW_ROWS = 20
 
 log = logging.getLogger("tunesmith")
 
@@ -70,6 +73,7 @@ def train(
     report = build_report(train_rows, valid_rows, encoded, valid_encoded, renderer)
     listener.data(report)
 
+    job = _with_step_size(job, encoded)
     model = load_model(source, device)
     _check_context(model, encoded, valid_encoded)
     packing, why = can_pack(model.config) if job.data.packing else (False, "")
@@ -95,6 +99,8 @@ def train(
         sample=_sampler(job, RunDir(output), model, renderer, device, valid_rows, listener, answer),
     )
     check_schedule(job.train, training.steps)
+    for note in _warnings(job, training):
+        listener.note(note)
     facts = _facts(
         job, source, base, device, model, renderer, training.steps, _hashes(train_rows, valid_rows)
     )
@@ -115,6 +121,32 @@ def train(
 def default_output(job: Job, stem: str) -> Path:
     """The job's own `output`, or runs/<stem>-<n>."""
     return Path(job.output) if job.output else rundir.next_free(stem)
+
+
+def _with_step_size(job: Job, encoded: EncodedData) -> Job:
+    """The job with its default step size written out, so that the run's job.yaml says what was done."""
+    if job.train.tokens_per_step is not None or job.train.batch_size is not None:
+        return job
+    size = default_tokens_per_step([len(example.input_ids) for example in encoded.examples])
+    return job.model_copy(update={"train": job.train.model_copy(update={"tokens_per_step": size})})
+
+
+def _warnings(job: Job, training: Training) -> list[str]:
+    """What a person should know before waiting for the result."""
+    told = []
+    if training.steps < FEW_STEPS:
+        told.append(
+            f"Note: {len(training.train):,} examples give only {training.steps} steps; more train.epochs, or "
+            "smaller steps (train.tokens_per_step, train.batch_size), let the model learn more from them."
+        )
+    if 0 < len(training.valid) < FEW_ROWS:
+        told.append(
+            f"Note: the validation loss is that of {len(training.valid)} examples only: a rough guess. "
+            "data.valid takes more rows."
+        )
+    if job.adapter.init != "default" and training.device.dtype is not torch.float32:
+        told.append("Note: PiSSA rounds what is left of the base to bf16; with train.dtype=fp32 it is exact.")
+    return told
 
 
 def _thinks(records: Sequence[Record]) -> bool:
