@@ -101,6 +101,7 @@ def main() -> NoReturn:
         _show_traceback(debug)
         fail(error)
     except KeyboardInterrupt:
+        err.print("Interrupted.")
         raise SystemExit(130) from None
     except BrokenPipeError:
         _leave_pipe()
