@@ -36,9 +36,14 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ("data/test_encode.py",),
     ),
     (
-        "Packing without padding; packed = padded = single rows in loss and gradients, for seven model families",
-        "无填充打包；打包、填充、单条三种方式的损失与梯度一致，覆盖七个模型系列",
+        "Packing without padding; packed = padded = single rows in loss and gradients, for eight model families",
+        "无填充打包；打包、填充、单条三种方式的损失与梯度一致，覆盖八个模型系列",
         ("data/test_pack.py", "data/test_batch.py", "model/test_packing.py", "train/test_equality.py"),
+    ),
+    (
+        "Common beginnings of rows computed once, attention by segments; gradients equal, for eight model families",
+        "样本共同的开头只计算一次，注意力按段计算；梯度一致，覆盖八个模型系列",
+        ("data/test_prefixes.py", "model/test_attention.py", "train/test_sharing.py"),
     ),
     (
         "Models: embedded SmolLM2-135M, hub, ModelScope, folder, GGUF; safetensors only, no remote code",

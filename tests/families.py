@@ -20,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import (
     AddedToken,
     AutoModelForCausalLM,
+    Gemma2Config,
     Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
@@ -32,7 +33,7 @@ from transformers import (
     Qwen3Config,
 )
 
-FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "mistral", "phi3", "gpt2")
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mistral", "phi3", "gpt2")
 CHAT_FAMILIES = tuple(name for name in FAMILIES if name != "gpt2")
 """Those with a chat template of their own; gpt2 stands for the base models."""
 
@@ -53,7 +54,9 @@ def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        # SDPA can't cap scores; model/load.py chooses the same.
+        attention = "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
     return model.eval()
 
 
@@ -195,6 +198,21 @@ _SPECS = {
         plain_added=("<think>", "</think>"),
         ends=("<|im_end|>", "<|endoftext|>"),
         eos="<|im_end|>", pad="<|endoftext|>", template=_QWEN3,
+    ),
+    "gemma2": _Spec(
+        config=Gemma2Config,
+        # Caps low enough to bend the scores of random weights.
+        dimensions={
+            "hidden_size": 54, "intermediate_size": 76, "num_hidden_layers": 3, "num_attention_heads": 6,
+            "num_key_value_heads": 2, "head_dim": 12, "query_pre_attn_scalar": 10,
+            "max_position_embeddings": 512, "sliding_window": 8, "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "tie_word_embeddings": True,
+        },
+        special=("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"),
+        ends=("<eos>", "<end_of_turn>"),
+        eos="<eos>", bos="<bos>", pad="<pad>", adds_bos=True, template=_GEMMA,
     ),
     "gemma3": _Spec(
         config=Gemma3TextConfig,

@@ -27,6 +27,7 @@ OTHER_VALUES: dict[str, Any] = {
     "data.train_on": "last_reply",
     "data.template": "chatml",
     "data.packing": False,
+    "data.share_prefixes": False,
     "adapter.type": "dora",
     "adapter.rank": 3,
     "adapter.alpha": 5,

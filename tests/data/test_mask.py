@@ -39,6 +39,8 @@ GOLDEN = {
     "phi3": (["您好！<|end|>", "It is 2.<|end|>"], "<|user|>\n你好<|end|>\n<|assistant|>\n"),
 }
 
+GOLDEN["gemma2"] = GOLDEN["gemma3"]
+
 
 @pytest.mark.parametrize("family", CHAT_FAMILIES)
 def test_golden_labels_and_prompt(family: str) -> None:
@@ -70,7 +72,7 @@ def test_training_ids_are_those_of_the_models_own_template_and_of_chat(family: s
             else:
                 assert encoded.input_ids == ids
             assert encoded.input_ids.count(tokenizer.bos_token_id) == (
-                family in ("llama", "gemma3", "mistral")
+                family in ("llama", "gemma2", "gemma3", "mistral")
             )
         for i in replies:
             prompt = Conversation(conversation.messages[:i], ORIGIN)

@@ -6,7 +6,7 @@ those of single rows within 1e-5, gradients within 1e-5 relative (fp32). Rows ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, MambaConfig, PreTrain
 
 from tests.families import tiny_model
 from tunesmith.errors import ModelError
-from tunesmith.model.families import PROVED, can_pack, packed_inputs
+from tunesmith.model.attention import segment_attention
+from tunesmith.model.families import PROVED, SEGMENTS, can_pack, packed_inputs
 
 LENGTHS = (23, 1, 40, 9)  # one token alone, and rows beyond every window below
 WINDOW = 6
@@ -69,11 +70,14 @@ class Packed:
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     attention_mask: torch.Tensor | None = None
+    segments: torch.Tensor = field(default_factory=lambda: torch.empty(0, 3, dtype=torch.long))
 
 
 def pack(rows: list[torch.Tensor]) -> Packed:
     positions = torch.cat([torch.arange(len(row)) for row in rows])
-    return Packed(torch.cat(rows)[None], positions[None])
+    starts = torch.tensor([0, *map(len, rows)]).cumsum(0)
+    tree = torch.stack([starts[:-1], starts.diff(), torch.full((len(rows),), -1)], 1)
+    return Packed(torch.cat(rows)[None], positions[None], segments=tree)
 
 
 def random_rows(model: PreTrainedModel, seed: int) -> list[torch.Tensor]:
@@ -108,10 +112,14 @@ def test_every_proved_family_is_tested_here():
     assert all(can_pack(config) == (True, "") for config in configs)
 
 
-@pytest.mark.parametrize(("attention", "training"), [("sdpa", True), ("sdpa", False), ("eager", True)])
+@pytest.mark.parametrize(
+    ("attention", "training"), [("sdpa", True), ("sdpa", False), ("eager", True), ("ours", True)]
+)
 @pytest.mark.parametrize("variant", ALL)
 def test_a_change_in_one_row_leaves_the_others_bit_identical(variant, attention, training):
-    model = build(variant, attention).train(training)
+    model = build(variant, "sdpa" if attention == "ours" else attention).train(training)
+    if attention == "ours":
+        model.config._attn_implementation = SEGMENTS
     for module in model.modules():  # dropout is noise of its own
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -127,11 +135,13 @@ def test_a_change_in_one_row_leaves_the_others_bit_identical(variant, attention,
         assert not torch.equal(before[:, start:end], after[:, start:end])
 
 
+@pytest.mark.parametrize("ours", [False, True])
 @pytest.mark.parametrize("variant", ALL)
-def test_packed_logits_and_gradients_equal_those_of_single_rows(variant):
+def test_packed_logits_and_gradients_equal_those_of_single_rows(variant, ours):
     model = build(variant).eval()
     rows = random_rows(model, 3)
-    packed = model(**packed_inputs(model, pack(rows))).logits[0]
+    with segment_attention(model, ours):
+        packed = model(**packed_inputs(model, pack(rows))).logits[0]
     single = torch.cat([model(input_ids=row[None], use_cache=False).logits[0] for row in rows])
     torch.testing.assert_close(packed, single, atol=1e-5, rtol=0)
 
@@ -228,6 +238,20 @@ def test_what_is_not_proved_is_refused_with_the_reason(change, word):
     allowed, why = can_pack(config)
     assert not allowed
     assert word in why
+
+
+def test_shared_prefixes_need_an_attention_that_knows_them():
+    model = tiny_model("llama")
+    batch = pack([torch.arange(5), torch.arange(3)])
+    batch.segments[1, 2] = 0
+    with pytest.raises(AssertionError, match="our own attention"):
+        packed_inputs(model, batch)
+    with segment_attention(model):
+        inputs = packed_inputs(model, batch)
+    assert inputs["attention_mask"].tolist() == [[batch.segments.tolist()]]
+    # Should the switch be forgotten, SDPA stops at the shape: nothing leaks without a word.
+    with pytest.raises(RuntimeError):
+        model(**inputs)
 
 
 def test_a_family_without_proof_is_refused_by_name():

@@ -13,6 +13,8 @@ from tests.families import FAMILIES, tiny_model
 from tunesmith.data.batch import collate
 from tunesmith.data.encode import Example
 from tunesmith.errors import ModelError
+from tunesmith.model.attention import can_segment, can_share, segment_attention
+from tunesmith.model.families import packed_inputs
 from tunesmith.records import Origin
 from tunesmith.train.objectives import sft
 
@@ -34,18 +36,26 @@ def rows(vocabulary: int, lengths: Sequence[int] = (5, 23, 11, 40, 2, 17, 9, 31)
 
 
 def gradients(
-    model: PreTrainedModel, groups: Sequence[Sequence[Example]], *, packing: bool, pad_id: int = 0
+    model: PreTrainedModel,
+    groups: Sequence[Sequence[Example]],
+    *,
+    packing: bool,
+    pad_id: int = 0,
+    segments: bool = False,
+    sharing: bool = False,
 ) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of one step made of these microbatches."""
     model.zero_grad(set_to_none=True)
     objective = sft()
     total = sum(sum(row.label_mask) for group in groups for row in group)
     loss_sum = 0.0
-    for group in groups:
-        loss, count = objective.loss(model, collate(group, packing=packing, pad_id=pad_id))
-        assert count == sum(sum(row.label_mask) for row in group)
-        (loss / total).backward()
-        loss_sum += float(loss.detach())
+    with segment_attention(model, segments):
+        for group in groups:
+            batch = collate(group, packing=packing, pad_id=pad_id, sharing=sharing)
+            loss, count = objective.loss(model, batch)
+            assert count == sum(sum(row.label_mask) for row in group)
+            (loss / total).backward()
+            loss_sum += float(loss.detach())
     return loss_sum / total, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -65,9 +75,12 @@ def model(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 @pytest.fixture
 def singly(model: PreTrainedModel) -> tuple[float, dict[str, Tensor]]:
+    return alone(model, rows(model.config.vocab_size))
+
+
+def alone(model: PreTrainedModel, examples: Sequence[Example]) -> tuple[float, dict[str, Tensor]]:
     """The reference: each row alone, by transformers' own loss on its own labels."""
     model.zero_grad(set_to_none=True)
-    examples = rows(model.config.vocab_size)
     total = sum(sum(row.label_mask) for row in examples)
     loss_sum = 0.0
     for row in examples:
@@ -93,6 +106,47 @@ def test_microbatches_equal_one_batch(
     assert_same(gradients(model, [[row] for row in examples], packing=False), singly)
 
 
+def test_attention_by_segments_equals_single_rows(
+    model: PreTrainedModel, singly: tuple[float, dict[str, Tensor]]
+) -> None:
+    examples = rows(model.config.vocab_size)
+    assert can_segment(model) == (True, "")
+    assert_same(gradients(model, [examples[:3], examples[3:]], packing=True, segments=True), singly)
+
+
+def related(vocabulary: int) -> list[Example]:
+    """Rows that share beginnings three levels deep, beyond any window, with labels in what they share."""
+    made = rows(vocabulary, (14, 12, 9, 11, 6, 17, 21, 5))
+    a, b, c = (made[i].input_ids for i in range(3))
+    begins = ([*a, *b, *c], [*a, *b, *c], [*a, *b], [*a, *b], a, a, [], a)
+    grown = []
+    for row, begin in zip(made, begins, strict=True):
+        ids = [*begin, *row.input_ids]
+        # Masks differ between rows: what one row predicts there, another only reads.
+        shared_labels = [t % (row.row + 2) == 1 for t in range(len(begin))]
+        mask = [*shared_labels, *row.label_mask]
+        grown.append(Example(ids, [False, *mask[1:]], row.origin, row.row))
+    return [*grown, grown[2], Example(a, [False] * 13 + [True], made[0].origin, 8)]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_shared_beginnings_equal_single_rows(model: PreTrainedModel, checkpointing: bool) -> None:
+    examples = related(model.config.vocab_size)
+    wanted = alone(model, examples)
+    assert can_share(model) == (True, "")
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    batch = collate(examples, packing=True, pad_id=0, sharing=True)
+    depths: list[int] = []
+    for _, _, parent in batch.segments.tolist():
+        depths.append(depths[parent] + 1 if parent >= 0 else 0)
+    assert max(depths) == 3
+    assert batch.unique_tokens < 0.6 * batch.tokens
+    shared = gradients(model, [examples], packing=True, segments=True, sharing=True)
+    assert_same(shared, wanted)
+    assert_same(gradients(model, [examples], packing=True, segments=True), wanted)
+
+
 @pytest.mark.parametrize("pad_id", [0, 3])
 def test_padding_changes_nothing(
     model: PreTrainedModel, singly: tuple[float, dict[str, Tensor]], pad_id: int
@@ -100,6 +154,24 @@ def test_padding_changes_nothing(
     # Whatever the pad token is, even one that is a label elsewhere: padding is told apart by length.
     examples = rows(model.config.vocab_size)
     assert_same(gradients(model, [examples], packing=False, pad_id=pad_id), singly)
+
+
+@pytest.mark.parametrize("sharing", [False, True])
+def test_a_change_in_one_row_leaves_the_others_bit_identical(model: PreTrainedModel, sharing: bool) -> None:
+    examples = related(model.config.vocab_size)
+    states = []
+    for ids in (examples[0].input_ids, [*examples[0].input_ids[:-3], 1, 2, 3]):
+        # One that shares its beginning with others, but for its end.
+        mixed = [Example(ids, examples[0].label_mask, examples[0].origin, 0), *examples[1:]]
+        batch = collate(mixed, packing=True, pad_id=0, sharing=sharing)
+        with torch.no_grad(), segment_attention(model):
+            out = model(**packed_inputs(model, batch), output_hidden_states=True)
+        states.append((torch.stack(out.hidden_states)[:, 0], batch.input_ids[0]))
+    (before, ids_before), (after, ids_after) = states
+    same = ids_before == ids_after
+    assert 1 <= int((~same).sum()) <= 3
+    assert torch.equal(before[:, same], after[:, same])
+    assert not torch.equal(before[-1, ~same], after[-1, ~same])
 
 
 def test_rows_of_a_pack_do_not_see_each_other(model: PreTrainedModel) -> None:

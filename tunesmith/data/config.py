@@ -49,6 +49,9 @@ class DataSettings(Settings):
         None, description="null: the model's own; or chatml, alpaca, plain, a .jinja file"
     )
     packing: bool = Field(True, description="lay examples in one sequence without padding")
+    share_prefixes: bool = Field(
+        True, description="compute what packed examples begin with in common once; never changes results"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -6,7 +6,8 @@ anything, and changing `microbatch_tokens` changes no result, only the memory a 
     epoch        a permutation of all rows, by (seed, epoch)
     step         rows in that order, up to the budget of the step
     microbatch   rows of one step, laid together so that little room is left (best fit, longest first;
-                 Johnson et al. 1974, doi:10.1137/0203025)
+                 Johnson et al. 1974, doi:10.1137/0203025); rows that share their beginning lie together,
+                 and what they share is counted once
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import random
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from tunesmith.data.prefixes import Order, families, sort_rows, take, unique_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ def plan_epoch(
     microbatch_tokens: int,
     microbatch_rows: int | None,
     packing: bool,
+    shared: Sequence[Sequence[int]] | None = None,
 ) -> list[Step]:
     """Every row once, in a new order each epoch. Exactly one of the two step budgets is given.
 
@@ -45,6 +49,9 @@ def plan_epoch(
     so many, the last step of an epoch may have fewer. A microbatch has at most `microbatch_rows` rows and,
     packed, `microbatch_tokens` tokens; without packing and without `microbatch_rows`, as many rows as their
     count times the longest fits in `microbatch_tokens`. A row longer than that gets one of its own.
+
+    `shared`: the tokens of all rows, where packed rows share their beginnings (data/prefixes.py). Steps stay
+    the same, by raw tokens; a microbatch's budget counts tokens that are computed.
     """
     assert (tokens_per_step is None) != (rows_per_step is None), "one step budget"
     order = list(range(len(lengths)))
@@ -53,12 +60,24 @@ def plan_epoch(
         groups = [order[at : at + rows_per_step] for at in range(0, len(order), rows_per_step)]
     else:
         groups = _by_tokens(order, lengths, tokens_per_step or 0)
-    return [Step(_lay(rows, lengths, microbatch_tokens, microbatch_rows, packing)) for rows in groups]
+    return [Step(_lay(rows, lengths, microbatch_tokens, microbatch_rows, packing, shared)) for rows in groups]
 
 
-def plan_eval(lengths: Sequence[int], *, microbatch_tokens: int, packing: bool) -> list[tuple[int, ...]]:
+def plan_eval(
+    lengths: Sequence[int],
+    *,
+    microbatch_tokens: int,
+    packing: bool,
+    shared: Sequence[Sequence[int]] | None = None,
+) -> list[tuple[int, ...]]:
     """Every row once, in forward passes as full as they get; always the same."""
-    return list(_lay(range(len(lengths)), lengths, microbatch_tokens, None, packing))
+    return list(_lay(range(len(lengths)), lengths, microbatch_tokens, None, packing, shared))
+
+
+def computed_tokens(steps: Iterable[Step], rows: Sequence[Sequence[int]]) -> int:
+    """Tokens that all forward passes of these steps compute when rows share their beginnings."""
+    lengths = [len(row) for row in rows]
+    return sum(unique_tokens(sort_rows(rows, pack), lengths) for step in steps for pack in step.microbatches)
 
 
 def _by_tokens(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -74,8 +93,15 @@ def _by_tokens(order: Sequence[int], lengths: Sequence[int], budget: int) -> lis
 
 
 def _lay(
-    rows: Iterable[int], lengths: Sequence[int], max_tokens: int, max_rows: int | None, packing: bool
+    rows: Iterable[int],
+    lengths: Sequence[int],
+    max_tokens: int,
+    max_rows: int | None,
+    packing: bool,
+    shared: Sequence[Sequence[int]] | None,
 ) -> tuple[tuple[int, ...], ...]:
+    if packing and shared is not None and max_rows is None:
+        return _lay_families(list(rows), lengths, max_tokens, shared)
     longest_first = sorted(rows, key=lambda row: (-lengths[row], row))
     if packing:
         return _best_fit(longest_first, lengths, max_tokens, max_rows)
@@ -89,6 +115,35 @@ def _lay(
             bins.append([])
         bins[-1].append(row)
     return tuple(map(tuple, bins))
+
+
+def _lay_families(
+    rows: Sequence[int], lengths: Sequence[int], max_tokens: int, shared: Sequence[Sequence[int]]
+) -> tuple[tuple[int, ...], ...]:
+    """Rows with a common beginning are one thing to lay, cut where it doesn't fit into a microbatch."""
+    parts: list[Order] = []
+    for family in families(sort_rows(shared, rows)):
+        while family.rows:
+            count = _fitting(family, lengths, max_tokens)
+            parts.append(take(family, 0, count))
+            family = take(family, count, len(family.rows))
+    parts.sort(key=lambda part: min(part.rows))
+    sizes = [unique_tokens(part, lengths) for part in parts]
+    longest_first = sorted(range(len(parts)), key=lambda part: (-sizes[part], part))
+    bins = _best_fit(longest_first, sizes, max_tokens, None)
+    return tuple(tuple(row for part in members for row in parts[part].rows) for members in bins)
+
+
+def _fitting(family: Order, lengths: Sequence[int], max_tokens: int) -> int:
+    """How many of the family's first rows fit together, at least one."""
+    low, high = 1, len(family.rows)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if unique_tokens(take(family, 0, middle), lengths) <= max_tokens:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def _best_fit(

@@ -8,7 +8,8 @@ Packed: several rows lie one behind the other in one sequence [1, T], and none m
 - `position_ids` jump between rows, as they do when each row restarts at 0.
 
 If one is missing, rows see each other and no error is raised. `packed_inputs` is therefore the one place that
-makes the keyword arguments, and refuses a model that isn't proved.
+makes the keyword arguments, and refuses a model that isn't proved. With our own attention
+(model/attention.py) the segments of the pack take the mask's place.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ PROVED = (
 )  # fmt: skip
 
 
+# The name of our attention among those of transformers.
+SEGMENTS = "tunesmith_segments"
+
+
 class Rows(Protocol):
     """What this file needs of data.batch.Batch; see there for the shapes."""
 
@@ -38,6 +43,8 @@ class Rows(Protocol):
     def position_ids(self) -> torch.Tensor: ...
     @property
     def attention_mask(self) -> torch.Tensor | None: ...
+    @property
+    def segments(self) -> torch.Tensor: ...
 
 
 def can_pack(config: Any) -> tuple[bool, str]:
@@ -54,7 +61,7 @@ def can_pack(config: Any) -> tuple[bool, str]:
         if kind in ("longrope", "dynamic"):
             return False, f"its {kind} position scaling depends on the longest row of a pack"
     attention = getattr(config, "_attn_implementation", None)
-    if attention not in (None, "sdpa", "eager"):
+    if attention not in (None, "sdpa", "eager", SEGMENTS):
         return False, f"packing isn't proved with {attention} attention"
     return True, ""
 
@@ -65,15 +72,21 @@ def packed_inputs(model: nn.Module, batch: Rows) -> dict[str, Any]:
     input_ids and position_ids [B, T]; packed means B = 1 and no attention mask. Raises ModelError for a
     packed batch on a model that `can_pack` refuses: its rows would see each other without a word.
     """
-    if batch.attention_mask is None:
+    mask = batch.attention_mask
+    if mask is None:
         possible, why = can_pack(model.config)
         if not possible:
             raise ModelError(f"Rows can't be packed for this model: {why}.", fix="Set data.packing=false.")
         assert batch.input_ids.shape[0] == 1, "a packed batch is one sequence"
+        config: Any = model.config
+        if config._attn_implementation == SEGMENTS:
+            mask = batch.segments[None, None]
+        else:
+            assert bool((batch.segments[:, 2] < 0).all()), "shared prefixes need our own attention"
     return {
         "input_ids": batch.input_ids,
         "position_ids": batch.position_ids,
-        "attention_mask": batch.attention_mask,
+        "attention_mask": mask,
         "use_cache": False,
     }
 

@@ -83,11 +83,12 @@ def load_model(source: Source, device: Device, *, dtype: torch.dtype | None = No
     with _quiet(), _explained(source, "its weights can't be loaded"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         architecture = AutoModelForCausalLM._model_mapping[type(config)]
+        capped = getattr(config, "attn_logit_softcapping", None)  # gemma2: SDPA would refuse, or not cap
         model, report = architecture.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
-            attn_implementation="sdpa" if architecture._supports_sdpa else "eager",
+            attn_implementation="eager" if capped or not architecture._supports_sdpa else "sdpa",
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,

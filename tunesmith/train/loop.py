@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from tunesmith.data.batch import collate
+from tunesmith.data.batch import Batch, collate
 from tunesmith.data.encode import Example
 from tunesmith.data.pack import Step, plan_epoch, plan_eval
 from tunesmith.device import Device, peak_memory
 from tunesmith.errors import TrainError
+from tunesmith.model.attention import segment_attention
 from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint
 from tunesmith.train.config import TrainSettings
@@ -38,6 +39,7 @@ TOKENS_PER_STEP = (512, 4096)  # the least and the most by default
 STEPS_AN_EPOCH = 16  # how many the default aims at where the data is small
 # Tokens in one forward pass. On a CPU torch's attention builds a dense mask: its cost grows with the square.
 MICROBATCH_TOKENS = {"cpu": 1024, "cuda": 8192, "mps": 2048}
+SEGMENTS_MICROBATCH_TOKENS = 2048
 
 
 @dataclass
@@ -56,6 +58,8 @@ class Training:
     listener: Listener
     tracking: Tracking
     sample: Callable[[int], None]
+    segments: bool = False  # attention by segments (model/attention.py)
+    sharing: bool = False  # of common beginnings, which needs it
     plans: list[list[Step]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,6 +107,7 @@ def plan_epochs(training: Training) -> list[list[Step]]:
             microbatch_tokens=microbatch_tokens(training),
             microbatch_rows=None if training.packing else settings.batch_size,
             packing=training.packing,
+            shared=[example.input_ids for example in training.train] if training.sharing else None,
         )
         if settings.max_steps is not None:
             plan = plan[: settings.max_steps - steps]
@@ -124,7 +129,9 @@ def default_tokens_per_step(lengths: Sequence[int]) -> int:
 def microbatch_tokens(training: Training) -> int:
     """The budget of one forward pass: what the job says, else by the kind of device."""
     wanted = training.settings.microbatch_tokens
-    return MICROBATCH_TOKENS[training.device.kind] if wanted == "auto" else wanted
+    if wanted != "auto":
+        return wanted
+    return SEGMENTS_MICROBATCH_TOKENS if training.segments else MICROBATCH_TOKENS[training.device.kind]
 
 
 def run_loop(training: Training) -> Outcome:
@@ -174,14 +181,15 @@ def valid_loss(training: Training) -> tuple[float, int]:
         [len(e.input_ids) for e in examples],
         microbatch_tokens=microbatch_tokens(training),
         packing=training.packing,
+        shared=[example.input_ids for example in examples] if training.sharing else None,
     )
     objective, total, count = sft(), 0.0, 0
     was_training = model.training
     model.eval()
-    with torch.no_grad(), mixed_precision(training.device):
+    with torch.no_grad(), mixed_precision(training.device), segment_attention(model, training.segments):
         for indexes in plan:
-            batch = collate([examples[i] for i in indexes], packing=training.packing, pad_id=training.pad_id)
-            loss, labels = objective.loss(model, batch.to(training.device.torch_device))
+            batch = _batch(training, [examples[i] for i in indexes])
+            loss, labels = objective.loss(model, batch)
             total, count = total + float(loss), count + labels
     model.train(was_training)
     return total, count
@@ -202,14 +210,16 @@ def _step(
     batches = [[training.train[i] for i in indexes] for indexes in step.microbatches]
     # The whole step's label count is known before the first forward pass: each microbatch is divided by it.
     labels = sum(sum(example.label_mask) for batch in batches for example in batch)
-    total = tokens = rows = 0.0
-    for examples in batches:
-        batch = collate(examples, packing=training.packing, pad_id=training.pad_id).to(device.torch_device)
-        neftune.prepare(batch)
-        with mixed_precision(device):
-            loss, _ = training.objective.loss(model, batch)
-        scaler.scale(loss / labels).backward()  # type: ignore[no-untyped-call]
-        total, tokens, rows = total + float(loss.detach()), tokens + batch.tokens, rows + batch.rows
+    total, tokens, unique, rows = 0.0, 0, 0, 0
+    with segment_attention(model, training.segments):
+        for examples in batches:
+            batch = _batch(training, examples)
+            neftune.prepare(batch)
+            with mixed_precision(device):
+                loss, _ = training.objective.loss(model, batch)
+            scaler.scale(loss / labels).backward()  # type: ignore[no-untyped-call]
+            total, tokens, rows = total + float(loss.detach()), tokens + batch.tokens, rows + batch.rows
+            unique += batch.unique_tokens
     scaler.unscale_(optimizer)
     trained = [p for p in model.parameters() if p.requires_grad]
     norm = float(torch.nn.utils.clip_grad_norm_(trained, training.settings.clip or math.inf))
@@ -225,14 +235,19 @@ def _step(
         "loss": total / labels,
         "grad_norm": norm,
         "learning_rate": rate,
-        "tokens": int(tokens),
-        "unique_tokens": int(tokens),
+        "tokens": tokens,
+        "unique_tokens": unique,
         "label_tokens": labels,
-        "rows": int(rows),
+        "rows": rows,
         "tokens_per_second": tokens / seconds,
         "peak_memory_bytes": peak_memory(device.kind),
         **({} if finite else {"skipped": True}),
     }
+
+
+def _batch(training: Training, examples: Sequence[Example]) -> Batch:
+    batch = collate(examples, packing=training.packing, pad_id=training.pad_id, sharing=training.sharing)
+    return batch.to(training.device.torch_device)
 
 
 def _all_steps(plans: Sequence[Sequence[Step]]) -> Iterator[tuple[float, Step]]:
