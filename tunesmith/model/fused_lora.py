@@ -3,7 +3,7 @@
     y = x W^T + b + s (x A^T) B^T          W, b frozen; A and B are fp32 masters
 
 PEFT's own forward takes six operations for this, keeps each one's input for the backward pass, and turns x
-into fp32 on the way. Here x, h = x A^T and the two small matrices are kept, and the backward pass is written out:
+into fp32 on the way. Here x, h = x A^T and the two small matrices are kept; the backward pass is written out:
 
     dh = dy B        dx = dy W + s dh A        dA = s dh^T x        dB = s dy^T h
 
@@ -25,16 +25,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 
-def fuse(model: nn.Module) -> int:
-    """Give every plain LoRA layer below `model` the fused forward; returns how many there are."""
-    layers = [
-        module
-        for module in model.modules()
-        if isinstance(module, lora.Linear) and type(module.get_base_layer()) in (nn.Linear, Conv1D)
-    ]
-    for layer in layers:
-        layer.__class__ = FusedLinear
-    return len(layers)
+def fuse(model: nn.Module) -> None:
+    """Give every plain LoRA layer below `model` the fused forward."""
+    for layer in model.modules():
+        # Exactly PEFT's class on exactly these bases: a quantised layer may be a subclass of nn.Linear.
+        if type(layer) is lora.Linear and type(layer.get_base_layer()) in (nn.Linear, Conv1D):  # type: ignore[operator]
+            layer.__class__ = FusedLinear
 
 
 def unfuse(model: nn.Module) -> None:
