@@ -2,8 +2,8 @@
 
 PEFT's parts: the adapter layers of LoRA, rsLoRA, DoRA and PiSSA with their forward, the adapter file format,
 the conversion of a PiSSA adapter into a LoRA for the original base, and switching an adapter off. Ours: which
-layers are tuned, the checks of names, ranks and bases, seeds, number formats, full and freeze, and the check
-that what was saved reads back equal (saved.py).
+layers are tuned, the checks of names, ranks and bases, seeds, number formats, full and freeze, a faster
+forward for plain LoRA (fused_lora.py), and the check that what was saved reads back equal (saved.py).
 
 What is trained is held in fp32, whatever the base is held in: an update is often smaller than bf16 can add.
 PEFT sees to that for adapters (autocast_adapter_dtype).
@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.device import available_memory
 from tunesmith.errors import ModelError
-from tunesmith.model import saved
+from tunesmith.model import fused_lora, saved
 from tunesmith.model.config import AdapterSettings
 from tunesmith.model.load import require_free
 
@@ -53,6 +53,7 @@ def prepare(
         )
     if settings.init != "default":
         tuned.pissa_initial = {n: p.detach().clone() for n, p in tuned.named_parameters() if p.requires_grad}
+    fused_lora.fuse(tuned)
     return tuned
 
 
@@ -84,7 +85,9 @@ def attach(model: PreTrainedModel, folder: Path, *, base_fingerprint: str | None
     """
     folder = saved.adapter_folder(folder)
     config = _checked_config(model, folder, base_fingerprint)
-    return _load_adapter(model, folder, config, trainable=False).eval()
+    tuned = _load_adapter(model, folder, config, trainable=False).eval()
+    fused_lora.fuse(tuned)  # the forward that it was trained with: the same bits
+    return tuned
 
 
 def trainable_count(model: nn.Module) -> tuple[int, int]:

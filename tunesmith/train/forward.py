@@ -1,6 +1,6 @@
 """From a batch to the logits that predict its label tokens: the one forward pass of training and evaluation.
 
-Shapes: B sequences, T tokens in each, N label tokens, V vocabulary.
+Shapes: B sequences, T tokens in each, N label tokens, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -33,6 +33,12 @@ def label_logits(model: nn.Module, batch: Batch) -> Tensor:
             fix="Use a model of another family.",
         )
     return logits[batch.keep // length, inverse]
+
+
+def label_states(model: nn.Module, decoder: nn.Module, batch: Batch) -> Tensor:
+    """Last hidden states [N, D] from which `batch.targets` are predicted, in their order."""
+    states: Tensor = decoder(**packed_inputs(model, batch)).last_hidden_state
+    return states.flatten(0, 1).index_select(0, batch.keep)
 
 
 @contextmanager

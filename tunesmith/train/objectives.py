@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from tunesmith.data.batch import Batch
-from tunesmith.train.forward import label_logits
+from tunesmith.train.forward import label_logits, label_states
+from tunesmith.train.head import head_loss, head_of
 from tunesmith.train.losses import label_loss
 
 
@@ -24,6 +25,10 @@ def sft(label_smoothing: float = 0.0) -> Objective:
     """Supervised fine-tuning: next-token cross-entropy on the label tokens of each row."""
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
+        if (parts := head_of(model)) is not None:
+            decoder, head = parts
+            states = label_states(model, decoder, batch)
+            return head_loss(states, batch.targets, head, label_smoothing), batch.targets.shape[0]
         return label_loss(label_logits(model, batch), batch.targets, label_smoothing)
 
     return Objective("sft", loss)

@@ -1,0 +1,110 @@
+"""Plain LoRA as one autograd function: the base's product and the low-rank one in a single pass.
+
+    y = x W^T + b + s (x A^T) B^T          W, b frozen; A and B are fp32 masters
+
+PEFT's own forward takes six operations for this, keeps each one's input for the backward pass, and turns x
+into fp32 on the way. Here x, h = x A^T and the two small matrices are kept; the backward pass is written out:
+
+    dh = dy B        dx = dy W + s dh A        dA = s dh^T x        dB = s dy^T h
+
+PEFT builds, saves, merges, disables and mixes adapters as before: a layer only gets this subclass of its
+class. Whatever isn't exactly one plain adapter at work (dropout, DoRA, several adapters, merged, disabled, a
+bias of its own, a quantised or trained base) goes through PEFT's forward.
+
+Source: Hu et al. 2021, arXiv 2106.09685. Shapes: T tokens, D and E the layer's input and output size, R rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from peft.tuners import lora
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+
+def fuse(model: nn.Module) -> None:
+    """Give every plain LoRA layer below `model` the fused forward."""
+    for layer in model.modules():
+        # Exactly PEFT's class on exactly these bases: a quantised layer may be a subclass of nn.Linear.
+        if type(layer) is lora.Linear and type(layer.get_base_layer()) in (nn.Linear, Conv1D):  # type: ignore[operator]
+            layer.__class__ = FusedLinear
+
+
+def unfuse(model: nn.Module) -> None:
+    """Back to PEFT's forward everywhere."""
+    for layer in model.modules():
+        if isinstance(layer, FusedLinear):
+            layer.__class__ = lora.Linear
+
+
+def at_work(layer: lora.Linear) -> str | None:
+    """The name of the one plain adapter that acts on this layer's input now; None for anything else."""
+    if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:
+        return None
+    name: str = layer.active_adapters[0]
+    if name not in layer.lora_A or name in layer.lora_variant or layer.lora_bias[name]:
+        return None
+    dropout = layer.lora_dropout[name]
+    if isinstance(dropout, nn.Dropout) and dropout.p > 0 and layer.training:
+        return None
+    return name
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """The number format in which a product with x is taken: autocast's, else its own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+class FusedLinear(lora.Linear):  # type: ignore[misc]
+    """PEFT's LoRA layer with the fused forward, where that applies."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """x [..., D] -> [..., E]."""
+        name = None if args or kwargs else at_work(self)
+        base = self.get_base_layer()
+        dtype = product_dtype(x)
+        if name is None or base.weight.requires_grad or base.weight.dtype is not dtype:
+            out: Tensor = super().forward(x, *args, **kwargs)
+            return out
+        weight = base.weight.t() if isinstance(base, Conv1D) else base.weight
+        a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        return lora_linear(x.to(dtype), weight, base.bias, a, b, self.scaling[name])
+
+
+def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """x [..., D], weight [E, D] and bias [E] in x's format; a [R, D], b [E, R] in any -> [..., E]."""
+    out: Tensor = _LoRALinear.apply(x, weight, bias, a, b, scale)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _LoRALinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        # Once per call: for small matrices that costs less than keeping copies in step with their masters.
+        small_a, small_b = a.to(x.dtype), b.to(x.dtype)
+        h = rows @ small_a.t()
+        y = F.linear(rows, weight, bias).addmm_(h, small_b.t(), alpha=scale)
+        ctx.save_for_backward(rows, weight, small_a, small_b, h)
+        ctx.scale, ctx.shape, ctx.formats = scale, x.shape, (a.dtype, b.dtype)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, a, b, h = ctx.saved_tensors
+        dy = grads[0].reshape(-1, grads[0].shape[-1])
+        dh = dy @ b
+        dx = da = db = None
+        if ctx.needs_input_grad[0]:
+            dx = (dy @ weight).addmm_(dh, a, alpha=ctx.scale).view(ctx.shape)
+        if ctx.needs_input_grad[3]:
+            da = (dh.t() @ rows).to(ctx.formats[0]) * ctx.scale
+        if ctx.needs_input_grad[4]:
+            db = (dy.t() @ h).to(ctx.formats[1]) * ctx.scale
+        return dx, None, None, da, db, None

@@ -1,0 +1,239 @@
+"""The loss over hidden states: the output head on some label tokens at a time, full logits never exist.
+
+The gradient is formed on the way forward, while a chunk's logits are still in the cache: two products instead
+of the three of computing them again, and nothing of size N x V is kept. That is possible because a loss is a
+sum: the gradient that comes back is one number, a factor.
+
+    z = cap tanh(scale (h W^T + bias + s (h A^T) B^T) / cap)        what of this a model has: `head_of`
+    loss = sum over label tokens of  logsumexp(z) - (1 - e) z[label] - e mean(z)       e: label smoothing
+
+A head that isn't understood (a family not listed, another module, a hook on it) has no `Head`; the caller
+then asks the model for its logits at label positions (forward.label_logits).
+
+Shapes: N label tokens, D hidden size, V vocabulary, R rank of a LoRA on the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from peft.tuners import lora
+from torch import Tensor, nn
+
+from tunesmith.model.fused_lora import at_work, product_dtype
+
+ROWS = 256
+"""Label tokens in a chunk: 49,152 logits of so many rows still fit a large cache."""
+WEIGHT_ROWS = 1024
+"""With a trained head: label tokens in one product of its gradient, which is then added in fp32."""
+
+# Proved by tests/train/test_head.py: the model's logits are its head on its decoder's last hidden state, with
+# nothing but the head's own scale and cap in between.
+PROVED = (
+    "llama", "qwen2", "qwen3", "gemma3_text", "mistral", "phi3", "gpt2",
+    "gemma2", "smollm3", "olmo2", "granite", "starcoder2", "glm4", "phi", "gpt_neox", "cohere",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Head:
+    """What turns a hidden state into logits. `a` and `b` are a LoRA's matrices, `lora_scale` its factor."""
+
+    weight: Tensor  # [V, D]
+    bias: Tensor | None = None  # [V]
+    a: Tensor | None = None  # [R, D]
+    b: Tensor | None = None  # [V, R]
+    lora_scale: float = 0.0
+    scale: float = 1.0
+    cap: float | None = None
+
+
+def head_of(model: nn.Module) -> tuple[nn.Module, Head] | None:
+    """The decoder below the head, and the head; None where the head isn't understood."""
+    whole = model.get_base_model() if isinstance(model, PeftModel) else model
+    config = getattr(whole, "config", None)
+    if getattr(config, "model_type", None) not in PROVED:
+        return None
+    decoder, layer = cast(nn.Module, whole.base_model), cast(Any, whole).get_output_embeddings()
+    if decoder is whole or layer is None or layer._forward_hooks or layer._forward_pre_hooks:
+        return None
+    scale, cap = _scale(config), getattr(config, "final_logit_softcapping", None)
+    if type(layer) is nn.Linear:
+        return decoder, Head(layer.weight, layer.bias, scale=scale, cap=cap)
+    if not isinstance(layer, lora.Linear) or type(base := layer.get_base_layer()) is not nn.Linear:
+        return None
+    if layer.disable_adapters and not layer.merged:
+        return decoder, Head(base.weight, base.bias, scale=scale, cap=cap)
+    if (name := at_work(layer)) is None:
+        return None
+    a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
+    return decoder, Head(base.weight, base.bias, a, b, layer.scaling[name], scale, cap)
+
+
+def head_loss(
+    hidden: Tensor, targets: Tensor, head: Head, label_smoothing: float = 0.0, *, fused: bool = False
+) -> Tensor:
+    """Cross-entropy in nats, summed over label tokens; hidden [N, D], targets [N].
+
+    `fused` compiles what lies between the products into one loop (needs a C++ compiler); same results.
+    """
+    chunk_loss = _compiled(head.scale, head.cap, label_smoothing) if fused else _eager(head, label_smoothing)
+    wanted = torch.is_grad_enabled()
+    weights = (head.weight, head.bias, head.a, head.b)
+    loss: Tensor = _HeadLoss.apply(hidden, *weights, targets, head.lora_scale, chunk_loss, wanted)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def chunk_loss(
+    logits: Tensor, targets: Tensor, scale: float, cap: float | None, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Summed loss of a chunk of raw logits [n, V], and its gradient for them, in their format."""
+    z = logits.float()
+    if scale != 1.0:
+        z = z * scale
+    if cap is not None:
+        z = cap * torch.tanh(z / cap)
+    log_p = torch.log_softmax(z, -1)
+    size = logits.shape[-1]
+    loss = -(1 - smoothing) * log_p.gather(1, targets[:, None]).sum()
+    if smoothing:
+        loss = loss - smoothing / size * log_p.sum()
+    label = torch.arange(size, device=logits.device) == targets[:, None]
+    grad = log_p.exp() - torch.where(label, 1 - smoothing + smoothing / size, smoothing / size)
+    if cap is not None:
+        grad = grad * (1 - (z / cap) ** 2)
+    return loss, (grad * scale).to(logits.dtype)
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor | None,
+        b: Tensor | None,
+        targets: Tensor,
+        lora_scale: float,
+        chunk_loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        wanted: bool,
+    ) -> Tensor:
+        dtype = product_dtype(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            total, grads = _forward(
+                hidden.to(dtype), (weight, bias, a, b), targets, lora_scale, chunk_loss,
+                [wanted and needed for needed in ctx.needs_input_grad[:5]],
+            )  # fmt: skip
+        ctx.formats = [None if t is None else t.dtype for t in (hidden, weight, bias, a, b)]
+        ctx.save_for_backward(*grads)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *factors: Tensor) -> tuple[Tensor | None, ...]:
+        grads = [
+            None if grad is None else (grad * factors[0]).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.formats, strict=True)
+        ]
+        return *grads, None, None, None, None
+
+
+def _forward(
+    hidden: Tensor,
+    masters: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
+    targets: Tensor,
+    lora_scale: float,
+    chunk_loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    wanted: list[bool],
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The summed loss, and its gradients for (hidden, weight, bias, a, b): fp32 for the weights' own."""
+    weight, bias, a, b = (None if t is None else t.to(hidden.dtype) for t in masters)
+    assert weight is not None
+    total = torch.zeros((), device=hidden.device)
+    into = hidden.new_empty(hidden.shape) if wanted[0] else None
+    own = [
+        None if t is None or not want else torch.zeros(t.shape, device=t.device)
+        for t, want in zip(masters, wanted[1:], strict=True)
+    ]
+    rows = WEIGHT_ROWS if own[0] is not None else ROWS
+    # One buffer for all chunks: fresh memory costs more than a product reads of it.
+    buffer = hidden.new_empty(min(rows, len(hidden)), weight.shape[0])
+    for start in range(0, len(hidden), rows):
+        h = hidden[start : start + rows]
+        y = targets[start : start + rows]
+        z = torch.mm(h, weight.t(), out=buffer[: len(h)])
+        if bias is not None:
+            z.add_(bias)
+        low = None
+        if a is not None and b is not None:
+            low = h @ a.t()
+            z.addmm_(low, b.t(), alpha=lora_scale)
+        for at in range(0, len(h), ROWS):
+            loss, dz = chunk_loss(z[at : at + ROWS], y[at : at + ROWS])
+            total += loss
+            if any(wanted):
+                z[at : at + ROWS] = dz
+        if into is not None:
+            torch.mm(z, weight, out=into[start : start + rows])
+        if own[0] is not None:
+            _add_product(own[0], z, h)
+        if own[1] is not None:
+            own[1] += z.sum(0, dtype=torch.float32)
+        if low is not None and a is not None and b is not None:
+            back = z @ b
+            if into is not None:
+                into[start : start + rows].addmm_(back, a, alpha=lora_scale)
+            if own[2] is not None:
+                own[2].add_((back.t() @ h).float(), alpha=lora_scale)
+            if own[3] is not None:
+                own[3].add_((z.t() @ low).float(), alpha=lora_scale)
+    return total, [into, *own]
+
+
+def _add_product(into: Tensor, z: Tensor, h: Tensor) -> None:
+    """into += z^T h, the sum in fp32."""
+    if z.dtype is torch.float32:
+        into.addmm_(z.t(), h)
+    else:
+        into += z.t() @ h
+
+
+def _eager(head: Head, smoothing: float) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The chunk's loss without a compiler: `chunk_loss` in few passes, in place."""
+    if head.scale != 1.0 or head.cap is not None:
+        return lambda logits, targets: chunk_loss(logits, targets, head.scale, head.cap, smoothing)
+
+    def loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        size = logits.shape[-1]
+        p = torch.log_softmax(logits, -1, dtype=torch.float32)
+        picked = targets[:, None]
+        total = -(1 - smoothing) * p.gather(1, picked).sum()
+        if smoothing:
+            total -= smoothing / size * p.sum()
+        p.exp_()
+        p.scatter_add_(1, picked, p.new_full((1, 1), smoothing - 1).expand_as(picked))
+        return total, p.sub_(smoothing / size) if smoothing else p
+
+    return loss
+
+
+@cache
+def _compiled(
+    scale: float, cap: float | None, smoothing: float
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return chunk_loss(logits, targets, scale, cap, smoothing)
+
+    return torch.compile(loss, dynamic=True)
+
+
+def _scale(config: Any) -> float:
+    """Granite divides its logits by a number, Cohere multiplies them by one."""
+    if config.model_type == "granite":
+        return 1 / float(config.logits_scaling)
+    return float(config.logit_scale) if config.model_type == "cohere" else 1.0
