@@ -79,7 +79,7 @@ def test_runs_show_imports_nothing_heavy(tmp_path: Path) -> None:
     assert not _modules(["runs", "show", "runs/tang-1"], cwd=tmp_path) & HEAVY
 
 
-@pytest.mark.parametrize("words", [["--help"], ["runs", "list"], ["--show-completion"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["--help"], ["runs", "list"]], ids=" ".join)
 def test_a_person_waits_a_quarter_of_a_second_at_most(words: list[str], tmp_path: Path) -> None:
     _made_runs(tmp_path, 20)
     assert _best(words, tmp_path) <= LIMIT

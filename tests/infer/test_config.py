@@ -58,20 +58,20 @@ CONFLICTS: list[tuple[dict[str, Any], str]] = [
     ({"temperature": 0}, "set do_sample false"),
     ({"do_sample": False, "temperature": 0.5}, "temperature would do nothing: leave it out"),
     ({"do_sample": False, "top_k": 5, "top_p": 0.5}, "top_k and top_p would do nothing: leave them out"),
-    ({"top_p": 0}, "top_p: greater than 0"),
-    ({"top_p": 1.1}, "top_p: less than or equal to 1"),
+    ({"top_p": 0}, "top_p must be greater than 0"),
+    ({"top_p": 1.1}, "top_p must be less than or equal to 1"),
     ({"stop": ""}, "stop holds no text"),
     ({"stop": []}, "stop holds no text"),
     ({"stop": ["a", ""]}, "stop holds no text"),
     ({"eos_token_id": []}, "eos_token_id takes one or more"),
     ({"eos_token_id": -1}, "eos_token_id takes one or more"),
     ({"repetition_penalty_range": 5}, "needs a repetition_penalty"),
-    ({"temperature": float("nan")}, "temperature: a finite number"),
-    ({"temperature": -1}, "temperature: greater than or equal to 0"),
-    ({"temperature": "warm"}, "temperature: a valid number"),
-    ({"num_beams": True}, "num_beams: a valid integer"),
-    ({"num_beams": 2.5}, "num_beams: a valid integer"),
-    ({"max_new_tokens": 0}, "max_new_tokens: greater than or equal to 1"),
+    ({"temperature": float("nan")}, "temperature must be a finite number"),
+    ({"temperature": -1}, "temperature must be greater than or equal to 0"),
+    ({"temperature": "warm"}, "temperature must be a valid number"),
+    ({"num_beams": True}, "num_beams must be a valid integer"),
+    ({"num_beams": 2.5}, "num_beams must be a valid integer"),
+    ({"max_new_tokens": 0}, "max_new_tokens must be greater than or equal to 1"),
     ({"temprature": 1}, "unknown setting 'temprature'; did you mean 'temperature'?"),
 ]
 
@@ -94,7 +94,7 @@ def test_all_problems_at_once() -> None:
         stop=[],
     )
     for words in (
-        "max_length counts", "num_beams 3 searches", "top_p: less", "num_return_sequences 9", "'tempratur'",
+        "max_length counts", "num_beams 3 searches", "top_p must be less", "num_return_sequences 9", "'tempratur'",
         "stop holds",
     ):  # fmt: skip
         assert any(words in detail for detail in details), words
