@@ -16,6 +16,7 @@ from tunesmith.errors import ModelError
 from tunesmith.model.attention import can_segment, can_share, segment_attention
 from tunesmith.model.families import packed_inputs
 from tunesmith.records import Origin
+from tunesmith.train.forward import label_logits
 from tunesmith.train.objectives import sft
 
 GRADIENT_TOLERANCE = 1e-5  # relative norm
@@ -203,7 +204,7 @@ def test_a_model_that_swallows_logits_to_keep_is_refused() -> None:
     own = model.forward
     model.forward = lambda logits_to_keep, **inputs: own(**inputs)  # noqa: ARG005
     with pytest.raises(ModelError, match="logits_to_keep"):
-        sft().loss(model, collate(rows(model.config.vocab_size, (5, 9)), packing=True, pad_id=0))
+        label_logits(model, collate(rows(model.config.vocab_size, (5, 9)), packing=True, pad_id=0))
 
 
 def test_mean_per_microbatch_would_be_caught() -> None:
