@@ -94,8 +94,8 @@ def test_all_problems_at_once() -> None:
         stop=[],
     )
     for words in (
-        "max_length counts", "num_beams 3 searches", "top_p must be less", "num_return_sequences 9", "'tempratur'",
-        "stop holds",
+        "max_length counts", "num_beams 3 searches", "top_p must be less", "num_return_sequences 9",
+        "'tempratur'", "stop holds",
     ):  # fmt: skip
         assert any(words in detail for detail in details), words
     assert len(details) == 6
