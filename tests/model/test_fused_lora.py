@@ -186,5 +186,5 @@ def test_a_saved_adapter_says_nothing_of_it_and_loads_with_plain_peft(base, tmp_
 def test_recomputed_activations_give_the_same_gradients():
     model = moved(prepare(tiny_model("qwen3")))
     expected = step(model)
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     assert difference(step(model), expected) < TOLERANCE

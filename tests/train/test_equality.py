@@ -136,7 +136,7 @@ def test_shared_beginnings_equal_single_rows(model: PreTrainedModel, checkpointi
     wanted = alone(model, examples)
     assert can_share(model) == (True, "")
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     batch = collate(examples, packing=True, pad_id=0, sharing=True)
     depths: list[int] = []
     for _, _, parent in batch.segments.tolist():
