@@ -10,11 +10,12 @@ from rich.text import Text
 import tunesmith
 from tunesmith.cli.console import err, out, print_table, table
 from tunesmith.cli.eval import Watching
-from tunesmith.cli.progress import TrainingProgress
+from tunesmith.cli.progress import TrainingProgress, one_line
 
 HERE = Path(__file__).parent
 VALID, TEST, TRUTH = (str(HERE / name) for name in ("valid.json", "test.json", "test_truth.txt"))
 COUPLET_TOKENS = 64  # a couplet takes about 35
+BASE_SHOWN = 24  # characters; the base model goes on and on
 DRAWN = {"temperature": 0.7, "top_p": 0.9, "seed": 1}
 
 
@@ -31,7 +32,7 @@ def main() -> None:
     rows = [
         (
             a.prompt.rpartition("\n")[2],
-            " ".join(a.completion.text.split()),
+            one_line(a.completion.text, BASE_SHOWN),
             Text(b.completion.text, "bold"),
             a.references[0],
         )
