@@ -61,6 +61,12 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ("train/test_losses.py", "train/test_optim.py", "train/test_loop.py", "train/test_checkpoint.py"),
     ),
     (
+        "Output head on label tokens alone, in chunks, full logits never held; plain LoRA as one function: gradients equal "
+        "those of transformers and PEFT",
+        "输出层只作用于标签词元并分块计算，从不生成完整 logits；普通 LoRA 合为一个函数：梯度与 transformers、PEFT 一致",
+        ("train/test_head.py", "model/test_fused_lora.py", "train/test_compiling.py"),
+    ),
+    (
         "Chat that streams, answers to files, beams and sampling with conflicts explained",
         "流式对话、批量回答文件、束搜索与采样，冲突的参数会被解释",
         ("infer/test_generate.py", "infer/test_stream.py", "infer/test_sampling.py", "cli/test_chat.py"),

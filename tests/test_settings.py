@@ -55,6 +55,7 @@ OTHER_VALUES: dict[str, Any] = {
     "train.clip": 0.7,
     "train.label_smoothing": 0.2,
     "train.neftune": 5.0,
+    "train.compile": True,
     "train.dtype": "fp32",
     "train.checkpoint_activations": True,
     "train.eval_every": 3,

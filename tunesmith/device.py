@@ -33,6 +33,11 @@ class Device:
         """cpu, cuda or mps."""
         return self.torch_device.type
 
+    @property
+    def dtype_name(self) -> str:
+        """bfloat16, float32 or float16."""
+        return str(self.dtype).removeprefix("torch.")
+
 
 def pick(dtype: str = "auto") -> Device:
     """The best device of this machine: NVIDIA GPU, Apple GPU, else CPU.

@@ -149,6 +149,18 @@ def test_without_gradients_there_is_the_loss_alone() -> None:
         loss, _ = sft().loss(model, batch)
         full, _ = label_loss(label_logits(model, batch), batch.targets)
     assert not loss.requires_grad
+    products = 0
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal products
+            products += func in (torch.ops.aten.mm.default, torch.ops.aten.mm.out)
+            return func(*args, **(kwargs or {}))
+
+    states = torch.randn(20, 48)
+    with torch.no_grad(), Count():
+        head.head_loss(states, batch.targets[:20], head.Head(model.lm_head.weight))
+    assert products == 3  # 7 + 7 + 6 label tokens, and nothing for a gradient
     assert float(loss) == pytest.approx(float(full), rel=1e-6)
 
 

@@ -64,7 +64,7 @@ def answer_loss(model: LocalModel, conversations: Sequence[Conversation]) -> lis
     sums, counts = [0.0] * len(records), [0] * len(records)
     was_training = model.model.training
     model.model.eval()
-    with torch.no_grad(), mixed_precision(model.device):
+    with torch.no_grad(), mixed_precision(model.device, model.model):
         for indexes in plan:
             batch = [examples[i] for i in indexes]
             for example, (nll, tokens) in zip(batch, _losses(model, batch, packing), strict=True):

@@ -198,7 +198,7 @@ def _unfreeze(model: PreTrainedModel, settings: AdapterSettings) -> PreTrainedMo
     trained: list[nn.Module] = [model]
     if settings.type == "freeze":
         model.requires_grad_(False)
-        layers, wanted = _decoder_layers(model), settings.last_layers or 1
+        layers, wanted = decoder_layers(model), settings.last_layers or 1
         if wanted > len(layers):
             raise ModelError(
                 f"adapter.last_layers is {wanted}, but the model has {len(layers)} layers.",
@@ -215,8 +215,9 @@ def _unfreeze(model: PreTrainedModel, settings: AdapterSettings) -> PreTrainedMo
     return model
 
 
-def _decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    count = model.config.get_text_config().num_hidden_layers
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The layers of a model, with an adapter or without, in order. Raises ModelError where there are none."""
+    count = cast(Any, model).config.get_text_config().num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return module

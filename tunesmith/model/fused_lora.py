@@ -53,6 +53,18 @@ def at_work(layer: lora.Linear) -> str | None:
     return name
 
 
+def own_masters(model: nn.Module) -> set[int]:
+    """Ids of the fp32 masters that fused layers bring into the base's number format by themselves."""
+    return {
+        id(part[name].weight)
+        for layer in model.modules()
+        if isinstance(layer, FusedLinear)
+        and (name := at_work(layer))
+        and not layer.base_layer.weight.requires_grad
+        for part in (layer.lora_A, layer.lora_B)
+    }
+
+
 def product_dtype(x: Tensor) -> torch.dtype:
     """The number format in which a product with x is taken: autocast's, else its own."""
     kind = x.device.type

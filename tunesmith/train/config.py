@@ -59,6 +59,9 @@ class TrainSettings(Settings):
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share spread evenly over all tokens")
     neftune: float = Field(0.0, ge=0, description="alpha of NEFTune's noise on embeddings; 0: off")
     dtype: Dtype = Field("auto", description="format of products; auto: bf16 where native, else fp32")
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="compile the layers; auto: where a run is long enough to earn about 20 s"
+    )
     checkpoint_activations: bool = Field(
         False, description="recompute each layer in the backward pass to save memory"
     )

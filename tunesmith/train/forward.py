@@ -15,6 +15,7 @@ from tunesmith.data.batch import Batch
 from tunesmith.device import Device
 from tunesmith.errors import ModelError
 from tunesmith.model.families import packed_inputs
+from tunesmith.model.fused_lora import own_masters
 
 
 def label_logits(model: nn.Module, batch: Batch) -> Tensor:
@@ -42,8 +43,14 @@ def label_states(model: nn.Module, decoder: nn.Module, batch: Batch) -> Tensor:
 
 
 @contextmanager
-def mixed_precision(device: Device) -> Iterator[None]:
-    """Products in the device's number format, while trained weights stay fp32 masters."""
+def mixed_precision(device: Device, model: nn.Module) -> Iterator[None]:
+    """Products in the device's number format, while trained weights stay fp32 masters.
+
+    Autocast looks at every operation. Under plain LoRA on a base in that format it has nothing to cast.
+    """
     enabled = device.dtype is not torch.float32
+    if enabled:
+        masters = own_masters(model)
+        enabled = any(p.dtype is torch.float32 and id(p) not in masters for p in model.parameters())
     with torch.autocast(device.kind, dtype=device.dtype if enabled else None, enabled=enabled):
         yield

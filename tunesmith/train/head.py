@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -82,17 +82,19 @@ def head_loss(
 
     `fused` compiles what lies between the products into one loop (needs a C++ compiler); same results.
     """
-    chunk_loss = _compiled(head.scale, head.cap, label_smoothing) if fused else _eager(head, label_smoothing)
+    plain = head.scale == 1.0 and head.cap is None
+    function = _compiled() if fused else _in_place if plain else _chunk_loss
     wanted = torch.is_grad_enabled()
+    chunk = partial(function, wanted=wanted, scale=head.scale, cap=head.cap, smoothing=label_smoothing)
     weights = (head.weight, head.bias, head.a, head.b)
-    loss: Tensor = _HeadLoss.apply(hidden, *weights, targets, head.lora_scale, chunk_loss, wanted)  # type: ignore[no-untyped-call]
+    loss: Tensor = _HeadLoss.apply(hidden, *weights, targets, head.lora_scale, chunk, wanted)  # type: ignore[no-untyped-call]
     return loss
 
 
-def chunk_loss(
-    logits: Tensor, targets: Tensor, scale: float, cap: float | None, smoothing: float
-) -> tuple[Tensor, Tensor]:
-    """Summed loss of a chunk of raw logits [n, V], and its gradient for them, in their format."""
+def _chunk_loss(
+    logits: Tensor, targets: Tensor, *, wanted: bool, scale: float, cap: float | None, smoothing: float
+) -> Tensor:
+    """Summed loss of a chunk of raw logits [n, V], which turn into their own gradient if that is wanted."""
     z = logits.float()
     if scale != 1.0:
         z = z * scale
@@ -103,11 +105,35 @@ def chunk_loss(
     loss = -(1 - smoothing) * log_p.gather(1, targets[:, None]).sum()
     if smoothing:
         loss = loss - smoothing / size * log_p.sum()
-    label = torch.arange(size, device=logits.device) == targets[:, None]
-    grad = log_p.exp() - torch.where(label, 1 - smoothing + smoothing / size, smoothing / size)
-    if cap is not None:
-        grad = grad * (1 - (z / cap) ** 2)
-    return loss, (grad * scale).to(logits.dtype)
+    if wanted:
+        label = torch.arange(size, device=logits.device) == targets[:, None]
+        grad = log_p.exp() - torch.where(label, 1 - smoothing + smoothing / size, smoothing / size)
+        if cap is not None:
+            grad = grad * (1 - (z / cap) ** 2)
+        logits.copy_(grad * scale)
+    return loss
+
+
+def _in_place(
+    logits: Tensor, targets: Tensor, *, wanted: bool, scale: float, cap: float | None, smoothing: float
+) -> Tensor:
+    """`_chunk_loss` for a head without scale and cap, in few passes where nothing fuses them."""
+    assert scale == 1.0
+    assert cap is None
+    size, label = logits.shape[-1], targets[:, None]
+    p = torch.log_softmax(logits, -1, dtype=torch.float32)
+    loss = -(1 - smoothing) * p.gather(1, label).sum()
+    if smoothing:
+        loss -= smoothing / size * p.sum()
+    if wanted:
+        p.exp_().scatter_add_(1, label, p.new_full((1, 1), smoothing - 1).expand_as(label))
+        logits.copy_(p.sub_(smoothing / size) if smoothing else p)
+    return loss
+
+
+@cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(_chunk_loss, dynamic=True)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -121,7 +147,7 @@ class _HeadLoss(torch.autograd.Function):
         b: Tensor | None,
         targets: Tensor,
         lora_scale: float,
-        chunk_loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+        chunk_loss: Callable[[Tensor, Tensor], Tensor],
         wanted: bool,
     ) -> Tensor:
         dtype = product_dtype(hidden)
@@ -148,7 +174,7 @@ def _forward(
     masters: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
     targets: Tensor,
     lora_scale: float,
-    chunk_loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    chunk_loss: Callable[[Tensor, Tensor], Tensor],
     wanted: list[bool],
 ) -> tuple[Tensor, list[Tensor | None]]:
     """The summed loss, and its gradients for (hidden, weight, bias, a, b): fp32 for the weights' own."""
@@ -174,14 +200,11 @@ def _forward(
             low = h @ a.t()
             z.addmm_(low, b.t(), alpha=lora_scale)
         for at in range(0, len(h), ROWS):
-            loss, dz = chunk_loss(z[at : at + ROWS], y[at : at + ROWS])
-            total += loss
-            if any(wanted):
-                z[at : at + ROWS] = dz
+            total += chunk_loss(z[at : at + ROWS], y[at : at + ROWS])  # from here on z is its own gradient
         if into is not None:
             torch.mm(z, weight, out=into[start : start + rows])
         if own[0] is not None:
-            _add_product(own[0], z, h)
+            own[0] += z.t() @ h
         if own[1] is not None:
             own[1] += z.sum(0, dtype=torch.float32)
         if low is not None and a is not None and b is not None:
@@ -193,43 +216,6 @@ def _forward(
             if own[3] is not None:
                 own[3].add_((z.t() @ low).float(), alpha=lora_scale)
     return total, [into, *own]
-
-
-def _add_product(into: Tensor, z: Tensor, h: Tensor) -> None:
-    """into += z^T h, the sum in fp32."""
-    if z.dtype is torch.float32:
-        into.addmm_(z.t(), h)
-    else:
-        into += z.t() @ h
-
-
-def _eager(head: Head, smoothing: float) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The chunk's loss without a compiler: `chunk_loss` in few passes, in place."""
-    if head.scale != 1.0 or head.cap is not None:
-        return lambda logits, targets: chunk_loss(logits, targets, head.scale, head.cap, smoothing)
-
-    def loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        size = logits.shape[-1]
-        p = torch.log_softmax(logits, -1, dtype=torch.float32)
-        picked = targets[:, None]
-        total = -(1 - smoothing) * p.gather(1, picked).sum()
-        if smoothing:
-            total -= smoothing / size * p.sum()
-        p.exp_()
-        p.scatter_add_(1, picked, p.new_full((1, 1), smoothing - 1).expand_as(picked))
-        return total, p.sub_(smoothing / size) if smoothing else p
-
-    return loss
-
-
-@cache
-def _compiled(
-    scale: float, cap: float | None, smoothing: float
-) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    def loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return chunk_loss(logits, targets, scale, cap, smoothing)
-
-    return torch.compile(loss, dynamic=True)
 
 
 def _scale(config: Any) -> float:

@@ -25,6 +25,7 @@ from tunesmith.errors import TrainError
 from tunesmith.model.attention import segment_attention
 from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint
+from tunesmith.train.compiling import Compiled
 from tunesmith.train.config import TrainSettings
 from tunesmith.train.forward import mixed_precision
 from tunesmith.train.listener import Listener
@@ -57,9 +58,10 @@ class Training:
     run: RunDir
     listener: Listener
     tracking: Tracking
-    sample: Callable[[int], None]
+    sample: Callable[[int], None] = lambda _step: None
     segments: bool = False  # attention by segments (model/attention.py)
     sharing: bool = False  # of common beginnings, which needs it
+    compiled: Compiled = field(default_factory=Compiled)
     plans: list[list[Step]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -69,6 +71,22 @@ class Training:
     def steps(self) -> int:
         """Optimizer steps of the whole training."""
         return sum(len(plan) for plan in self.plans)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the whole training."""
+        lengths = [len(example.input_ids) for example in self.train]
+        return sum(lengths[i] for plan in self.plans for step in plan for b in step.microbatches for i in b)
+
+    def trial_pass(self) -> None:
+        """Forward and backward pass of the first microbatch, which leaves nothing behind."""
+        examples = [self.train[i] for i in self.plans[0][0].microbatches[0]]
+        with torch.random.fork_rng(), segment_attention(self.model, self.segments):
+            self.model.train()
+            with mixed_precision(self.device, self.model):
+                loss, _ = self.objective.loss(self.model, _batch(self, examples))
+            loss.backward()  # type: ignore[no-untyped-call]
+        self.model.zero_grad(set_to_none=True)
 
 
 @dataclass
@@ -186,7 +204,11 @@ def valid_loss(training: Training) -> tuple[float, int]:
     objective, total, count = sft(), 0.0, 0
     was_training = model.training
     model.eval()
-    with torch.no_grad(), mixed_precision(training.device), segment_attention(model, training.segments):
+    with (
+        torch.no_grad(),
+        mixed_precision(training.device, model),
+        segment_attention(model, training.segments),
+    ):
         for indexes in plan:
             batch = _batch(training, [examples[i] for i in indexes])
             loss, labels = objective.loss(model, batch)
@@ -211,11 +233,11 @@ def _step(
     # The whole step's label count is known before the first forward pass: each microbatch is divided by it.
     labels = sum(sum(example.label_mask) for batch in batches for example in batch)
     total, tokens, unique, rows = 0.0, 0, 0, 0
-    with segment_attention(model, training.segments):
+    with segment_attention(model, training.segments), training.compiled.on():
         for examples in batches:
             batch = _batch(training, examples)
             neftune.prepare(batch)
-            with mixed_precision(device):
+            with mixed_precision(device, model):
                 loss, _ = training.objective.loss(model, batch)
             scaler.scale(loss / labels).backward()  # type: ignore[no-untyped-call]
             total, tokens, rows = total + float(loss.detach()), tokens + batch.tokens, rows + batch.rows

@@ -21,14 +21,17 @@ class Objective:
     loss: Callable[[nn.Module, Batch], tuple[Tensor, int]]
 
 
-def sft(label_smoothing: float = 0.0) -> Objective:
-    """Supervised fine-tuning: next-token cross-entropy on the label tokens of each row."""
+def sft(label_smoothing: float = 0.0, *, fused: bool = False) -> Objective:
+    """Supervised fine-tuning: next-token cross-entropy on the label tokens of each row.
+
+    `fused` compiles the loss over a chunk of logits; it changes no result.
+    """
 
     def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         if (parts := head_of(model)) is not None:
             decoder, head = parts
             states = label_states(model, decoder, batch)
-            return head_loss(states, batch.targets, head, label_smoothing), batch.targets.shape[0]
+            return head_loss(states, batch.targets, head, label_smoothing, fused=fused), len(batch.targets)
         return label_loss(label_logits(model, batch), batch.targets, label_smoothing)
 
     return Objective("sft", loss)
