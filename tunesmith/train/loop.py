@@ -41,6 +41,9 @@ STEPS_AN_EPOCH = 16  # how many the default aims at where the data is small
 # Tokens in one forward pass. On a CPU torch's attention builds a dense mask: its cost grows with the square.
 MICROBATCH_TOKENS = {"cpu": 1024, "cuda": 8192, "mps": 2048}
 SEGMENTS_MICROBATCH_TOKENS = 2048
+# Packs of few different lengths: oneDNN makes and keeps code for every shape that it meets, which costs time,
+# and memory that grows from step to step.
+PACK_MULTIPLE = 64
 
 
 @dataclass
@@ -268,7 +271,13 @@ def _step(
 
 
 def _batch(training: Training, examples: Sequence[Example]) -> Batch:
-    batch = collate(examples, packing=training.packing, pad_id=training.pad_id, sharing=training.sharing)
+    batch = collate(
+        examples,
+        packing=training.packing,
+        pad_id=training.pad_id,
+        sharing=training.sharing,
+        multiple=PACK_MULTIPLE if training.segments else 1,
+    )
     return batch.to(training.device.torch_device)
 
 
