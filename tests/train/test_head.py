@@ -38,6 +38,7 @@ MORE: dict[str, dict[str, Any]] = {
     "olmo2": {},
     "starcoder2": {},
     "glm4": {"head_dim": 16},
+    "olmoe": {"num_experts": 5, "num_experts_per_tok": 2},
 }
 
 

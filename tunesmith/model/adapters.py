@@ -33,6 +33,8 @@ from tunesmith.model.load import require_free
 
 # Weight, gradient and AdamW's two averages, in fp32.
 _BYTES_PER_TRAINED = 16
+# In a mixture PEFT 0.21 reads these names, of dense layers too, as those of the experts before transformers 5.
+_EXPERT_NAMES = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 
 
 def prepare(
@@ -115,13 +117,21 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every linear layer by its full name, except the output head."""
+    """Every linear layer by its full name, except the output head, and in a mixture what PEFT can't name."""
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    taken = _EXPERT_NAMES if expert_weights(model) else ()
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        if isinstance(module, nn.Linear | Conv1D)
+        and module is not head
+        and name.rpartition(".")[2] not in taken
     }
+
+
+def expert_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of all experts of a layer, [experts, out, in], by their full name; empty elsewhere."""
+    return {name: p for name, p in model.named_parameters() if p.ndim == 3 and ".experts." in name}
 
 
 def _new(model: PreTrainedModel, settings: AdapterSettings) -> PeftModel:
@@ -162,7 +172,9 @@ def _targets(model: PreTrainedModel, settings: AdapterSettings) -> dict[str, nn.
     for target in wanted:
         matches = {n: m for n, m in modules.items() if n == target or n.endswith("." + target)}
         usable = {n: m for n, m in matches.items() if isinstance(m, nn.Linear | Conv1D)}
-        if not matches:
+        if target.rpartition(".")[2] in _EXPERT_NAMES and expert_weights(model):
+            problems.append(f"{target}: PEFT takes this name for the experts, which LoRA doesn't tune here")
+        elif not matches:
             problems.append(f"{target}: the model has no layer of this name")
         elif not usable:
             problems.append(f"{target}: not a linear layer ({type(next(iter(matches.values()))).__name__})")

@@ -37,6 +37,7 @@ WEIGHT_ROWS = 1024
 PROVED = (
     "llama", "qwen2", "qwen3", "gemma3_text", "mistral", "phi3", "gpt2",
     "gemma2", "smollm3", "olmo2", "granite", "starcoder2", "glm4", "phi", "gpt_neox", "cohere",
+    "qwen3_moe", "olmoe",
 )  # fmt: skip
 
 
