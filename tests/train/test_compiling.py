@@ -51,7 +51,7 @@ def test_gradients_equal_those_without(family: str) -> None:
     with compiled.on():
         found = step(model, fused=True)
     counters = torch._dynamo.utils.counters
-    # One for the loss, one block for all layers of a kind, or two: the first one's input may have no gradient.
+    # One for the loss, one block for all layers of a kind, or two: the first input may have no gradient.
     kinds = 2 if family == "qwen3_moe" else 1
     assert 1 + kinds <= counters["stats"]["unique_graphs"] <= 1 + 2 * kinds
     assert not counters["graph_break"]

@@ -215,11 +215,15 @@ def _single_experts(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
     """Views of an expert weight [experts, out, in], by the names that each expert's part has in files."""
     prefix, _, last = name.rpartition(".")
     parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(last, ())
-    return {
-        f"{prefix}.{number}.{part}.weight": piece
-        for number, expert in enumerate(tensor)
-        for part, piece in zip(parts, expert.chunk(len(parts)), strict=True)
-    } if parts else {}
+    return (
+        {
+            f"{prefix}.{number}.{part}.weight": piece
+            for number, expert in enumerate(tensor)
+            for part, piece in zip(parts, expert.chunk(len(parts)), strict=True)
+        }
+        if parts
+        else {}
+    )
 
 
 def _raise_differences(
