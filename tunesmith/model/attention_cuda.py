@@ -170,10 +170,11 @@ def flash(q: Tensor, k: Tensor, v: Tensor, pack: Layout, scale: float, window: i
     """Rows that share nothing; in flash kernels a window of w positions reaches w - 1 to the left."""
     cu, longest = pack.cu_seqlens, pack.longest
     left = window - 1 if window else -1
-    out: Tensor = varlen_attn(
+    out = varlen_attn(
         q, k, v, cu, cu, longest, longest,
         scale=scale, window_size=(left, 0), enable_gqa=q.shape[1] != k.shape[1],
     )  # fmt: skip
+    assert isinstance(out, Tensor)
     return out
 
 
@@ -208,8 +209,8 @@ def dense(q: Tensor, k: Tensor, v: Tensor, pack: Layout, scale: float, window: i
     seen = mask_mod(pack, window)(0, 0, at[:, None], at)
     groups = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(groups, 1) for x in (k, v))
-    rows = (x.transpose(0, 1)[None] for x in (q, k, v))
-    return F.scaled_dot_product_attention(*rows, attn_mask=seen, scale=scale)[0].transpose(0, 1)
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale)[0].transpose(0, 1)
 
 
 @cache

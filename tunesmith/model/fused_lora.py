@@ -46,7 +46,7 @@ def why_not(model: nn.Module) -> str | None:
         if not isinstance(layer, lora.Linear):
             continue
         if not isinstance(layer, FusedLinear):
-            return f"{type(layer.get_base_layer()).__name__} layers have no other"  # type: ignore[operator]
+            return f"{type(layer.get_base_layer()).__name__} layers have no other"
         for name in layer.active_adapters:
             if name in layer.lora_variant:
                 kind = type(layer.lora_variant[name]).__name__.removesuffix("LinearVariant")
