@@ -36,14 +36,20 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ("data/test_encode.py",),
     ),
     (
-        "Packing without padding; packed = padded = single rows in loss and gradients, for eight model families",
-        "无填充打包；打包、填充、单条三种方式的损失与梯度一致，覆盖八个模型系列",
+        "Packing without padding; packed = padded = single rows in loss and gradients, for ten model families",
+        "无填充打包；打包、填充、单条三种方式的损失与梯度一致，覆盖十个模型系列",
         ("data/test_pack.py", "data/test_batch.py", "model/test_packing.py", "train/test_equality.py"),
     ),
     (
-        "Common beginnings of rows computed once, attention by segments; gradients equal, for eight model families",
-        "样本共同的开头只计算一次，注意力按段计算；梯度一致，覆盖八个模型系列",
+        "Common beginnings of rows computed once, attention by segments; gradients equal, for ten model families",
+        "样本共同的开头只计算一次，注意力按段计算；梯度一致，覆盖十个模型系列",
         ("data/test_prefixes.py", "model/test_attention.py", "train/test_sharing.py"),
+    ),
+    (
+        "Families that can't be packed (Mamba, gated linear attention, LFM2) are batched by length; each fast path that is "
+        "off is named with its reason",
+        "无法打包的模型系列（Mamba、门控线性注意力、LFM2）按长度分批；任何未启用的加速都会说明原因",
+        ("train/test_bucketing.py", "train/test_fast_paths.py"),
     ),
     (
         "Models: embedded SmolLM2-135M, hub, ModelScope, folder, GGUF; safetensors only, no remote code",

@@ -40,6 +40,24 @@ def unfuse(model: nn.Module) -> None:
             layer.__class__ = lora.Linear
 
 
+def why_not(model: nn.Module) -> str | None:
+    """Why some LoRA layer goes through PEFT's forward in training, for the first one that does; else None."""
+    for layer in model.modules():
+        if not isinstance(layer, lora.Linear):
+            continue
+        if not isinstance(layer, FusedLinear):
+            return f"{type(layer.get_base_layer()).__name__} layers have no other"
+        for name in layer.active_adapters:
+            if name in layer.lora_variant:
+                kind = type(layer.lora_variant[name]).__name__.removesuffix("LinearVariant")
+                return f"{kind.replace('Dora', 'DoRA')} has no other"
+            if isinstance(dropout := layer.lora_dropout[name], nn.Dropout) and dropout.p > 0:
+                return "with adapter.dropout each layer draws its own noise"
+        if len(layer.active_adapters) > 1 or layer.merged:
+            return "it is one of several, or merged"
+    return None
+
+
 def at_work(layer: lora.Linear) -> str | None:
     """The name of the one plain adapter that acts on this layer's input now; None for anything else."""
     if layer.disable_adapters or layer.merged or len(layer.active_adapters) != 1:

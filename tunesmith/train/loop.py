@@ -152,7 +152,9 @@ def microbatch_tokens(training: Training) -> int:
     wanted = training.settings.microbatch_tokens
     if wanted != "auto":
         return wanted
-    return SEGMENTS_MICROBATCH_TOKENS if training.segments else MICROBATCH_TOKENS[training.device.kind]
+    if training.segments and training.device.kind == "cpu":
+        return SEGMENTS_MICROBATCH_TOKENS
+    return MICROBATCH_TOKENS[training.device.kind]
 
 
 def run_loop(training: Training) -> Outcome:
