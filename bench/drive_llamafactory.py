@@ -1,7 +1,8 @@
 """LLaMA-Factory's own `run_exp` on ready-made tokens and labels; runs in LLaMA-Factory's environment.
 
 options: batch_size, checkpointing, packing (rows of a step that fit are laid together; neat: as neat_packing
-has it), dtype ("bf16": pure_bf16, "bf16_autocast", "fp32"), compile. See llamafactory.md.
+has it), dtype ("bf16": a bf16 base under autocast, as pure_bf16 is
+refused on a CPU; "fp32"), compile. See llamafactory.md.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ def arguments(spec: dict[str, Any], folder: Path, tokens: Path, width: int, accu
         "do_train": True,
         "model_name_or_path": spec["model"],
         "template": "chatml",
+        "dataset": "laid out already",  # has to be there; tokenized_path wins
         "tokenized_path": str(tokens),
         "finetuning_type": "full" if whole else "lora",
         "output_dir": str(folder / "out"),
@@ -108,8 +110,7 @@ def arguments(spec: dict[str, Any], folder: Path, tokens: Path, width: int, accu
         "report_to": "none",
         "disable_shuffling": True,
         "disable_gradient_checkpointing": not options.get("checkpointing"),
-        "pure_bf16": dtype == "bf16",
-        "bf16": dtype == "bf16_autocast",
+        "bf16": dtype == "bf16",
         "flash_attn": "sdpa",
         "overwrite_output_dir": True,
         "use_cpu": True,
