@@ -1,4 +1,4 @@
-"""The model that the other contenders train: the same base, the same adapter, from the same random numbers."""
+"""The model that the other contenders train: the same base, the same adapter, the same random numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ SEED = 42  # of tunesmith's jobs too
 def build_model(spec: dict[str, Any]) -> PreTrainedModel:
     """LoRA on a bf16, fp32 or NF4 base, or the whole model; LoRA's matrices are fp32, as PEFT makes them.
 
-    options.dtype: bf16, fp32, or their mixtures (bf16_autocast: products in bf16, full tuning's weights fp32).
+    options.dtype: bf16, fp32, or their mixtures (bf16_autocast: products in bf16, full
+    tuning's weights fp32).
     """
     whole = spec["tune"] == "full"
     name = spec["options"].get("dtype", "bf16")

@@ -38,7 +38,7 @@ class Turns(TrainerCallback):
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self._pace.wait()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_log(self, *_: Any, logs: dict[str, Any] | None = None, **__: Any) -> None:
         if logs and "loss" in logs:
             self._pace.loss = float(logs["loss"])
 
@@ -49,8 +49,8 @@ class Turns(TrainerCallback):
 def packed(rows: list[dict[str, Any]], rows_per_step: int, cutoff: int) -> tuple[list[dict[str, Any]], int]:
     """Each step's rows first-fit into packs of `cutoff` tokens, as neat_packing lays them; packs per step.
 
-    neat_packing numbers the rows in attention_mask (1, 2, …), from which a block-diagonal mask is built. Every
-    step must have as many packs: those with fewer are split.
+    neat_packing numbers the rows in attention_mask (1, 2, …), from which a block-diagonal mask is built.
+    Every step must have as many packs: those with fewer are split.
     """
     steps: list[list[list[dict[str, Any]]]] = []
     for at in range(0, len(rows), rows_per_step):
@@ -84,7 +84,9 @@ def _one(pack: list[dict[str, Any]], cutoff: int) -> dict[str, Any]:
     }
 
 
-def arguments(spec: dict[str, Any], folder: Path, tokens: Path, width: int, accumulate: int) -> dict[str, Any]:
+def arguments(
+    spec: dict[str, Any], folder: Path, tokens: Path, width: int, accumulate: int
+) -> dict[str, Any]:
     """What would stand in LLaMA-Factory's YAML."""
     options = spec["options"]
     dtype = options.get("dtype", "bf16")

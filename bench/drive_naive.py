@@ -1,4 +1,4 @@
-"""The loop that everybody writes first: transformers, PEFT, padded batches, SDPA, AdamW, the model's own loss."""
+"""The loop that everybody writes first: transformers, PEFT, padded batches, SDPA, AdamW."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Turns(TrainerCallback):
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self._pace.wait()
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+    def on_log(self, *_: Any, logs: dict[str, Any] | None = None, **__: Any) -> None:
         if logs and "loss" in logs:
             self._pace.loss = float(logs["loss"])
 

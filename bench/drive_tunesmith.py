@@ -1,4 +1,4 @@
-"""Ours, as a user gets it: `tunesmith.train` on a job file's content, stopped by its listener at each step."""
+"""Ours, as a user gets it: `tunesmith.train` on a job file's content, with a listener that waits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Turns(Silent):
     def note(self, text: str) -> None:
         print(f"tunesmith: {text}", file=sys.stderr)
 
-    def started(self, steps: int, facts: Mapping[str, Any]) -> None:
+    def started(self, *_: Any, **__: Any) -> None:
         self._pace.wait()
 
     def step(self, line: Mapping[str, Any]) -> None:

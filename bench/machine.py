@@ -1,4 +1,4 @@
-"""How fast this machine multiplies: python -m bench.machine prints bf16 operations per second and more as JSON."""
+"""How fast this machine multiplies: python -m bench.machine prints it as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tunesmith.device import pick
 
 
 def product_rate(size: int = 2048, seconds: float = 3.0) -> float:
-    """Operations per second of square bf16 products, the best of many: the limit of all that is built on them."""
+    """Operations per second of square bf16 products, the best of many."""
     a, b = torch.randn(size, size).bfloat16(), torch.randn(size, size).bfloat16()
     best, end = float("inf"), time.monotonic() + seconds
     while time.monotonic() < end:

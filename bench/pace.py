@@ -1,7 +1,7 @@
 """How a contender takes part in a race: it stops before each step until it is told to go.
 
-All contenders are loaded and warm at the same time, and only one of them works. So they can take turns step by
-step (A B A B …), on the same rows, in the same minute, without paying for set-up again.
+All contenders are loaded and warm at the same time, and only one of them works. So they can take turns step
+by step (A B A B …), on the same rows, in the same minute, without paying for set-up again.
 
     race        starts the process, reads {"ready": …}, writes "go" or "stop", reads {"seconds": …, "loss": …}
     contender   pace = Pace(); pace.wait() before each step; pace.loss = … after it

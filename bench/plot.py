@@ -17,7 +17,7 @@ OURS, OTHERS = "#1f6f8b", "#b9c3c9"
 
 
 def draw(results: Mapping[str, Any], file: Path) -> None:
-    """One panel for each workload that was run; bars are medians, whiskers least to most, a line the limit."""
+    """One panel for each workload that was run; bars are medians, whiskers least to most."""
     races = [race for race in results["races"] if not race.get("skipped")]
     if not races:
         return

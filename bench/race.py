@@ -125,7 +125,12 @@ class _Runner:
                 stderr=log,
                 text=True,
                 cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": str(ROOT),
+                    "HF_HUB_OFFLINE": "1",
+                    "TRL_EXPERIMENTAL_SILENCE": "1",
+                },
             )
         if line := self._read():
             self._lane.setup_seconds = line["ready"]

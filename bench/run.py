@@ -1,8 +1,8 @@
-"""`make bench`: ours against the usual trainers on the same rows, in turns; writes results.json, .md and .png.
+"""`make bench`: ours against the usual trainers on the same rows, in turns.
 
-    python -m bench.run                                    all workloads
-    python -m bench.run --only handbook --steps 4          one of them, shorter
-    python -m bench.run --llamafactory /path/to/venv       with LLaMA-Factory (llamafactory.md)
+python -m bench.run                                    all workloads
+python -m bench.run --only handbook --steps 4          one of them, shorter
+python -m bench.run --llamafactory /path/to/venv       with LLaMA-Factory (llamafactory.md)
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def contenders(workload: Workload, llamafactory: Path | None) -> list[Contender]
     return found
 
 
-def measure(workload: Workload, llamafactory: Path | None, warmup: int, steps: int, rate: float) -> dict[str, Any]:
+def measure(
+    workload: Workload, llamafactory: Path | None, warmup: int, steps: int, rate: float
+) -> dict[str, Any]:
     """One workload's race as plain values."""
     result: dict[str, Any] = {"name": workload.name, "title": workload.title}
     if why := missing(workload):
@@ -114,7 +116,9 @@ def main() -> None:
 def write(results: dict[str, Any], folder: Path) -> None:
     """results.json, results.md and results.png."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "results.json").write_text(
+        json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     (folder / "results.md").write_text(tables.page(results), encoding="utf-8")
     plot.draw(results, folder / "results.png")
 

@@ -54,7 +54,15 @@ def _final(
 def report(title: str, lanes: Iterable[Lane], final: Iterable[Lane], amounts: Sequence[float]) -> str:
     """Both tables in Markdown, the fastest first."""
     return "\n".join(
-        [f"## {title}\n", "Each alone:\n", *_table(lanes, amounts), "", "The fastest, in turns:\n", *_table(final, amounts), ""]
+        [
+            f"## {title}\n",
+            "Each alone:\n",
+            *_table(lanes, amounts),
+            "",
+            "The fastest, in turns:\n",
+            *_table(final, amounts),
+            "",
+        ]
     )
 
 
@@ -72,7 +80,9 @@ def _table(lanes: Iterable[Lane], amounts: Sequence[float]) -> list[str]:
     return lines
 
 
-def command(name: str, candidates: dict[str, Sequence[Contender]] | Any, parser: argparse.ArgumentParser) -> None:
+def command(
+    name: str, candidates: dict[str, Sequence[Contender]] | Any, parser: argparse.ArgumentParser
+) -> None:
     """Run a search script: `candidates(options)` gives what is tried."""
     parser.add_argument("--workload", default="handbook", choices=["handbook", "tang", "full", "qlora"])
     parser.add_argument("--steps", type=int, default=2)
@@ -80,7 +90,9 @@ def command(name: str, candidates: dict[str, Sequence[Contender]] | Any, parser:
     options = parser.parse_args()
     workload = workloads()[options.workload]
     with tempfile.TemporaryDirectory() as folder:
-        lanes, final, amounts = search(workload, candidates(options), steps=options.steps, folder=Path(folder))
+        lanes, final, amounts = search(
+            workload, candidates(options), steps=options.steps, folder=Path(folder)
+        )
     text = report(f"{name}: {workload.title}", lanes, final, amounts)
     print(text)
     if options.output:

@@ -1,6 +1,6 @@
 """LLaMA-Factory's best settings on this machine:
 
-    python -m bench.search_llamafactory --python /path/to/venv/bin/python --output bench/search.md
+python -m bench.search_llamafactory --python /path/to/venv/bin/python --output bench/search.md
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""TRL's best settings on this machine: python -m bench.search_trl --workload handbook --output bench/search.md.
+"""TRL's best settings on this machine: python -m bench.search_trl --workload handbook --output FILE.md
 
-Batch size, checkpointing, packing, number format, and the order of rows inside a step (by length, which is what
-TRL's group_by_length is for, but with the same rows in every step).
+Batch size, checkpointing, packing, number format, and the order of rows inside a step (by length, which
+is what TRL's group_by_length is for, but with the same rows in every step).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ def candidates(_: argparse.Namespace) -> list[Contender]:
     options = [
         ({"batch_size": size, "packing": packing, "dtype": "bf16"}, sort)
         for size, packing, sort in product((1, 2, 4, 8), ("none", "padding_free"), (True, False))
-        if not (size == 1 and (packing == "padding_free" or sort)) and not (packing == "padding_free" and sort)
+        if not (size == 1 and (packing == "padding_free" or sort))
+        and not (packing == "padding_free" and sort)
     ]
     varied = [
         {"dtype": "bf16_autocast"},

@@ -39,7 +39,9 @@ def rates(lane: Mapping[str, Any], amounts: Sequence[float]) -> list[float]:
 def ratios(lane: Mapping[str, Any], other: Mapping[str, Any]) -> list[float]:
     """How many times as fast as `other`, pair by pair: the same step, one right after the other."""
     warmup = lane["warmup_steps"]
-    return [b / a for a, b in zip(lane["step_seconds"][warmup:], other["step_seconds"][warmup:], strict=False)]
+    return [
+        b / a for a, b in zip(lane["step_seconds"][warmup:], other["step_seconds"][warmup:], strict=False)
+    ]
 
 
 def largest_gap(lane: Mapping[str, Any], other: Mapping[str, Any]) -> float:
@@ -49,11 +51,12 @@ def largest_gap(lane: Mapping[str, Any], other: Mapping[str, Any]) -> float:
 
 
 def table(race: Mapping[str, Any]) -> str:
-    """One workload's results in Markdown; the first contender is ours, the last reference of losses is ours too."""
+    """One workload's results in Markdown; the first contender is ours."""
     lanes = race["lanes"]
     ours = lanes[0]
     lines = [
-        "| | tokens/s, median (least–most) | rows/s | share of the limit | ours is faster | peak memory | largest loss gap |",
+        "| | tokens/s, median (least–most) | rows/s | share of the limit | ours is faster | peak memory "
+        "| largest loss gap |",
         "|---|---|---|---|---|---|---|",
     ]
     for lane in lanes:
@@ -76,10 +79,10 @@ def page(results: Mapping[str, Any]) -> str:
     machine = results["machine"]
     parts = [
         "# Benchmark results\n",
-        "Written by `make bench`; what is measured and how: [README](README.md). The raw data: `results.json`.\n",
+        "Written by `make bench`; what is measured and how: [README](README.md). Raw data: `results.json`.\n",
         f"{machine['name']}, {machine['threads']} threads, torch {machine['torch']}; products in bf16 at "
-        f"{machine['product_rate'] / 1e9:.0f} GFLOP/s (measured in the same run). Tokens are real ones: padding doesn't "
-        "count, common beginnings count for every row. All did the same rows in each optimizer step, in turns "
+        f"{machine['product_rate'] / 1e9:.0f} GFLOP/s (measured in the same run). Tokens are real ones: "
+        "padding doesn't count, common beginnings do for every row. All did the same rows in each step, in turns "
         "(A B C, A B C, …); times exclude set-up and warm-up.\n",
     ]
     for race in results["races"]:
@@ -90,8 +93,10 @@ def page(results: Mapping[str, Any]) -> str:
         data = race["data"]
         timed = min(len(lane["step_seconds"]) for lane in race["lanes"]) - race["warmup"]
         parts.append(
-            f"{data['rows']} rows of {data['mean_tokens']} tokens on average ({data['shortest']}–{data['longest']}; "
-            f"{data['common_tokens']} common to all), {race['rows_per_step']} rows in each step, {timed} timed steps "
+            f"{data['rows']} rows of {data['mean_tokens']} tokens on average "
+            f"({data['shortest']}–{data['longest']}; "
+            f"{data['common_tokens']} common to all), {race['rows_per_step']} rows in each step, "
+            f"{timed} timed steps "
             f"after {race['warmup']} of warm-up. Limit: {race['limit']:.0f} tokens/s "
             f"(product rate / {race['operations']} x parameters).\n"
         )

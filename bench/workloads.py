@@ -1,7 +1,7 @@
 """What is trained in the benchmarks: rows made from texts of this repository, always the same.
 
-handbook   questions of about 30 words and answers of about 140, with no common beginning; the words are runs of
-           English text (LICENSE), lengths spread as in a student's handbook of questions and answers
+handbook   questions of about 30 words and answers of about 140, with no common beginning; the words are runs
+           of English text (LICENSE), lengths spread as in a student's handbook of questions and answers
 tang       the first rows of examples/tang under the model's own template: 77 of 148 tokens are common to all
 """
 
@@ -83,9 +83,7 @@ def handbook_rows(count: int = 256) -> list[dict[str, str]]:
 
 def tang_rows(count: int = 512) -> list[dict[str, str]]:
     """The first `count` rows of the example."""
-    rows: list[dict[str, str]] = json.loads(
-        (ROOT / "examples/tang/train.json").read_text(encoding="utf-8")
-    )
+    rows: list[dict[str, str]] = json.loads((ROOT / "examples/tang/train.json").read_text(encoding="utf-8"))
     return rows[:count]
 
 
@@ -141,7 +139,7 @@ def examples_of(rows_file: Path, template: str | None) -> list[Example]:
 
 
 def lay_out(workload: Workload, folder: Path, *, sort: bool = False) -> Laid:
-    """Write the workload's files. `sort`: rows of one step by length, so that those padded together are alike."""
+    """Write the workload's files. `sort`: rows of one step by length."""
     rows_file = folder / f"{workload.name}.jsonl"
     lines = (json.dumps(row, ensure_ascii=False) for row in workload.rows)
     rows_file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
