@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -115,8 +116,6 @@ class _Runner:
 
     def start(self) -> None:
         """Load and set up, up to the first step."""
-        import os
-
         with self._log.open("w", encoding="utf-8") as log:
             self._process = subprocess.Popen(
                 [self._lane.contender.python, "-m", f"bench.drive_{self._lane.contender.driver}", self._spec],
@@ -129,7 +128,6 @@ class _Runner:
                     **os.environ,
                     "PYTHONPATH": str(ROOT),
                     "HF_HUB_OFFLINE": "1",
-                    "TRL_EXPERIMENTAL_SILENCE": "1",
                 },
             )
         if line := self._read():
@@ -158,7 +156,15 @@ class _Runner:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-            self._process = None
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._process is not None:
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    with _broken_pipe_is_fine():
+                        pipe.close()
+        self._process = None
 
     def _read(self) -> dict[str, Any] | None:
         assert self._process is not None
@@ -171,7 +177,7 @@ class _Runner:
         end = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         self._lane.failed = f"exit code {code}: {end[-1] if end else 'no message'}"[:300]
         print(f"  {self._lane.contender.name} is out: {self._lane.failed}", file=sys.stderr)
-        self._process = None
+        self._leave()
         return None
 
 

@@ -82,8 +82,8 @@ def page(results: Mapping[str, Any]) -> str:
         "Written by `make bench`; what is measured and how: [README](README.md). Raw data: `results.json`.\n",
         f"{machine['name']}, {machine['threads']} threads, torch {machine['torch']}; products in bf16 at "
         f"{machine['product_rate'] / 1e9:.0f} GFLOP/s (measured in the same run). Tokens are real ones: "
-        "padding doesn't count, common beginnings do for every row. All did the same rows in each step, in turns "
-        "(A B C, A B C, …); times exclude set-up and warm-up.\n",
+        "padding doesn't count, common beginnings do for every row. All did the same rows in each step, "
+        "in turns (A B C, A B C, …); times exclude set-up and warm-up.\n",
     ]
     for race in results["races"]:
         parts.append(f"## {race['title']}\n")
@@ -91,7 +91,7 @@ def page(results: Mapping[str, Any]) -> str:
             parts.append(f"Skipped: {race['skipped']}.\n")
             continue
         data = race["data"]
-        timed = min(len(lane["step_seconds"]) for lane in race["lanes"]) - race["warmup"]
+        timed = len(race["tokens"]) - race["warmup"]
         parts.append(
             f"{data['rows']} rows of {data['mean_tokens']} tokens on average "
             f"({data['shortest']}–{data['longest']}; "

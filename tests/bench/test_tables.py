@@ -63,7 +63,7 @@ def test_the_largest_gap_counts_every_step() -> None:
 def test_the_page_has_figures_failures_and_what_was_skipped() -> None:
     page = tables.page(results())
     assert "| tunesmith | 200 (100–300) | 1.00 | 20% |  | 2.00 GB |  |" in page
-    assert "| TRL | 50 (50–60) | 0.25 | 5% | 4.00 x (2.00–5.00 x) | 2.00 GB | 0.05% |" in page
+    assert "| TRL | 50 (50–60) | 0.25 | 5% | 4.00 x (2.00–5.00) | 2.00 GB | 0.05% |" in page
     assert "| lost | failed: exit code 1: no memory |" in page
     assert "Skipped: bitsandbytes isn't installed." in page
     assert "within 1%: agree" in page
