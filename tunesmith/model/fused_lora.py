@@ -112,24 +112,15 @@ def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Te
 
 
 # The compiler turns addmm_ into addmm, which copies its first operand: 4 % of a step. It leaves this alone.
-_library = torch.library.Library("tunesmith", "FRAGMENT")
-_library.define("add_product_(Tensor(a!) total, Tensor left, Tensor right, float scale) -> ()")
-
-
-@torch.library.impl(_library, "add_product_", "CompositeExplicitAutograd")  # type: ignore[untyped-decorator]
-def _add_product_in_place(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
+@torch.library.custom_op("tunesmith::add_product_", mutates_args=("total",))
+def _add_product_opaque(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
     total.addmm_(left, right, alpha=scale)
-
-
-@torch.library.register_fake("tunesmith::add_product_")
-def _(_total: Tensor, _left: Tensor, _right: Tensor, _scale: float) -> None:
-    return None
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
     """total += scale left right, in place."""
     if torch.compiler.is_compiling():
-        torch.ops.tunesmith.add_product_(total, left, right, scale)
+        _add_product_opaque(total, left, right, scale)
     else:
         total.addmm_(left, right, alpha=scale)
 
