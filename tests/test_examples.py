@@ -59,7 +59,7 @@ def test_tang_has_the_rows_that_its_readme_counts() -> None:
         json.loads((folder / f"{n}.json").read_text("utf-8")) for n in ("train", "valid", "test")
     )
     truth = (folder / "test_truth.txt").read_text("utf-8").splitlines()
-    assert (len(train), len(valid), len(test), len(truth)) == (1200, 100, 15, 15)
+    assert (len(train), len(valid), len(test), len(truth)) == (4000, 100, 15, 15)
     assert all(set(row) == {"instruction", "input"} for row in test)
     couplets = [{row["input"] for row in part} for part in (train, valid, test)]
     assert not couplets[2] & (couplets[0] | couplets[1])
