@@ -41,7 +41,7 @@ from tunesmith.train.loop import Outcome, Training, default_tokens_per_step, run
 from tunesmith.train.objectives import sft
 from tunesmith.train.optim import check_schedule
 from tunesmith.train.seeds import seed_everything
-from tunesmith.train.track import Tracking, check_installed, tracking
+from tunesmith.train.track import Tracking, check_ready, tracking
 from tunesmith.words import are, counted
 
 AnswerHook = Callable[[PreTrainedModel, Renderer, Sequence[Conversation]], list[str]]
@@ -61,7 +61,7 @@ def train(
     """
     listener = listener or Silent()
     rundir.check_free(output)
-    check_installed(job.train.track)
+    check_ready(job.train.track)
     seed_everything(job.train.seed)
     device = pick(job.train.dtype)
     train_rows, valid_rows = load_data(job.data, job.train.seed)
