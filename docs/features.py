@@ -58,7 +58,13 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
     (
         "Training: token-weighted loss, schedules, early stopping, best and last, bit-identical repeats, NEFTune, trackers",
         "训练：按词元加权的损失、学习率调度、早停、保留最佳与最后、逐位可复现、NEFTune、实验跟踪",
-        ("train/test_losses.py", "train/test_optim.py", "train/test_loop.py", "train/test_checkpoint.py"),
+        (
+            "train/test_losses.py",
+            "train/test_optim.py",
+            "train/test_loop.py",
+            "train/test_checkpoint.py",
+            "train/test_track.py",
+        ),
     ),
     (
         "Chat that streams, answers to files, beams and sampling with conflicts explained",
