@@ -64,7 +64,13 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
     (
         "Training: token-weighted loss, schedules, early stopping, best and last, bit-identical repeats, NEFTune, trackers",
         "训练：按词元加权的损失、学习率调度、早停、保留最佳与最后、逐位可复现、NEFTune、实验跟踪",
-        ("train/test_losses.py", "train/test_optim.py", "train/test_loop.py", "train/test_checkpoint.py"),
+        (
+            "train/test_losses.py",
+            "train/test_optim.py",
+            "train/test_loop.py",
+            "train/test_checkpoint.py",
+            "train/test_track.py",
+        ),
     ),
     (
         "Output head on label tokens alone, in chunks, full logits never held; plain LoRA as one function: gradients equal "

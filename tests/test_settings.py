@@ -241,3 +241,28 @@ def test_settings_are_frozen() -> None:
 def test_text_and_booleans_are_not_numbers(wrong: Any) -> None:
     with pytest.raises(SettingsError, match="learning_rate"):
         build(Job, {**MINIMAL, "train": {"learning_rate": wrong}})
+
+
+def test_a_wrong_setting_is_told_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+
+    def told(text: str, *words: str) -> str:
+        file.write_text(f"data: {{train: a.jsonl}}\n{text}", encoding="utf-8")
+        with pytest.raises(SettingsError) as caught:
+            load_job(file, words)
+        return str(caught.value)
+
+    words = told("", "train.epochs=many")
+    assert words.startswith("A setting is wrong on the command line.")
+    assert "job.yaml" not in words
+    assert told("train: {epochs: many}").startswith(f"A setting is wrong in {file}.")
+    assert told("train: {epochs: many}", "adapter.rank=8").startswith(f"A setting is wrong in {file}.")
+    assert told("", "trian.epochs=3").startswith("A setting is wrong on the command line.")
+    assert told("", "data.train=3").startswith("A setting is wrong on the command line.")
+    both = told("train: {epochs: many}", "train.learning_rte=1")
+    assert both.startswith("2 settings are wrong.")
+    assert f"(it is 'many'), in {file}" in both
+    assert "did you mean 'train.learning_rate'?, on the command line" in both
+    # Each alone is right: the contradiction may be due to either place.
+    mixed = told("train: {batch_size: 2}", "train.tokens_per_step=512")
+    assert mixed.startswith(f"A setting is wrong in {file} and on the command line.")

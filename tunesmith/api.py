@@ -13,6 +13,7 @@ report     write a run's report.html again
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ from tunesmith.rundir import RunDir
 from tunesmith.settings import build
 from tunesmith.train.config import Job, job_from, load_job
 from tunesmith.train.listener import Listener
-from tunesmith.train.run import default_output
 from tunesmith.train.run import train as train_job
 
 SAMPLE_TOKENS = 64
@@ -67,7 +67,8 @@ def train(
         stem = Path(job).resolve().parent.name or stem if stem == "job" else stem
     else:
         resolved, stem = job_from(job, settings), "run"
-    run = train_job(resolved, default_output(resolved, stem), listener=listener, answer=_sample_answers)
+    with nullcontext(Path(resolved.output)) if resolved.output else rundir.claimed(stem) as output:
+        run = train_job(resolved, output, listener=listener, answer=_sample_answers)
     curve.write_png(run)
     report(run)
     return run

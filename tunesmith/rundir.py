@@ -19,10 +19,10 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -139,6 +139,10 @@ class RunDir:
             handle.write(json.dumps(line, ensure_ascii=False) + "\n")
             handle.flush()
 
+    def discard(self) -> None:
+        """Remove a run that never began, so that the same command can be given again."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
     def _open(self, file: Path, mode: str) -> IO[str]:
         with disk_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -175,6 +179,32 @@ def next_free(stem: str, root: Path = Path("runs")) -> Path:
     """`runs/<stem>-<n>` with the smallest n above all that are taken."""
     taken = [int(m[1]) for p in _children(root) if (m := re.fullmatch(re.escape(stem) + r"-(\d+)", p.name))]
     return root / f"{stem}-{max(taken, default=0) + 1}"
+
+
+@contextmanager
+def claimed(stem: str, root: Path = Path("runs")) -> Iterator[Path]:
+    """`next_free`, taken by an empty folder, so that two trainings that start at once get two folders.
+
+    If the folder is still empty at the end, it goes again.
+    """
+    path, was_there = next_free(stem, root), root.exists()
+    with disk_errors(path):
+        root.mkdir(parents=True, exist_ok=True)
+        number = int(path.name.rpartition("-")[2])
+        while True:
+            path = root / f"{stem}-{number}"
+            try:
+                path.mkdir()
+                break
+            except FileExistsError:
+                number += 1
+    try:
+        yield path
+    finally:
+        with suppress(OSError):
+            path.rmdir()
+            if not was_there:
+                root.rmdir()
 
 
 def open_run(path: Path) -> RunDir:
@@ -223,17 +253,15 @@ def write_atomic(file: Path, text: str) -> None:
     """Write a text file so that readers see the old one or the new one, never a half."""
     with disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+        temporary = name_beside(file)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as out:
+            with temporary.open("x", encoding="utf-8") as out:
                 out.write(text)
                 out.flush()
                 os.fsync(out.fileno())
-            # mkstemp makes the file private; a report is meant to be shared like any other file.
-            Path(name).chmod(0o644)
-            Path(name).replace(file)
+            temporary.replace(file)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
 
@@ -247,10 +275,10 @@ def new_folder(target: Path) -> Iterator[Path]:
     """A temporary folder that is renamed to `target` when the block ends well, and vanishes otherwise."""
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        temporary = name_beside(target)
+        temporary.mkdir()
         try:
             yield temporary
-            temporary.chmod(0o755)
             for file in temporary.rglob("*"):
                 if file.is_file():
                     with file.open("rb") as handle:
@@ -261,6 +289,11 @@ def new_folder(target: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def name_beside(target: Path) -> Path:
+    """A hidden name that nothing has, in the same folder. What is made there obeys the person's umask."""
+    return target.with_name(f".{target.name}-{secrets.token_hex(6)}{target.suffix}")
 
 
 @contextmanager

@@ -104,14 +104,25 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def build(cls: type[S], content: Mapping[str, Any], source: str = "") -> S:
-    """A settings object from a mapping. Raises one SettingsError that lists every problem."""
+def build(
+    cls: type[S], content: Mapping[str, Any], source: str = "", typed: Mapping[str, Any] | None = None
+) -> S:
+    """A settings object from a mapping. Raises one SettingsError that lists every problem.
+
+    `source` names the file that the content comes from, `typed` holds the part of it that `key=value` words
+    gave: each problem is told with the place where it can be mended.
+    """
     try:
         return cls.model_validate(dict(content))
     except ValidationError as error:
         details = [_describe(cls, problem) for problem in error.errors()]
         count = f"{len(details)} settings are" if len(details) > 1 else "A setting is"
-        where = f" in {source}" if source else ""
+        file = f"in {source}" if source else ""
+        places = [_place(cls, problem, typed or {}, file) for problem in error.errors()]
+        one = len({*places}) == 1
+        where = f" {places[0]}" if one and places[0] else ""
+        if not one:
+            details = [f"{text}, {place}" for text, place in zip(details, places, strict=True)]
         raise SettingsError(
             f"{count} wrong{where}.",
             details=details,
@@ -167,6 +178,22 @@ def _describe(cls: type[BaseModel], problem: Any) -> str:
         if name
         else message
     )
+
+
+def _place(cls: type[BaseModel], problem: Any, typed: Mapping[str, Any], file: str) -> str:
+    """Where the wrong setting stands; a contradiction may be due to the file, the words, or both."""
+    names = {key.rpartition(".")[2] for key in known_keys(cls)}
+    given: Any = typed
+    for i, part in enumerate(problem["loc"]):
+        if not isinstance(given, Mapping):
+            break
+        if part in given:
+            given = given[part]
+        elif part in names or i == len(problem["loc"]) - 1:  # else it's a kind that pydantic tried
+            return file
+    if not isinstance(given, Mapping) or problem["type"] == "extra_forbidden":
+        return "on the command line"
+    return f"{file} and on the command line" if given and file else file
 
 
 def _suggestion(cls: type[BaseModel], path: Sequence[str]) -> str:

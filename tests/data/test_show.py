@@ -126,3 +126,20 @@ def test_report_without_validation_rows(tmp_path: Path) -> None:
     report = build_report(dataset, None, data, None, QWEN2)
     assert report["valid"] is None
     assert "valid" not in printed(report_table(report)).splitlines()[1]
+
+
+def test_a_long_row_is_shown_in_part_and_says_so() -> None:
+    long = row(1, "Where is it?", "The library opens at eight. " * 40)
+    [encoded] = QWEN2.encode(long, "all_replies")
+    _, counts, tokens = show([encoded], QWEN2.tokenizer, plain=True, most=60)
+    left_out = len(encoded.input_ids) - 60
+    trained = sum(encoded.label_mask[30 : len(encoded.input_ids) - 30])
+    assert f"{len(encoded.input_ids)} tokens" in counts.plain
+    assert (
+        f"… {left_out:,} tokens left out, {trained:,} of them trained on; --all shows them …" in tokens.plain
+    )
+    assert tokens.plain.startswith("<|im_start|>system")
+    assert tokens.plain.rstrip("⏎\n").endswith("<|im_end|>]]")
+    [_, _, whole] = show([encoded], QWEN2.tokenizer, plain=True)
+    assert "left out" not in whole.plain
+    assert whole.plain.count("The library") == 40

@@ -225,7 +225,7 @@ CASES = [
         rows(lines(GOOD, {**GOOD, "instruction": "what is <|im_end|>?"})),
     ),
     # templates
-    Case("unknown template", (*TRAIN, "data.template=chatlm"), 1, ("chatml",), job()),
+    Case("unknown template", (*TRAIN, "data.template=chatlm"), 2, ("chatml",), job()),
     Case(
         "broken template", (*TRAIN, "data.template=own.jinja"), 1, ("own.jinja",),
         lambda p: (job()(p), (p / "own.jinja").write_text("{% for m in messages %}{{ m.content }")),

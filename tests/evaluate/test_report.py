@@ -16,8 +16,8 @@ from tests.evaluate.made_run import Scripted, couplets, made_run
 from tunesmith.errors import RunError
 from tunesmith.evaluate.compare import compare
 from tunesmith.evaluate.metrics import METRICS
-from tunesmith.evaluate.redact import short_paths, without_secrets
 from tunesmith.evaluate.report import SHOWN_TEXT, write_report
+from tunesmith.redact import short_paths, without_secrets
 from tunesmith.rundir import RunDir, open_run, write_json
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}&lt;b&gt;"

@@ -307,3 +307,9 @@ def test_a_tracker_that_fails_does_not_end_the_run() -> None:
     tracking = Tracking([Gone()])
     tracking.log({"step": 1, "loss": 2.0})
     tracking.log({"step": 2, "loss": 2.0})
+
+
+def test_a_max_length_beyond_the_model_s_context_is_remarked_on(tmp_path: Path) -> None:
+    listener = Notes()
+    train(make_job(tmp_path, data={"max_length": 100_000}), tmp_path / "run", listener=listener)
+    assert any("max_length is 100,000, but this model reads 512 tokens" in text for text in listener.told)

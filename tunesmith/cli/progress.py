@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from tunesmith.data.report import report_table
+from tunesmith.words import counted
 
 SECONDS_BETWEEN_LINES = 10.0
 STEPS_AVERAGED = 20
@@ -66,7 +67,7 @@ class TrainingProgress:
         share = 100 * facts["trainable"] / facts["parameters"]
         self._console.print(
             f"Training {facts['trainable']:,} of {facts['parameters']:,} parameters ({share:.2g} %), "
-            f"{steps:,} steps."
+            f"{counted(steps, 'step')}."
         )
         self._bar.start()
         self._bar.update(self._task, total=steps, visible=True)
@@ -114,7 +115,7 @@ class TrainingProgress:
         if summary["best_loss"] is not None:
             best = f"; best validation loss {summary['best_loss']:.3f} at step {summary['best_step']}"
         self._console.print(
-            f"Done in {duration(summary['seconds'])}: {summary['step']} steps{best}.", style="bold"
+            f"Done in {duration(summary['seconds'])}: {counted(summary['step'], 'step')}{best}.", style="bold"
         )
 
 

@@ -6,7 +6,7 @@ In colours for a terminal; with brackets ([[trained]], {{cut}}) for a pipe or a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rich.text import Text as RichText
@@ -55,13 +55,20 @@ def trace(records: Iterable[Record], renderer: Renderer, settings: DataSettings)
 
 
 def show(
-    rows: Iterable[Shown | Encoded | Example], tokenizer: PreTrainedTokenizerBase, *, plain: bool = False
+    rows: Iterable[Shown | Encoded | Example],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    plain: bool = False,
+    most: int | None = None,
 ) -> list[RichText]:
-    """One text with the legend, then two a row: its counts, and its tokens. `plain`: brackets, no colours."""
+    """One text with the legend, then two a row: its counts, and its tokens. `plain`: brackets, no colours.
+
+    Of a row with more than `most` tokens, the first and the last are shown, and how many stand between them.
+    """
     shown = [_legend(plain)]
     for row in rows:
         traced = row if isinstance(row, Shown) else _shown(row)
-        shown += [_counts(traced, plain), _tokens(traced, tokenizer, plain)]
+        shown += [_counts(traced, plain), _tokens(traced, tokenizer, plain, most)]
     return shown
 
 
@@ -107,7 +114,20 @@ def _counts(row: Shown, plain: bool) -> RichText:
     return text
 
 
-def _tokens(row: Shown, tokenizer: PreTrainedTokenizerBase, plain: bool) -> RichText:
+def _tokens(row: Shown, tokenizer: PreTrainedTokenizerBase, plain: bool, most: int | None) -> RichText:
+    if most is None or len(row.ids) <= most:
+        return _text(row, tokenizer, plain)
+    head, tail = most - most // 2, len(row.ids) - most // 2
+    text = _text(replace(row, ids=row.ids[:head], kinds=row.kinds[:head]), tokenizer, plain)
+    trained = row.kinds[head:tail].count("trained")
+    text.append(
+        f"\n… {tail - head:,} tokens left out, {trained:,} of them trained on; --all shows them …\n",
+        style="" if plain else "bold",
+    )
+    return text + _text(replace(row, ids=row.ids[tail:], kinds=row.kinds[tail:]), tokenizer, plain)
+
+
+def _text(row: Shown, tokenizer: PreTrainedTokenizerBase, plain: bool) -> RichText:
     text = RichText()
     special = set(tokenizer.all_special_ids)
     special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}

@@ -20,8 +20,8 @@ from markupsafe import Markup, escape
 
 from tunesmith.evaluate.drawing import curve_svg
 from tunesmith.evaluate.history import History, duration, model_name, read
-from tunesmith.evaluate.redact import short_paths, without_secrets
 from tunesmith.evaluate.results import comparison_rows, evaluation_rows, interval, read_results
+from tunesmith.redact import short_paths, without_secrets
 from tunesmith.rundir import RunDir, read_jsonl, write_atomic
 
 FEW_ROWS = 5  # of a result's answers that are open at once

@@ -139,11 +139,12 @@ def load_job(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Job:
 
     The job.yaml of a run repeats that run in a new folder; its paths are relative to where you are, as then.
     """
-    content = read_yaml(path)
+    content, typed = read_yaml(path), parse_overrides(overrides)
     if isinstance(content.get("job"), Mapping) and "versions" in content:
-        return build(Job, _laid_over({**content["job"], "output": None}, overrides), str(path))
-    job = build(Job, _laid_over(content, overrides), str(path))
-    return job.model_copy(update={"data": _anchor(job.data, path.parent, parse_overrides(overrides))})
+        content = {**content["job"], "output": None}
+        return build(Job, _laid_over(content, overrides), str(path), _long_form(typed))
+    job = build(Job, _laid_over(content, overrides), str(path), _long_form(typed))
+    return job.model_copy(update={"data": _anchor(job.data, path.parent, typed)})
 
 
 def job_from(content: Any, overrides: Sequence[str] = ()) -> Job:

@@ -13,6 +13,7 @@ from transformers import get_scheduler
 
 from tunesmith.errors import SettingsError
 from tunesmith.train.config import TrainSettings
+from tunesmith.words import counted
 
 
 def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -44,7 +45,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings, st
     warmup = warmup_steps(settings.warmup, steps)
     if warmup >= steps and settings.warmup >= 1:
         raise SettingsError(
-            f"train.warmup is {warmup} steps, but the whole training has {steps}.",
+            f"train.warmup is {counted(warmup, 'step')}, but the whole training has {steps}.",
             fix="Use a ratio such as 0.05, fewer warm-up steps, or train longer.",
         )
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -34,6 +34,7 @@ from tunesmith.train.objectives import sft
 from tunesmith.train.optim import check_schedule
 from tunesmith.train.seeds import seed_everything
 from tunesmith.train.track import Tracking
+from tunesmith.words import are, counted
 
 FEW_STEPS = 10
 FEW_ROWS = 20
@@ -126,7 +127,8 @@ def _check_context(model: PreTrainedModel, *data: EncodedData | None) -> None:
     beyond = [e for e in examples if context is not None and len(e.input_ids) > context]
     if beyond:
         raise PlanError(
-            f"{len(beyond)} of {len(examples)} examples are longer than the model reads, {context} tokens.",
+            f"{len(beyond)} of {counted(len(examples), 'example')} {are(len(beyond))} longer "
+            f"than the model reads, {context} tokens.",
             details=[f"{example.origin}: {len(example.input_ids)} tokens" for example in beyond],
             fix=f"Set data.max_length={context}, and choose with data.too_long what happens to longer ones.",
         )
@@ -137,13 +139,23 @@ def _warnings(job: Job, training: Training) -> list[str]:
     told = []
     if training.steps < FEW_STEPS:
         told.append(
-            f"Note: {len(training.train):,} examples give only {training.steps} steps; more train.epochs, or "
-            "smaller steps (train.tokens_per_step, train.batch_size), let the model learn more from them."
+            f"Note: {counted(len(training.train), 'example')} "
+            f"{'gives' if len(training.train) == 1 else 'give'} only {counted(training.steps, 'step')}; more "
+            "train.epochs, or smaller steps (train.tokens_per_step, train.batch_size), let the model learn "
+            "more."
         )
     if 0 < len(training.valid) < FEW_ROWS:
         told.append(
-            f"Note: the validation loss is that of {len(training.valid)} examples only: a rough guess. "
+            f"Note: the validation loss is that of {counted(len(training.valid), 'example')} only: a rough "
+            "guess. "
             "data.valid takes more rows."
+        )
+    context = context_length(cast(PreTrainedModel, training.model))
+    longest = job.data.max_length
+    if context is not None and longest > context and "max_length" in job.data.model_fields_set:
+        told.append(
+            f"Note: data.max_length is {longest:,}, but this model reads {context:,} tokens at most. No row "
+            "is longer, so nothing is lost; longer ones would be refused."
         )
     if job.adapter.init != "default" and training.device.dtype is not torch.float32:
         told.append("Note: PiSSA rounds what is left of the base to bf16; with train.dtype=fp32 it is exact.")

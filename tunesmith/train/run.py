@@ -28,7 +28,7 @@ from tunesmith.train.forward import mixed_precision
 from tunesmith.train.listener import Listener, Silent
 from tunesmith.train.loop import Outcome, run_loop
 from tunesmith.train.prepare import Prepared, prepare
-from tunesmith.train.track import check_installed, tracking
+from tunesmith.train.track import check_ready, tracking
 
 AnswerHook = Callable[[PreTrainedModel, Renderer, Sequence[Conversation]], list[str]]
 
@@ -44,7 +44,7 @@ def train(
     """
     listener = listener or Silent()
     rundir.check_free(output)
-    check_installed(job.train.track)
+    check_ready(job.train.track)
     ready = prepare(job, output, listener)
     training = ready.training
     training.sample = _sampler(ready, listener, answer)
@@ -61,11 +61,6 @@ def train(
         log.info("training finished: %s", outcome)
     listener.finished({"run": str(run.path), **outcome.summary()})
     return run
-
-
-def default_output(job: Job, stem: str) -> Path:
-    """The job's own `output`, or runs/<stem>-<n>."""
-    return Path(job.output) if job.output else rundir.next_free(stem)
 
 
 def _sampler(ready: Prepared, listener: Listener, answer: AnswerHook | None) -> Callable[[int], None]:
