@@ -17,6 +17,7 @@ from tunesmith.data.batch import collate
 from tunesmith.device import Device
 from tunesmith.errors import TrainError
 from tunesmith.rundir import create
+from tunesmith.model.attention import can_segment
 from tunesmith.settings import build
 from tunesmith.train import checkpoint
 from tunesmith.train.config import TrainSettings
@@ -51,6 +52,8 @@ def training(folder: Path, model: PreTrainedModel | None = None, **changes: Any)
         "tracking": Tracking([]),
         "sample": lambda _: None,
     }
+        "sharing": False,
+        "segments": changes.get("packing", True) and can_segment(model)[0],
     own = {key: changes.pop(key) for key in list(changes) if key in parts}
     settings = build(TrainSettings, {"max_steps": 3, "warmup": 0, "batch_size": 4, **changes})
     return Training(settings=settings, **{**parts, **own})
@@ -114,7 +117,7 @@ def test_a_repeat_is_bit_identical(tmp_path: Path) -> None:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.1  # random numbers on the way
-        job = training(tmp_path / name, model, neftune=5.0)
+        job = training(tmp_path / name, model, neftune=5.0, segments=False)
         run_loop(job)
         lines = [{k: v for k, v in line.items() if k in ("loss", "grad_norm")} for line in job.run.metrics()]
         kept.append((weights(model), lines))
@@ -213,7 +216,9 @@ def test_validation_is_without_dropout_noise_and_smoothing(tmp_path: Path) -> No
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
     examples = rows(model.config.vocab_size)
-    settings = {"valid": examples, "eval_every": 1, "max_steps": 1, "learning_rate": 1e-12}
+    settings = {
+        "valid": examples, "eval_every": 1, "max_steps": 1, "learning_rate": 1e-12, "segments": False,
+    }  # fmt: skip
     noisy = training(tmp_path / "a", model, neftune=50.0, label_smoothing=0.5, objective=sft(0.5), **settings)
     run_loop(noisy)
     plain = training(tmp_path / "b", model, **settings)

@@ -138,7 +138,11 @@ def _attend(
     assert attention_mask.dtype is torch.int64, "a mask in place of segments"
     assert not dropout, "attention dropout isn't supported"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    # Over fp32 masters queries and keys come in fp32 (rotary, norms), values in bf16. Autocast, which would
+    # bring them together, doesn't know this operation.
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+    q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
     out, _lse = attention(q, k, v, attention_mask[0, 0], scale, sliding_window or 0, softcap or 0.0)
     return out[None], None
 
