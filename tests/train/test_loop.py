@@ -14,12 +14,13 @@ from transformers import PreTrainedModel
 from tests.families import tiny_model
 from tests.train.test_equality import rows
 from tunesmith.data.batch import collate
+from tunesmith.data.pack import Step, plan_epoch, plan_eval
 from tunesmith.device import Device
 from tunesmith.errors import TrainError
-from tunesmith.rundir import create
 from tunesmith.model.attention import can_segment
+from tunesmith.rundir import create
 from tunesmith.settings import build
-from tunesmith.train import checkpoint
+from tunesmith.train import checkpoint, epochs
 from tunesmith.train.config import TrainSettings
 from tunesmith.train.listener import Silent
 from tunesmith.train.loop import Outcome, Training, run_loop
@@ -51,9 +52,9 @@ def training(folder: Path, model: PreTrainedModel | None = None, **changes: Any)
         "listener": Silent(),
         "tracking": Tracking([]),
         "sample": lambda _: None,
-    }
         "sharing": False,
         "segments": changes.get("packing", True) and can_segment(model)[0],
+    }
     own = {key: changes.pop(key) for key in list(changes) if key in parts}
     settings = build(TrainSettings, {"max_steps": 3, "warmup": 0, "batch_size": 4, **changes})
     return Training(settings=settings, **{**parts, **own})
@@ -93,7 +94,9 @@ def test_steps_in_rows(tmp_path: Path, settings: dict[str, Any], sizes: list[int
 
 def test_steps_in_tokens(tmp_path: Path) -> None:
     job = training(tmp_path, batch_size=None, tokens_per_step=50, epochs=1, max_steps=None)
-    used = [sum(len(job.train[i].input_ids) for b in step.microbatches for i in b) for step in job.plans[0]]
+    used = [
+        sum(len(job.train[i].input_ids) for b in step.microbatches for i in b) for step in job.plans.first
+    ]
     assert sum(used) == sum(len(e.input_ids) for e in job.train)
     assert max(used) <= 50
     assert len(used) > 2
@@ -202,6 +205,42 @@ def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path, monkeypatch:
 def test_a_fraction_of_an_epoch_is_not_rounded_up_by_a_hair(tmp_path: Path) -> None:
     job = training(tmp_path, epochs=1.1, max_steps=None, batch_size=1, train=rows(400, (4,) * 10))
     assert job.steps == 11  # 10 x (1.1 - 1) is 1.0000000000000009
+
+
+def test_a_long_training_is_planned_an_epoch_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = []
+
+    def counted(*args: Any, **given: Any) -> list[Step]:
+        planned.append(given["epoch"])
+        return plan_epoch(*args, **given)
+
+    monkeypatch.setattr(epochs, "plan_epoch", counted)
+    job = training(tmp_path, max_steps=1_000_000, sharing=True, batch_size=None, tokens_per_step=50)
+    assert job.steps == 1_000_000
+    assert job.tokens > 1_000_000
+    steps = [step for _, plan in zip(range(3), job.plans, strict=False) for step in plan]
+    assert planned == [0, 1, 2]
+    assert sum(step.rows for step in steps) == 3 * len(job.train)
+
+
+@pytest.mark.parametrize("wanted", [{"epochs": 2.5}, {"epochs": 0.3}, {"max_steps": 4, "epochs": 1}])
+def test_steps_are_known_without_planning(tmp_path: Path, wanted: dict[str, Any]) -> None:
+    job = training(tmp_path, **{"max_steps": None, "batch_size": None, "tokens_per_step": 50, **wanted})
+    assert job.steps == sum(len(plan) for plan in job.plans)
+
+
+def test_validation_is_planned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counted(lengths: Any, **given: Any) -> Any:
+        calls.append(len(lengths))
+        return plan_eval(lengths, **given)
+
+    monkeypatch.setattr("tunesmith.train.loop.plan_eval", counted)
+    run_loop(training(tmp_path, valid=rows(400, (6, 12)), eval_every=1))
+    assert calls == [2]
 
 
 def test_early_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
