@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.e2e.conftest import qa_rows, write_jsonl
@@ -242,6 +243,45 @@ def test_by_hand_gives_the_same_losses(tmp_path: Path) -> None:
     ours = [line["loss"] for line in run.metrics() if "loss" in line]
     assert ours == pytest.approx(losses, rel=1e-5)
     assert ours[-1] < ours[0]
+
+
+def test_the_folder_says_which_path_was_taken(tmp_path: Path) -> None:
+    listener = Notes()
+    run = train(make_job(tmp_path), tmp_path / "run", listener=listener)
+    taken = {key: run.job()[key] for key in ("packing", "segments", "sharing", "compiled")}
+    assert taken == {"packing": True, "segments": True, "sharing": True, "compiled": False}
+    log = run.log_file.read_text(encoding="utf-8")
+    assert len(listener.told) > 2
+    assert [text for text in listener.told if text not in log] == []
+    dropout = train(make_job(tmp_path, adapter={"dropout": 0.1}, data={"packing": False}), tmp_path / "plain")
+    taken = {key: dropout.job()[key] for key in taken}
+    assert taken == {"packing": False, "segments": False, "sharing": False, "compiled": False}
+
+
+def test_what_sharing_saves_is_told_of_a_whole_epoch(tmp_path: Path) -> None:
+    listener = Notes()
+    run = train(
+        make_job(tmp_path, train={"max_steps": 1, "batch_size": 1}), tmp_path / "run", listener=listener
+    )
+    (told,) = [text for text in listener.told if "Common beginnings" in text]
+    assert f"of {run.data_report()['train']['tokens']:,} tokens an epoch" in told
+
+
+@pytest.mark.parametrize("adapter", WHOLE, ids=lambda value: value["type"])
+def test_a_whole_model_answers_with_the_weights_that_were_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: dict[str, Any]
+) -> None:
+    # Where auto is bf16: rounding would take most of the change of a small rate away.
+    monkeypatch.setattr("tunesmith.device.native_bf16", lambda _kind="cpu": True)
+    rates = {"dtype": "auto", "learning_rate": 1e-5}
+    content = {**make_job(tmp_path, train=rates).model_dump(), "adapter": adapter}
+    run = train(build(Job, content), tmp_path / "run")
+    stored = load_file(run.model / "model.safetensors")
+    loaded = dict(api.load(run).model.named_parameters())
+    assert [name for name in loaded if not torch.equal(loaded[name], stored[name])] == []
+    assert {p.dtype for p in loaded.values()} == {torch.float32}
+    chosen = api.load(run, dtype="bf16").model
+    assert {p.dtype for p in chosen.parameters()} == {torch.bfloat16}
 
 
 def test_a_failure_before_training_leaves_no_folder(tmp_path: Path) -> None:
