@@ -261,7 +261,7 @@ def test_the_folder_says_which_path_was_taken(tmp_path: Path) -> None:
 def test_what_sharing_saves_is_told_of_a_whole_epoch(tmp_path: Path) -> None:
     listener = Notes()
     run = train(
-        make_job(tmp_path, train={"max_steps": 1, "batch_size": 1}), tmp_path / "run", listener=listener
+        make_job(tmp_path, train={"max_steps": 1, "batch_size": 2}), tmp_path / "run", listener=listener
     )
     (told,) = [text for text in listener.told if "Common beginnings" in text]
     assert f"of {run.data_report()['train']['tokens']:,} tokens an epoch" in told
