@@ -266,3 +266,19 @@ def test_a_wrong_setting_is_told_with_its_place(tmp_path: Path) -> None:
     # Each alone is right: the contradiction may be due to either place.
     mixed = told("train: {batch_size: 2}", "train.tokens_per_step=512")
     assert mixed.startswith(f"A setting is wrong in {file} and on the command line.")
+
+
+@pytest.mark.parametrize(
+    "unused",
+    [{"rank": 4}, {"alpha": 8}, {"dropout": 0.5}, {"targets": ["nonsense"]}, {"rslora": True}],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", [{"type": "full"}, {"type": "freeze", "last_layers": 2}], ids=str)
+def test_settings_of_lora_are_refused_where_whole_weights_are_tuned(
+    unused: dict[str, Any], kind: dict[str, Any]
+) -> None:
+    content = merge(MINIMAL, {"adapter": kind, "train": {"learning_rate": 1e-5}})
+    whole = build(Job, content)
+    assert build(Job, whole.model_dump()) == whole  # its own defaults, written out
+    with pytest.raises(SettingsError, match=rf"adapter\.{next(iter(unused))} would do nothing"):
+        build(Job, merge(content, {"adapter": unused}))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluate.conftest import questions, train
+from tests.evaluate.conftest import questions, rows, train, write_rows
 from tests.evaluate.made_run import Scripted, couplets
 from tunesmith.data.prompts import read_prompts
 from tunesmith.errors import DataError, GenerateError, SettingsError, UsageError
@@ -225,3 +225,30 @@ def test_output_named_json_keeps_predictions_and_result_apart(place: Path, tmp_p
     assert result.file == tmp_path / "out.json"
     assert json.loads(result.file.read_text(encoding="utf-8"))["n"] == 2
     assert len(read_jsonl(tmp_path / "out.jsonl")) == 2
+
+
+def test_dots_in_the_name_of_the_output_stay(place: Path, tmp_path: Path) -> None:
+    found = read_questions(str(place / "valid.jsonl"), limit=1)
+    kept = []
+    for name in ("out-0.5", "out-0.7", "out-0.9.jsonl"):
+        result = measure_one(str(place / "qwen2"), found, ALL, SHORT, output=tmp_path / name, dtype="fp32")
+        kept.append((result.file.name, Path(result.content["predictions"]).name))
+    stems = ("out-0.5", "out-0.7", "out-0.9")
+    assert kept == [(f"{stem}.json", f"{stem}.jsonl") for stem in stems]
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_other_rows_of_the_same_name_overwrite_nothing(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = []
+    for folder, count in (("a", 1), ("b", 2), ("a", 1), ("b", 3)):
+        file = tmp_path / folder / "test.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        write_rows(file, rows(count))
+        result = measure_one(str(place / "qwen2"), read_questions(str(file)), ALL, SHORT, dtype="fp32")
+        names.append(result.file.name)
+        assert json.loads(result.file.read_text(encoding="utf-8"))["n"] == count
+    # a, b beside it, a again, and b with another row
+    assert names == [f"qwen2.test{n}.eval.json" for n in ("", "-2", "", "-3")]

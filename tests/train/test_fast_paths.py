@@ -85,7 +85,7 @@ def test_packs_whose_square_costs_more_than_padding_are_given_up(tmp_path: Path)
     assert not settled.packing
     assert "padding costs less" in line
     # The same steps, the same rows in each.
-    for one, other in zip(job.plans[0], settled.plans[0], strict=True):
+    for one, other in zip(job.plans.first, settled.plans.first, strict=True):
         assert sorted(sum(one.microbatches, ())) == sorted(sum(other.microbatches, ()))
     # Short rows of many lengths: padding would cost more.
     short = rows(400, [3, 40, 5, 60, 9, 80, 12, 2])

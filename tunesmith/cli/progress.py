@@ -35,7 +35,7 @@ class TrainingProgress:
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
@@ -66,7 +66,7 @@ class TrainingProgress:
         self._steps = steps
         share = 100 * facts["trainable"] / facts["parameters"]
         self._console.print(
-            f"Training {facts['trainable']:,} of {facts['parameters']:,} parameters ({share:.2g} %), "
+            f"Training {facts['trainable']:,} of {facts['parameters']:,} parameters ({share:.3g} %), "
             f"{counted(steps, 'step')}."
         )
         self._bar.start()

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from tunesmith.evaluate.metrics import Metric
+from tunesmith.evaluate.results import beside
 from tunesmith.evaluate.run import Evaluation, RowResult, Watch, evaluate
 from tunesmith.evaluate.statistics import Interval, paired, paired_ratio, verdict
 from tunesmith.records import Completer, Conversation
@@ -103,8 +104,8 @@ def compare(
     A line has id, prompt, references, `prediction` (B's), and under `a` and `b` what `evaluate` writes of an
     answer. While it runs, each model's answers are in OUTPUT.a.jsonl and OUTPUT.b.jsonl.
     """
-    result_a = _measured(a, conversations, metrics, output.with_suffix(".a.jsonl"), watch)
-    result_b = _measured(b, conversations, metrics, output.with_suffix(".b.jsonl"), watch)
+    result_a = _measured(a, conversations, metrics, beside(output, ".a.jsonl"), watch)
+    result_b = _measured(b, conversations, metrics, beside(output, ".b.jsonl"), watch)
     comparison = Comparison(result_a, result_b, output, _notes(result_a, result_b))
     lines = [_line(row_a, row_b) for row_a, row_b in comparison.rows()]
     write_atomic(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

@@ -29,7 +29,7 @@ from transformers import (
 from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 from transformers.utils import logging as hf_logging
 
-from tunesmith.device import Device, available_memory
+from tunesmith.device import DTYPES, Device, available_memory
 from tunesmith.errors import ModelError, PlanError
 from tunesmith.model import gguf_file, weights
 from tunesmith.model.source import Source, home
@@ -47,6 +47,7 @@ _VOLATILE = (
     "use_cache",
 )
 _SAMPLE = 512
+DTYPES_BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
@@ -104,6 +105,12 @@ def load_model(source: Source, device: Device, *, dtype: torch.dtype | None = No
     model.name_or_path = base_name
     model.config._name_or_path = base_name
     return cast(PreTrainedModel, model.to(device.torch_device).eval())
+
+
+def stored_dtype(source: Source) -> torch.dtype | None:
+    """The number format that a model's config names for its weights, None where it names none."""
+    config = _read_json(local_folder(source) / "config.json")
+    return DTYPES_BY_NAME.get(str(config.get("dtype") or config.get("torch_dtype")))
 
 
 def local_folder(source: Source) -> Path:

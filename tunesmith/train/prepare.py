@@ -6,7 +6,7 @@ data, template, target names) fails before a run folder exists.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -36,6 +36,8 @@ from tunesmith.train.seeds import seed_everything
 from tunesmith.train.track import Tracking
 from tunesmith.words import are, counted
 
+Note = Callable[[str], None]
+
 FEW_STEPS = 10
 FEW_ROWS = 20
 
@@ -52,6 +54,7 @@ class Prepared:
     valid_rows: Dataset | None
     report: dict[str, Any]
     training: Training
+    notes: list[str]  # what the listener was told, for the run's log
 
 
 def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
@@ -59,11 +62,17 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
 
     Raises a TunesmithError of the part that failed.
     """
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        listener.note(text)
+
     seed_everything(job.train.seed)
     device = pick(job.train.dtype)
     train_rows, valid_rows = load_data(job.data, job.train.seed)
     source = resolve(job.model, job.revision)
-    listener.note(f"Model {job.model}, on {device.name}, {device.dtype_name}.")
+    note(f"Model {job.model}, on {device.name}, {device.dtype_name}.")
     tokenizer = load_tokenizer(source)
     renderer = Renderer(
         tokenizer, job.data.template, end_ids=end_ids(source), thinking=_thinks(train_rows.records)
@@ -100,10 +109,10 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
     )
     check_schedule(job.train, training.steps)
     training, settled = fast_paths.settle(training, why)
-    for note in (*said, *settled, *fast_paths.others_off(job, model), *_warnings(job, training)):
-        listener.note(note)
-    _compile(training, job, listener)
-    return Prepared(job, source, base, renderer, train_rows, valid_rows, report, training)
+    for line in (*said, *settled, *fast_paths.others_off(job, model), *_warnings(job, training)):
+        note(line)
+    _compile(training, job, note)
+    return Prepared(job, source, base, renderer, train_rows, valid_rows, report, training, notes)
 
 
 def _with_step_size(job: Job, encoded: EncodedData) -> Job:
@@ -162,7 +171,7 @@ def _warnings(job: Job, training: Training) -> list[str]:
     return told
 
 
-def _compile(training: Training, job: Job, listener: Listener) -> None:
+def _compile(training: Training, job: Job, note: Note) -> None:
     """Compile layers and loss where the job or the length of the run asks for it."""
     _, parameters = adapters.trainable_count(training.model)
     eager = training.objective
@@ -171,7 +180,7 @@ def _compile(training: Training, job: Job, listener: Listener) -> None:
         job.train.compile,
         lambda: adapters.decoder_layers(training.model),
         training.trial_pass,
-        listener.note,
+        note,
         earns=compiling.worthwhile(parameters, training.tokens, training.device),
     )
     if not training.compiled.active:
