@@ -131,7 +131,7 @@ def _measured(
 
 
 def _of_loss(difference: Interval | None, a: Sequence[RowLoss], b: Sequence[RowLoss]) -> Paired:
-    """The difference of two losses with the p of its rows' own; without an interval, one that says nothing."""
+    """The difference of two losses with the p of its rows; without an interval, one that says nothing."""
     rows = [row_b.nll_sum - row_a.nll_sum for row_a, row_b in zip(a, b, strict=True)]
     wins, losses = sum(row < 0 for row in rows), sum(row > 0 for row in rows)
     interval = difference or Interval(0.0, -math.inf, math.inf)

@@ -1,12 +1,12 @@
 """What a small set of rows can say: intervals for means, paired differences, and a verdict in plain words.
 
 Intervals are 95 % ones. Means of scores: BCa bootstrap over rows (Efron 1987). Shares of 0/1 scores: Wilson's
-(1927), because resampling 15 zeros only ever gives zeros; their paired differences: Bonett and Price's (2012).
+(1927), because resampling 15 zeros only ever gives zeros; their differences: Bonett and Price's (2012).
 Differences are paired by row, and a verdict needs an exact test besides the interval. All draws are seeded.
 What isn't covered: another training seed would give another model.
 
-Fewer than 6 rows: no verdict, for the least two-sided p of any test that flips the signs of n paired differences
-is 2 / 2^n (Fisher 1935), 0.0625 at n = 5 and 0.031 at n = 6; and Student's interval instead of the bootstrap,
+Fewer than 6 rows: no verdict, for a test that flips the signs of n paired differences can reach a two-sided p
+of 2 / 2^n (Fisher 1935), 0.0625 at n = 5 and 0.031 at n = 6; and Student's interval instead of the bootstrap,
 which then draws the same few samples again and again and comes out much too narrow.
 """
 
@@ -68,8 +68,8 @@ def mean_interval(scores: Sequence[float], *, binary: bool = False, seed: int = 
 def paired(a: Sequence[float], b: Sequence[float], *, binary: bool = False, seed: int = 0) -> Paired:
     """B against A, row by row; scores between 0 and 1, more is better. Raises ValueError for unequal lengths.
 
-    `p_value`: for 0/1 scores McNemar's exact one (the rows on which both agree say nothing about who is better,
-    the others are fair coin throws if neither is), else that of `sign_flip`.
+    `p_value`: for 0/1 scores McNemar's exact one (the rows on which both agree say nothing about who is
+    better, the others are fair coin throws if neither is), else that of `sign_flip`.
     """
     left, right = _floats(a), _floats(b)
     if len(left) != len(right):
@@ -91,9 +91,9 @@ def paired_ratio(
 ) -> Interval | None:
     """Difference of two ratios of sums, B - A, each given as (numerators, denominators) by row.
 
-    This is the loss: sum of nll over sum of tokens, rows resampled for both at once (percentile bootstrap; below
-    6 rows Student's t on the linearised ratios, Cochran 1977, 6.4). None where no interval can be had: for a
-    single row, and where no row differs.
+    This is the loss: sum of nll over sum of tokens, rows resampled for both at once (percentile bootstrap;
+    below 6 rows Student's t on the linearised ratios, Cochran 1977, 6.4). None where no interval can be had:
+    for a single row, and where no row differs.
     """
     numerator_a, denominator_a, numerator_b, denominator_b = map(_floats, (*a, *b))
 
@@ -159,10 +159,10 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def bonett_price(wins: int, losses: int, n: int) -> tuple[float, float]:
-    """The interval of a difference of paired shares: one win and one loss are added, so that n ties aren't certain.
+    """The interval of a difference of paired shares; a win and a loss are added, so that ties aren't certain.
 
-    p = (wins + 1) / (n + 2), q = (losses + 1) / (n + 2): p - q ± z sqrt((p + q - (p - q)²) / (n + 2)). Source:
-    Bonett & Price 2012, J. Educational and Behavioral Statistics 37, 479-488.
+    p = (wins + 1) / (n + 2), q = (losses + 1) / (n + 2): p - q ± z sqrt((p + q - (p - q)²) / (n + 2)).
+    Source: Bonett & Price 2012, J. Educational and Behavioral Statistics 37, 479-488.
     """
     z = NORMAL.inv_cdf((1 + LEVEL) / 2)
     p, q = (wins + 1) / (n + 2), (losses + 1) / (n + 2)
@@ -173,7 +173,7 @@ def bonett_price(wins: int, losses: int, n: int) -> tuple[float, float]:
 def sign_flip(differences: Sequence[float] | Floats, *, seed: int = 0) -> float:
     """Two-sided p of so large a sum, were each difference as likely to be its own negative (Fisher 1935).
 
-    All signs are tried up to 12 rows that differ; of more, 10,000 are drawn and the one observed is counted too.
+    All signs are tried up to 12 rows that differ; of more, 10,000 are drawn, and the one observed counts too.
     """
     values = _floats(differences)
     values = values[np.abs(values) > 1e-9]
