@@ -3,6 +3,7 @@
     runs/<name>/
       job.yaml            what was asked, resolved, with versions and hashes
       data-report.json    every count of kept, cut, dropped, masked rows and why
+      trained-rows.txt    a key of every row that was learnt from, not the rows themselves
       metrics.jsonl       one line per step, append only
       samples.jsonl       fixed prompts answered during training
       checkpoints/        step-000120/ …
@@ -15,12 +16,14 @@ Reading runs imports neither torch nor pydantic, so that `runs list` answers at 
 
 from __future__ import annotations
 
+import difflib
 import errno
 import json
 import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -50,6 +53,10 @@ class RunDir:
     @property
     def data_report_file(self) -> Path:
         return self.path / "data-report.json"
+
+    @property
+    def trained_rows_file(self) -> Path:
+        return self.path / "trained-rows.txt"
 
     @property
     def metrics_file(self) -> Path:
@@ -111,6 +118,18 @@ class RunDir:
         """Every line of samples.jsonl: step, prompt, answer, reference."""
         return read_jsonl(self.samples_file)
 
+    def stopped_at(self) -> tuple[str, str]:
+        """("step 2 of 60", what an interrupted training leaves to go on with)."""
+        done = max((int(line["step"]) for line in self.metrics() if "loss" in line), default=0)
+        planned = self.job().get("steps")
+        newest = max(self.checkpoints.glob("step-*"), default=None) if self.checkpoints.is_dir() else None
+        left = (
+            f"its newest checkpoint is {newest} (the tuned weights alone, weights.safetensors)"
+            if newest
+            else "it has no checkpoint yet (train.save_every)"
+        )
+        return f"step {done}" + (f" of {planned}" if planned else ""), left
+
     def state(self) -> State:
         """finished: final weights are there; running: another process holds the lock; else unfinished."""
         if self.weights is not None:
@@ -166,6 +185,10 @@ def check_free(path: Path) -> None:
         there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
         if there.is_dir() and not used and not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "there is no permission to write", str(there))
+        if there.is_dir() and not used:
+            # Some places (/proc) refuse although the permissions say otherwise.
+            with tempfile.TemporaryDirectory(dir=there, prefix=".tunesmith-"):
+                pass
     if used:
         raise RunError(
             f"{path} is in use already.",
@@ -221,9 +244,12 @@ def open_run(path: Path) -> RunDir:
     """An existing run. Raises RunError with the known runs when there is none at `path`."""
     if (path / "job.yaml").is_file():
         return RunDir(path)
-    known = ", ".join(str(run.path) for run in list_runs(path.parent)[:10]) if path.parent.is_dir() else ""
+    places = [path.parent, Path("runs")] if path.parent == Path() else [path.parent]
+    runs = {run.path.name: str(run.path) for place in places for run in list_runs(place)}
+    near = [runs[name] for name in difflib.get_close_matches(path.name, runs, n=3, cutoff=0.5)]
+    known = ", ".join([*runs.values()][-10:])
     raise RunError(
-        f"{path} isn't the folder of a run.",
+        f"{path} isn't the folder of a run." + (f" Did you mean {' or '.join(near)}?" if near else ""),
         fix=f"Runs there: {known}." if known else "See `tunesmith runs list`.",
     )
 

@@ -22,7 +22,7 @@ from tunesmith.device import pick
 from tunesmith.errors import PlanError
 from tunesmith.model import adapters
 from tunesmith.model.families import can_pack
-from tunesmith.model.load import context_length, end_ids, fingerprint, load_model, load_tokenizer
+from tunesmith.model.load import context_length, end_ids, fingerprint, load_model, load_tokenizer, outline
 from tunesmith.model.source import Source, resolve
 from tunesmith.records import Conversation, Record
 from tunesmith.rundir import RunDir
@@ -73,6 +73,7 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
     train_rows, valid_rows = load_data(job.data, job.train.seed)
     source = resolve(job.model, job.revision)
     note(f"Model {job.model}, on {device.name}, {device.dtype_name}.")
+    adapters.check_names(outline(source), job.adapter)
     tokenizer = load_tokenizer(source)
     renderer = Renderer(
         tokenizer, job.data.template, end_ids=end_ids(source), thinking=_thinks(train_rows.records)
@@ -146,7 +147,8 @@ def _check_context(model: PreTrainedModel, *data: EncodedData | None) -> None:
 def _warnings(job: Job, training: Training) -> list[str]:
     """What a person should know before waiting for the result."""
     told = []
-    if training.steps < FEW_STEPS:
+    # Who has set max_steps knows how few they are, and more epochs wouldn't change it.
+    if training.steps < FEW_STEPS and job.train.max_steps is None:
         told.append(
             f"Note: {counted(len(training.train), 'example')} "
             f"{'gives' if len(training.train) == 1 else 'give'} only {counted(training.steps, 'step')}; more "

@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 from tunesmith import rundir
 from tunesmith.data.check import Dataset
 from tunesmith.data.template import Renderer
+from tunesmith.data.trained_rows import write_trained_rows
 from tunesmith.errors import TrainError
 from tunesmith.model import adapters
-from tunesmith.records import Conversation
+from tunesmith.records import Conversation, Record
 from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint
 from tunesmith.train.config import Job
@@ -53,6 +54,7 @@ def train(
     run = rundir.create(output)
     with run.lock(), _log_file(run), tracking(job.train.track, run, facts["job"]) as training.tracking:
         rundir.write_json(run.data_report_file, ready.report)
+        write_trained_rows(run, _learnt(ready), job.adapter.continue_from)
         rundir.write_atomic(run.job_file, yaml.safe_dump(facts, allow_unicode=True, sort_keys=False))
         for note in ready.notes:
             log.info("%s", note)
@@ -146,6 +148,13 @@ def _facts(ready: Prepared) -> dict[str, Any]:
     }
 
 
+def _learnt(ready: Prepared) -> list[Record]:
+    """The records that a step holds: fewer than all where max_steps or epochs end the training earlier."""
+    steps = (step for plan in ready.training.plans for step in plan)
+    examples = {i for step in steps for pack in step.microbatches for i in pack}
+    return [ready.train_rows.records[row] for row in {ready.training.train[i].row for i in examples}]
+
+
 def _hashes(*sets: Dataset | None) -> dict[str, str]:
     """sha256 of every data file that was read."""
     return {file.path: file.sha256 for data in sets if data is not None for file in data.files}
@@ -164,8 +173,18 @@ def _log_file(run: RunDir) -> Iterator[None]:
         logger.addHandler(handler)
     try:
         yield
+    except KeyboardInterrupt:
+        step, left = run.stopped_at()
+        log.error("stopped: interrupted at %s", step)
+        raise KeyboardInterrupt(
+            f"Interrupted at {step}. {run.path} keeps its records; {left}.\n"
+            f"Next:   tunesmith runs show {run.path}\n"
+            f"        tunesmith train {run.job_file} output=…     (anew, in another folder)"
+        ) from None
     except BaseException as error:
-        log.error("stopped: %s", error, exc_info=not isinstance(error, TrainError | KeyboardInterrupt))
+        ended = isinstance(error, SystemExit)
+        told = f"ended by a signal (exit code {error})" if ended else str(error) or type(error).__name__
+        log.error("stopped: %s", told, exc_info=not (ended or isinstance(error, TrainError)))
         raise
     finally:
         for logger in loggers:
