@@ -66,7 +66,7 @@ class MissingExtraError(UsageError):
     def __init__(self, feature: str, package: str, extra: str) -> None:
         super().__init__(
             f"{feature} needs the package {package!r}, which isn't installed.",
-            fix=f"pip install 'tunesmith[{extra}]'",
+            fix=f"pip install 'tunesmith[{extra}]', or in a clone: pip install -e '.[{extra}]'",
         )
 
 
