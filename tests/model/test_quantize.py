@@ -1,4 +1,4 @@
-"""Quantised bases: our products equal those with the unpacked weights, forward and backward, in every mode."""
+"""Quantised bases: our products equal those with the unpacked weights, forward and backward."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def test_recomputed_activations_give_the_same_gradients(quantised):
         assert difference(step(model), expected) < TOLERANCE
 
 
-def test_experts_of_a_mixture_are_not_linear_layers(tmp_path):
+def test_experts_of_a_mixture_are_not_linear_layers():
     config = Qwen3MoeConfig(
         vocab_size=50, hidden_size=16, intermediate_size=24, moe_intermediate_size=40, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, num_experts=8, num_experts_per_tok=2,

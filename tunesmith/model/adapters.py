@@ -143,7 +143,7 @@ def _new(model: PreTrainedModel, settings: AdapterSettings) -> PeftModel:
         use_rslora=settings.rslora,
         use_dora=settings.type == "dora",
         init_lora_weights=True if settings.init == "default" else settings.init,
-        # GPT-2's Conv1D holds its weight as [in, out]; quantised it doesn't, but the adapter may go elsewhere.
+        # GPT-2's Conv1D holds its weight as [in, out]; quantised it doesn't, but its adapter may go on.
         fan_in_fan_out=any(
             isinstance(layer, Conv1D) or getattr(layer, "source_cls", None) is Conv1D
             for layer in layers.values()

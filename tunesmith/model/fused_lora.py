@@ -61,10 +61,11 @@ def at_work(layer: lora.Linear) -> str | None:
 
 def own_masters(model: nn.Module) -> set[int]:
     """Ids of the fp32 masters that fused layers bring into the base's number format by themselves."""
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, Fused)]
     return {
         id(part[name].weight)
-        for layer in model.modules()
-        if isinstance(layer, Fused) and (name := at_work(layer)) and not layer.base_layer.weight.requires_grad
+        for layer in layers
+        if (name := at_work(layer)) and not layer.base_layer.weight.requires_grad
         for part in (layer.lora_A, layer.lora_B)
     }
 
@@ -79,6 +80,11 @@ class Fused:
     """Marks a LoRA layer with a fused forward; `plain` is PEFT's class that it was."""
 
     plain: ClassVar[type]
+    base_layer: Any
+    lora_A: Any
+    lora_B: Any
+    scaling: Any
+    get_base_layer: Any
 
 
 class FusedLinear(Fused, lora.Linear):  # type: ignore[misc]

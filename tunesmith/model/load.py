@@ -83,8 +83,8 @@ def load_model(
 
     Its `name_or_path` is what `peft` writes as base: the hub id, or a folder of this machine.
 
-    Raises PlanError where memory can't hold it; ModelError where it can't be read, quantised, or lacks weights;
-    MissingExtraError and SettingsError of `quantization`.
+    Raises PlanError where memory can't hold it; ModelError where it can't be read or quantised, or lacks
+    weights; MissingExtraError and SettingsError of `quantization`.
     """
     dtype = dtype or device.dtype
     options: dict[str, Any] = {}

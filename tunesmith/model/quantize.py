@@ -9,7 +9,8 @@ CPU they repack 4-bit weights at the first evaluation, and have no gradient afte
 autograd kernel); int8 layers also round the activations, in some of the passes.
 
 Embeddings and output head stay as they are. Source: Dettmers et al. 2023, arXiv 2305.14314 (NF4, double
-quantisation); 2022, arXiv 2208.07339 (int8). Shapes: T tokens, D and E a layer's input and output size, R rank.
+quantisation); 2022, arXiv 2208.07339 (int8). Shapes: D and E are a layer's input and output
+size, R rank.
 """
 
 from __future__ import annotations
@@ -142,7 +143,8 @@ def held_bytes(found: Outline, settings: QuantizationSettings, width: int) -> in
 def take_over(model: nn.Module, dtype: torch.dtype) -> None:
     """Give every layer of bitsandbytes in a loaded model our products, in `dtype`."""
     own = _layer_classes()
-    for layer in model.modules():
+    layers: list[Any] = list(model.modules())
+    for layer in layers:
         if (to := own.get(type(layer))) is not None:
             layer.pieces, layer.layout = _pieces(layer, dtype)
             layer.__class__ = to
@@ -154,7 +156,7 @@ def quantised_layers(model: nn.Module) -> dict[str, Quantised]:
 
 
 def relative_error(model: nn.Module, folder: Path) -> float | None:
-    """|W' - W| / |W| over a few layers, against the weights in the model's folder; None where names differ."""
+    """|W' - W| / |W| over a few layers, against the model's files; None where names differ there."""
     stored = weights.tensors(folder)
     pairs = list(_stored_pairs(model, stored))
     error = size = 0.0
@@ -324,7 +326,7 @@ def _pieces(layer: Any, dtype: torch.dtype) -> tuple[tuple[Tensor, ...], Layout]
     assert (state.quant_type, state.blocksize) == ("nf4", BLOCK), "as bitsandbytes_config asks"
     whole = state.absmax.numel() * BLOCK // 2  # two codes a byte; the last block is filled up
     codes = weight.data.flatten()
-    pieces = (F.pad(codes, (0, whole - codes.numel())), state.absmax)
+    pieces: tuple[Tensor, ...] = (F.pad(codes, (0, whole - codes.numel())), state.absmax)
     if state.nested:
         assert state.state2.blocksize == SCALES_BLOCK
         pieces = (*pieces, state.offset, state.state2.code, state.state2.absmax)

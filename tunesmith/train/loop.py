@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tunesmith.data.batch import Batch, collate
 from tunesmith.data.encode import Example
@@ -78,13 +78,13 @@ class Training:
         lengths = [len(example.input_ids) for example in self.train]
         return sum(lengths[i] for plan in self.plans for step in plan for b in step.microbatches for i in b)
 
-    def trial_pass(self) -> None:
-        """Forward and backward pass of the first microbatch, which leaves nothing behind."""
-        examples = [self.train[i] for i in self.plans[0][0].microbatches[0]]
+    def trial_pass(self, examples: Sequence[Example] | None = None) -> None:
+        """Forward and backward pass of the first microbatch (or of `examples`); leaves nothing behind."""
+        examples = examples or [self.train[i] for i in self.plans[0][0].microbatches[0]]
         with torch.random.fork_rng(), segment_attention(self.model, self.segments):
             self.model.train()
             with mixed_precision(self.device, self.model):
-                loss, _ = self.objective.loss(self.model, _batch(self, examples))
+                loss, _ = loss_of(self, examples)
             loss.backward()  # type: ignore[no-untyped-call]
         self.model.zero_grad(set_to_none=True)
 
@@ -265,6 +265,12 @@ def _step(
         "peak_memory_bytes": peak_memory(device.kind),
         **({} if finite else {"skipped": True}),
     }
+
+
+def loss_of(training: Training, examples: Sequence[Example]) -> tuple[Tensor, Batch]:
+    """Summed loss of these rows as one forward pass, and how they were laid out."""
+    batch = _batch(training, examples)
+    return training.objective.loss(training.model, batch)[0], batch
 
 
 def _batch(training: Training, examples: Sequence[Example]) -> Batch:

@@ -21,22 +21,30 @@ from tunesmith.data.report import build_report
 from tunesmith.data.template import Renderer
 from tunesmith.device import pick
 from tunesmith.errors import PlanError
-from tunesmith.model import adapters
+from tunesmith.model import adapters, quantize
 from tunesmith.model.attention import can_segment, can_share
 from tunesmith.model.families import can_pack
-from tunesmith.model.load import context_length, end_ids, fingerprint, load_model, load_tokenizer
+from tunesmith.model.load import (
+    context_length,
+    end_ids,
+    fingerprint,
+    load_model,
+    load_tokenizer,
+    local_folder,
+)
 from tunesmith.model.source import Source, resolve
 from tunesmith.records import Conversation, Record
 from tunesmith.rundir import RunDir
-from tunesmith.train import compiling
+from tunesmith.train import compiling, probe
 from tunesmith.train.config import Job
 from tunesmith.train.listener import Listener
 from tunesmith.train.loop import Training, default_tokens_per_step
 from tunesmith.train.objectives import sft
-from tunesmith.train.optim import check_schedule
+from tunesmith.train.optim import check_schedule, check_tensors, notes
 from tunesmith.train.seeds import seed_everything
 from tunesmith.train.track import Tracking
 
+APPROXIMATE = "Approximate"
 FEW_STEPS = 10
 FEW_ROWS = 20
 
@@ -53,6 +61,7 @@ class Prepared:
     valid_rows: Dataset | None
     report: dict[str, Any]
     training: Training
+    approximate: list[str]  # what isn't exact, and how far off it is
 
 
 def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
@@ -75,15 +84,15 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
     listener.data(report)
 
     job = _with_step_size(job, encoded)
-    model = load_model(source, device)
+    model = load_model(source, device, quantization=job.quantization)
+    quantised = _quantised(job, model, source)
     _check_context(model, encoded, valid_encoded)
     packing, why = can_pack(model.config) if job.data.packing else (False, "")
     if why:
         listener.note(f"Rows aren't packed: {why}.")
     base = fingerprint(source)
     model = adapters.prepare(model, job.adapter, seed=job.train.seed, base_fingerprint=base)
-    if job.train.checkpoint_activations:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    check_tensors(model, job.train)
     segments, sharing = _fast_paths(job, model, packing, listener)
 
     training = Training(
@@ -104,10 +113,22 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
     if sharing:
         _note_sharing(training)
     check_schedule(job.train, training.steps)
-    for note in _warnings(job, training):
+    job = probe.settle(training, job, listener.note)
+    told = notes(model, job.train)
+    for note in [*quantised, *told, *_warnings(job, training)]:
         listener.note(note)
     _compile(training, job, listener)
-    return Prepared(job, source, base, renderer, train_rows, valid_rows, report, training)
+    approximate = [note for note in (*quantised, *told) if note.startswith(APPROXIMATE)]
+    return Prepared(job, source, base, renderer, train_rows, valid_rows, report, training, approximate)
+
+
+def _quantised(job: Job, model: PreTrainedModel, source: Source) -> list[str]:
+    """The line that says how far a quantised base is from the one it was made of."""
+    if job.quantization is None:
+        return []
+    error = quantize.relative_error(model, local_folder(source))
+    off = "" if error is None else f" Its weights are {error:.2%} off (relative, a sample of the layers)."
+    return [f"{APPROXIMATE}: the base is held as {job.quantization.type}.{off} Gradients are exact for it."]
 
 
 def _with_step_size(job: Job, encoded: EncodedData) -> Job:

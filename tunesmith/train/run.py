@@ -27,6 +27,7 @@ from tunesmith.train.config import Job
 from tunesmith.train.forward import mixed_precision
 from tunesmith.train.listener import Listener, Silent
 from tunesmith.train.loop import Outcome, run_loop
+from tunesmith.train.optim import check_installed as check_optimizer
 from tunesmith.train.prepare import Prepared, prepare
 from tunesmith.train.track import check_installed, tracking
 
@@ -45,6 +46,7 @@ def train(
     listener = listener or Silent()
     rundir.check_free(output)
     check_installed(job.train.track)
+    check_optimizer(job.train)
     ready = prepare(job, output, listener)
     training = ready.training
     training.sample = _sampler(ready, listener, answer)
@@ -107,6 +109,7 @@ def _save_final(
         "base_path": facts["base"]["path"],
         "base_fingerprint": facts["base"]["fingerprint"],
         "adapter": facts["job"]["adapter"],
+        "quantization": facts["job"]["quantization"],
         "template": facts["template"],
         "version": facts["versions"]["tunesmith"],
     }
@@ -135,6 +138,7 @@ def _facts(ready: Prepared) -> dict[str, Any]:
         "dtype": training.device.dtype_name,
         "threads": torch.get_num_threads(),
         "steps": training.steps,
+        "approximate": ready.approximate,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "data_sha256": _hashes(ready.train_rows, ready.valid_rows),
         "versions": {
