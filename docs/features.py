@@ -109,6 +109,17 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ("train/test_head.py", "model/test_fused_lora.py", "train/test_compiling.py"),
     ),
     (
+        "Bases in 4 bits (NF4) and 8 bits, with LoRA and DoRA: gradients equal those through the unpacked weights; the error "
+        "measured and said",
+        "4 比特（NF4）与 8 比特底座，配合 LoRA、DoRA：梯度与解包后的权重一致；量化误差会测量并说明",
+        ("model/test_quantize.py", "train/test_quantised_runs.py"),
+    ),
+    (
+        "Optimizers AdamW, 8-bit AdamW, SGD, Muon, Adafactor; layers recomputed and passes shortened where memory is short",
+        "优化器 AdamW、8 比特 AdamW、SGD、Muon、Adafactor；内存不足时自动重算激活、缩短单次前向",
+        ("train/test_optim.py", "train/test_probe.py"),
+    ),
+    (
         "Chat that streams, answers to files, beams and sampling with conflicts explained",
         "流式对话、批量回答文件、束搜索与采样，冲突的参数会被解释",
         ("infer/test_generate.py", "infer/test_stream.py", "infer/test_sampling.py", "cli/test_chat.py"),

@@ -16,14 +16,19 @@ from pydantic.fields import FieldInfo
 
 from tunesmith.data.config import DataFile, DataSettings
 from tunesmith.infer.config import Sampling
-from tunesmith.model.config import AdapterSettings
+from tunesmith.model.config import AdapterSettings, QuantizationSettings
 from tunesmith.train.config import Job, TrainSettings
 
 PAGE = Path(__file__).with_name("settings.md")
 
 # Title, class, what stands before its names in a job, and the words above the table.
 SECTIONS: list[tuple[str, type[BaseModel], str, str]] = [
-    ("The job", Job, "", "The top of a job file. `data`, `adapter` and `train` have tables of their own."),
+    (
+        "The job",
+        Job,
+        "",
+        "The top of a job file. `data`, `adapter`, `quantization` and `train` have\ntables of their own.",
+    ),
     ("data", DataSettings, "data.", "Which rows, how long an example may be, what is trained on."),
     (
         "Files of data",
@@ -32,6 +37,12 @@ SECTIONS: list[tuple[str, type[BaseModel], str, str]] = [
         "`data.train` and `data.valid` take one path, or a list whose items are paths or these.",
     ),
     ("adapter", AdapterSettings, "adapter.", "What is tuned. `adapter: dora` is short for `{type: dora}`."),
+    (
+        "quantization",
+        QuantizationSettings,
+        "quantization.",
+        "How the base is held under an adapter. `quantization: nf4` is short for `{type: nf4}`.",
+    ),
     ("train", TrainSettings, "train.", "How it is trained."),
     (
         "Answers",

@@ -37,6 +37,9 @@ OTHER_VALUES: dict[str, Any] = {
     "adapter.init": "pissa",
     "adapter.last_layers": 2,
     "adapter.continue_from": "runs/old",
+    "quantization.type": "int8",
+    "quantization.double_quant": False,
+    "quantization.compute_dtype": "fp32",
     "train.objective": "sft",
     "train.epochs": 7,
     "train.max_steps": 9,
@@ -48,10 +51,11 @@ OTHER_VALUES: dict[str, Any] = {
     "train.batch_size": 3,
     "train.accumulate": 4,
     "train.microbatch_tokens": 55,
-    "train.optimizer": "adamw",
+    "train.optimizer": "muon",
     "train.weight_decay": 0.3,
     "train.betas": [0.8, 0.9],
     "train.epsilon": 1e-5,
+    "train.momentum": 0.7,
     "train.clip": 0.7,
     "train.label_smoothing": 0.2,
     "train.neftune": 5.0,
@@ -69,11 +73,14 @@ OTHER_VALUES: dict[str, Any] = {
 }
 COMPANIONS = {
     "adapter.last_layers": {"adapter": {"type": "freeze"}, "train": {"learning_rate": 1e-5}},
+    "quantization.double_quant": {"quantization": {"type": "nf4"}},
+    "quantization.compute_dtype": {"quantization": {"type": "nf4"}},
+    "train.momentum": {"train": {"optimizer": "sgd"}},
     "train.accumulate": {"train": {"batch_size": 2}},
     "train.early_stopping": {"data": {"valid": 0.1}},
     "train.sample_every": {"data": {"valid": 0.1}},
 }
-ONE_CHOICE = {"train.objective", "train.optimizer"}  # settings that have a single value so far
+ONE_CHOICE = {"train.objective"}  # settings that have a single value so far
 
 
 def nested(name: str, value: Any) -> dict[str, Any]:
@@ -85,7 +92,7 @@ def nested(name: str, value: Any) -> dict[str, Any]:
 def at(job: Job, name: str) -> Any:
     value: Any = job
     for key in name.split("."):
-        value = getattr(value, key)
+        value = getattr(value, key, None)  # quantization is None by default
     return value
 
 
@@ -158,6 +165,15 @@ def test_all_problems_are_told_at_once() -> None:
         ({"train": {"epochs": float("inf")}}, "finite"),
         ({"train": {"betas": [0.9, 1.5]}}, "betas.*less than 1"),
         ({"train": {"seed": 2**64}}, "seed"),
+        ({"train": {"optimizer": "sgd", "betas": [0.9, 0.99]}}, "betas doesn't belong to optimizer sgd"),
+        ({"train": {"optimizer": "adafactor", "epsilon": 1e-6}}, "epsilon doesn't belong"),
+        ({"train": {"momentum": 0.5}}, "momentum doesn't belong to optimizer adamw"),
+        ({"train": {"checkpoint_activations": 0}}, "every N-th"),
+        ({"train": {"checkpoint_activations": "sometimes"}}, "auto"),
+        ({"quantization": "nf5"}, "quantization.type"),
+        ({"quantization": {"type": "int8", "double_quant": True}}, "double_quant goes with nf4"),
+        ({"quantization": "nf4", "adapter": "full", "train": {"learning_rate": 1e-5}}, "lora or dora"),
+        ({"quantization": "nf4", "adapter": {"init": "pissa"}}, "pissa changes the base"),
     ],
 )
 def test_settings_that_contradict_each_other(content: dict[str, Any], part: str) -> None:
@@ -279,6 +295,14 @@ def test_one_word_about_the_adapter_keeps_what_the_job_says_about_it(tmp_path: P
     job = load_job(file, ["adapter=dora"])
     assert (job.adapter.type, job.adapter.rank, job.adapter.targets) == ("dora", 3, ("q_proj",))
     assert job_from(job, ["adapter=lora"]).adapter.rank == 3
+
+
+def test_the_short_form_of_quantization_can_be_laid_over() -> None:
+    job = job_from({**MINIMAL, "quantization": "nf4"}, ["quantization.compute_dtype=fp32"])
+    assert job.quantization is not None
+    assert (job.quantization.type, job.quantization.compute_dtype) == ("nf4", "fp32")
+    assert job_from(job.model_dump(mode="json")) == job
+    assert job_from(job, ["quantization=null"]).quantization is None
 
 
 def test_settings_are_frozen() -> None:

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from tests.e2e.conftest import Ended, qa_rows, write_jsonl
-from tests.families import save_tiny
+from tests.families import save_tiny, tiny_tokenizer
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,16 @@ def lfs_pointer(place: Path) -> None:
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
 
 
+def experts(place: Path) -> None:
+    job(model="experts")(place)
+    config = Qwen3MoeConfig(
+        vocab_size=512, hidden_size=16, intermediate_size=24, moe_intermediate_size=40, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, num_experts=8, num_experts_per_tok=2,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(place / "experts")
+    tiny_tokenizer("qwen3").save_pretrained(place / "experts")
+
+
 def empty_folder(place: Path) -> None:
     job(model="nothing")(place)
     (place / "nothing").mkdir()
@@ -185,6 +196,14 @@ CASES = [
     Case("unknown schedule", (*TRAIN, "train.schedule=cosin"), 2, ("cosine",), job()),
     Case("warm-up too long", (*TRAIN, "train.warmup=50"), 2, ("warmup",), job()),
     Case("fp16 on a CPU", (*TRAIN, "train.dtype=fp16"), 2, ("fp16", "GPU"), job()),
+    Case("betas for sgd", (*TRAIN, "train.optimizer=sgd", "train.betas=[0.9, 0.95]"), 2, ("betas", "sgd", "adamw"), job()),
+    Case("unknown optimizer", (*TRAIN, "train.optimizer=adamw8"), 2, ("adamw_8bit", "muon"), job()),
+    Case("quantised whole weights", (*TRAIN, "quantization=nf4", "adapter.type=full"), 2, ("lora or dora",), job()),
+    Case("unknown quantisation", (*TRAIN, "quantization=int4"), 2, ("nf4", "int8"), job()),
+    Case("double quantisation of int8", (*TRAIN, "quantization.type=int8", "quantization.double_quant=true"), 2, ("double_quant", "nf4"), job()),
+    Case("fp16 products on a CPU", (*TRAIN, "quantization.type=nf4", "quantization.compute_dtype=fp16"), 2, ("fp16 needs a GPU",), job()),
+    Case("quantised experts", (*TRAIN, "quantization=nf4"), 1, ("qwen3_moe", "linear layers"), experts),
+    Case("recompute every 0th layer", (*TRAIN, "train.checkpoint_activations=0"), 2, ("every N-th",), job()),
     Case("tracker not installed", (*TRAIN, "train.track=swanlab"), 2, ("tunesmith[track]",), job()),
     Case("full tuning at LoRA's rate", TRAIN, 2, ("learning_rate", "2e-5"), job(adapter={"type": "full"}, train={"max_steps": 1})),
     Case("options of other tools", (*TRAIN, "--epochs", "3"), 2, ("train.epochs=VALUE",), job()),

@@ -17,6 +17,7 @@ from tunesmith.errors import GenerateError, ModelError, RunError, SettingsError,
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.generate import generate, stream
 from tunesmith.model import adapters, saved, source
+from tunesmith.model.config import QuantizationSettings
 from tunesmith.model.load import (
     context_length,
     end_ids,
@@ -118,7 +119,9 @@ def load(
     model: PreTrainedModel
     if adapter is not None:
         base = _base(adapter, meta)
-        model = adapters.attach(load_model(base, device), adapter)
+        # Held as it was in training: the same memory, and the base that the adapter learnt to correct.
+        held = QuantizationSettings.model_validate(q) if (q := meta.get("quantization")) else None
+        model = adapters.attach(load_model(base, device, quantization=held), adapter)
         # An adapter of another tool may have come without a tokenizer.
         own = (adapter / "tokenizer_config.json").is_file()
         tokenizer = load_tokenizer(Source(name, "folder", adapter.resolve()) if own else base)

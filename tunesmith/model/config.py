@@ -1,4 +1,4 @@
-"""Settings of the model stage: what is tuned."""
+"""Settings of the model stage: what is tuned, and how the base is held."""
 
 from __future__ import annotations
 
@@ -69,3 +69,21 @@ class AdapterSettings(Settings):
     def uses_peft(self) -> bool:
         """True for the types that leave the base as it is and save an adapter beside it."""
         return self.type in ("lora", "dora")
+
+
+class QuantizationSettings(Settings):
+    """`quantization:` of a job: the base in 4 or 8 bits, under LoRA or DoRA."""
+
+    type: Literal["nf4", "int8"] = Field(description="4-bit NormalFloat (QLoRA), or 8-bit integers")
+    double_quant: bool | None = Field(
+        None, description="nf4: the scales are quantised as well; null is true for nf4"
+    )
+    compute_dtype: Dtype = Field("auto", description="format of products; auto: that of train.dtype")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> QuantizationSettings:
+        if self.type == "int8" and self.double_quant is not None:
+            raise ValueError(
+                "quantization.double_quant goes with nf4; int8 has one scale a row: leave it out"
+            )
+        return self

@@ -23,6 +23,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -31,7 +32,8 @@ from transformers.utils import logging as hf_logging
 
 from tunesmith.device import DTYPES, Device, available_memory
 from tunesmith.errors import ModelError, PlanError
-from tunesmith.model import gguf_file, weights
+from tunesmith.model import gguf_file, quantize, weights
+from tunesmith.model.config import QuantizationSettings
 from tunesmith.model.source import Source, home
 from tunesmith.rundir import disk_errors, new_folder
 
@@ -71,18 +73,29 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def load_model(source: Source, device: Device, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The model in eval mode on its device, its weights in `dtype` (None: the device's).
+def load_model(
+    source: Source,
+    device: Device,
+    *,
+    dtype: torch.dtype | None = None,
+    quantization: QuantizationSettings | None = None,
+) -> PreTrainedModel:
+    """The model in eval mode on its device, its weights in `dtype` (None: the device's) or quantised.
 
     Its `name_or_path` is what `peft` writes as base: the hub id, or a folder of this machine.
 
-    Raises PlanError where memory can't hold it; ModelError where it can't be read or lacks weights.
+    Raises PlanError where memory can't hold it; ModelError where it can't be read or quantised, or lacks
+    weights; MissingExtraError and SettingsError of `quantization`.
     """
     dtype = dtype or device.dtype
+    options: dict[str, Any] = {}
+    if quantization is not None:
+        options["quantization_config"] = quantize.bitsandbytes_config(quantization, device)
+        options["device_map"] = {"": str(device.torch_device)}
     folder = local_folder(source)
-    _check_memory(source, folder, device, dtype)
     with quiet(), _explained(source, "its weights can't be loaded"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        _check_memory(source, folder, config, device, dtype, quantization)
         architecture = AutoModelForCausalLM._model_mapping[type(config)]
         capped = getattr(config, "attn_logit_softcapping", None)  # gemma2: SDPA would refuse, or not cap
         model, report = architecture.from_pretrained(
@@ -93,6 +106,7 @@ def load_model(source: Source, device: Device, *, dtype: torch.dtype | None = No
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            **options,
         )
     # transformers fills a missing weight with random numbers and goes on; that is never what a person wants.
     if missing := sorted(report["missing_keys"]):
@@ -104,6 +118,9 @@ def load_model(source: Source, device: Device, *, dtype: torch.dtype | None = No
     base_name = source.id if source.kind == "hub" and source.id else str(folder)
     model.name_or_path = base_name
     model.config._name_or_path = base_name
+    if quantization is not None:
+        quantize.take_over(model, quantize.compute_dtype(quantization, device))
+        return cast(PreTrainedModel, model.eval())  # on its device already
     return cast(PreTrainedModel, model.to(device.torch_device).eval())
 
 
@@ -242,8 +259,20 @@ def _file_key(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _check_memory(source: Source, folder: Path, device: Device, dtype: torch.dtype) -> None:
-    needed = weights.parameter_bytes(weights.tensors(folder), dtype.itemsize)
+def _check_memory(
+    source: Source,
+    folder: Path,
+    config: PretrainedConfig,
+    device: Device,
+    dtype: torch.dtype,
+    quantization: QuantizationSettings | None,
+) -> None:
+    if quantization is None:
+        needed = weights.parameter_bytes(weights.tensors(folder), dtype.itemsize)
+    else:
+        outline = quantize.outline(config)
+        quantize.check_support(source.name, config, outline)
+        needed = quantize.held_bytes(outline, quantization, dtype.itemsize)
     require_free(f"Loading {source.name}", needed, available_memory(device.kind))
 
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from tunesmith.data.pack import computed_tokens, padded_tokens
 from tunesmith.model import fused_lora
-from tunesmith.model.adapters import expert_weights, untuned
 from tunesmith.model.attention import can_segment, can_share, describe
+from tunesmith.model.targets import expert_weights, untuned
 from tunesmith.train.config import Job
 from tunesmith.train.head import why_full
 from tunesmith.train.loop import Training

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tunesmith.data.batch import Batch, collate
 from tunesmith.data.encode import Example
@@ -70,6 +70,10 @@ class Training:
     valid_plan: list[tuple[int, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.plan()
+
+    def plan(self) -> None:
+        """Lay out steps and validation by the settings as they are now."""
         self.plans, self.valid_plan = plan_epochs(self), plan_valid(self)
 
     @property
@@ -82,13 +86,13 @@ class Training:
         """Tokens of the whole training, about."""
         return self.plans.tokens
 
-    def trial_pass(self) -> None:
-        """Forward and backward pass of the first microbatch, which leaves nothing behind."""
-        examples = [self.train[i] for i in self.plans.first[0].microbatches[0]]
+    def trial_pass(self, examples: Sequence[Example] | None = None) -> None:
+        """Forward and backward pass of the first microbatch (or of `examples`); leaves nothing behind."""
+        examples = examples or [self.train[i] for i in self.plans.first[0].microbatches[0]]
         with torch.random.fork_rng(), segment_attention(self.model, self.segments):
             self.model.train()
             with mixed_precision(self.device, self.model):
-                loss, _ = self.objective.loss(self.model, _batch(self, examples))
+                loss, _ = loss_of(self, examples)
             loss.backward()  # type: ignore[no-untyped-call]
         self.model.zero_grad(set_to_none=True)
 
@@ -260,6 +264,12 @@ def _step(
         "peak_memory_bytes": peak_memory(device.kind),
         **({} if finite else {"skipped": True}),
     }
+
+
+def loss_of(training: Training, examples: Sequence[Example]) -> tuple[Tensor, Batch]:
+    """Summed loss of these rows as one forward pass, and how they were laid out."""
+    batch = _batch(training, examples)
+    return training.objective.loss(training.model, batch)[0], batch
 
 
 def _batch(training: Training, examples: Sequence[Example]) -> Batch:

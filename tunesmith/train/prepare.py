@@ -20,24 +20,33 @@ from tunesmith.data.report import build_report
 from tunesmith.data.template import Renderer
 from tunesmith.device import pick
 from tunesmith.errors import PlanError
-from tunesmith.model import adapters
+from tunesmith.model import adapters, quantize, targets
 from tunesmith.model.families import can_pack
-from tunesmith.model.load import context_length, end_ids, fingerprint, load_model, load_tokenizer, outline
+from tunesmith.model.load import (
+    context_length,
+    end_ids,
+    fingerprint,
+    load_model,
+    load_tokenizer,
+    local_folder,
+    outline,
+)
 from tunesmith.model.source import Source, resolve
 from tunesmith.records import Conversation, Record
 from tunesmith.rundir import RunDir
-from tunesmith.train import compiling, fast_paths
+from tunesmith.train import compiling, fast_paths, optim, probe
 from tunesmith.train.config import Job
 from tunesmith.train.listener import Listener
 from tunesmith.train.loop import Training, default_tokens_per_step
 from tunesmith.train.objectives import sft
-from tunesmith.train.optim import check_schedule
+from tunesmith.train.optim import check_schedule, check_tensors
 from tunesmith.train.seeds import seed_everything
 from tunesmith.train.track import Tracking
 from tunesmith.words import are, counted
 
 Note = Callable[[str], None]
 
+APPROXIMATE = "Approximate"
 FEW_STEPS = 10
 FEW_ROWS = 20
 
@@ -55,6 +64,7 @@ class Prepared:
     report: dict[str, Any]
     training: Training
     notes: list[str]  # what the listener was told, for the run's log
+    approximate: list[str]  # what isn't exact, and how far off it is
 
 
 def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
@@ -73,7 +83,7 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
     train_rows, valid_rows = load_data(job.data, job.train.seed)
     source = resolve(job.model, job.revision)
     note(f"Model {job.model}, on {device.name}, {device.dtype_name}.")
-    adapters.check_names(outline(source), job.adapter)
+    targets.check_names(outline(source), job.adapter)
     tokenizer = load_tokenizer(source)
     renderer = Renderer(
         tokenizer, job.data.template, end_ids=end_ids(source), thinking=_thinks(train_rows.records)
@@ -84,13 +94,13 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
     listener.data(report)
 
     job = _with_step_size(job, encoded)
-    model = load_model(source, device)
+    model = load_model(source, device, quantization=job.quantization)
+    quantised = _quantised(job, model, source)
     _check_context(model, encoded, valid_encoded)
     packing, why = can_pack(model.config) if job.data.packing else (False, "data.packing is false")
     base = fingerprint(source)
     model = adapters.prepare(model, job.adapter, seed=job.train.seed, base_fingerprint=base)
-    if job.train.checkpoint_activations:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    check_tensors(model, job.train)
     segments, sharing, said = fast_paths.choose(job, model, packing)
 
     training = Training(
@@ -110,10 +120,29 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
     )
     check_schedule(job.train, training.steps)
     training, settled = fast_paths.settle(training, why)
-    for line in (*said, *settled, *fast_paths.others_off(job, model), *_warnings(job, training)):
+    job = probe.settle(training, job, note)
+    told = optim.notes(model, job.train)
+    for line in (
+        *quantised,
+        *told,
+        *said,
+        *settled,
+        *fast_paths.others_off(job, model),
+        *_warnings(job, training),
+    ):
         note(line)
     _compile(training, job, note)
-    return Prepared(job, source, base, renderer, train_rows, valid_rows, report, training, notes)
+    approximate = [line for line in (*quantised, *told) if line.startswith(APPROXIMATE)]
+    return Prepared(job, source, base, renderer, train_rows, valid_rows, report, training, notes, approximate)
+
+
+def _quantised(job: Job, model: PreTrainedModel, source: Source) -> list[str]:
+    """The line that says how far a quantised base is from the one it was made of."""
+    if job.quantization is None:
+        return []
+    error = quantize.relative_error(model, local_folder(source))
+    off = "" if error is None else f" Its weights are {error:.2%} off (relative, a sample of the layers)."
+    return [f"{APPROXIMATE}: the base is held as {job.quantization.type}.{off} Gradients are exact for it."]
 
 
 def _with_step_size(job: Job, encoded: EncodedData) -> Job:
@@ -180,7 +209,7 @@ def _compile(training: Training, job: Job, note: Note) -> None:
     training.objective = sft(job.train.label_smoothing, fused=True)
     training.compiled = compiling.start(
         job.train.compile,
-        lambda: adapters.decoder_layers(training.model),
+        lambda: targets.decoder_layers(training.model),
         training.trial_pass,
         note,
         earns=compiling.worthwhile(parameters, training.tokens, training.device),

@@ -28,6 +28,7 @@ from tunesmith.train.config import Job
 from tunesmith.train.forward import mixed_precision
 from tunesmith.train.listener import Listener, Silent
 from tunesmith.train.loop import Outcome, run_loop
+from tunesmith.train.optim import check_installed as check_optimizer
 from tunesmith.train.prepare import Prepared, prepare
 from tunesmith.train.track import check_ready, tracking
 
@@ -46,6 +47,7 @@ def train(
     listener = listener or Silent()
     rundir.check_free(output)
     check_ready(job.train.track)
+    check_optimizer(job.train)
     ready = prepare(job, output, listener)
     training = ready.training
     training.sample = _sampler(ready, listener, answer)
@@ -106,6 +108,7 @@ def _save_final(
         "base_path": facts["base"]["path"],
         "base_fingerprint": facts["base"]["fingerprint"],
         "adapter": facts["job"]["adapter"],
+        "quantization": facts["job"]["quantization"],
         "template": facts["template"],
         "version": facts["versions"]["tunesmith"],
     }
@@ -139,6 +142,7 @@ def _facts(ready: Prepared) -> dict[str, Any]:
         "segments": training.segments,
         "sharing": training.sharing,
         "compiled": training.compiled.active,
+        "approximate": ready.approximate,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "data_sha256": _hashes(ready.train_rows, ready.valid_rows),
         "versions": {
