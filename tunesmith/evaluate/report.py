@@ -307,6 +307,7 @@ def _verdict(text: str) -> Markup:
     chinese = {"better": "更好", "worse": "更差"}.get(text, text)
     chinese = re.sub(r"cannot tell with n = (\d+)", r"n = \1 看不出差别", chinese)
     chinese = re.sub(r"; about (\d+) are needed", r"；约需 \1 条", chinese)
+    chinese = re.sub(r"; at least (\d+) are needed", r"；至少需 \1 条", chinese)
     chinese = chinese.replace("the tokenizers differ: see bits_per_byte", "分词器不同：请看 bits_per_byte")
     return (
         Markup('<span class="verdict {}">{}</span>').format(kind, _both(text, chinese))
