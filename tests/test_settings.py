@@ -181,6 +181,56 @@ def test_broken_yaml_names_the_line(tmp_path: Path) -> None:
         read_yaml(file)
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("data：{train: my.jsonl}\n", 1),
+        ("model: x\ndata: {train： my.jsonl}\n", 2),
+        ("# 数据：一行\ndata:\n  train: a：b.jsonl\n  max_length：512\n", 4),
+        ("data:\n  train：my.jsonl\n  valid: x.jsonl\n", 2),
+        ("model：x", 1),
+    ],
+)
+def test_a_full_width_colon_is_named(tmp_path: Path, text: str, line: int) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(SettingsError, match="'：' is a full-width colon") as caught:
+        read_yaml(file)
+    assert "': '" in caught.value.fix
+    assert f"job.yaml:{line}:" in caught.value.what
+
+
+def test_full_width_colons_in_values_are_text(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("# 注：\nmodel: 模型：甲\n", encoding="utf-8")
+    assert read_yaml(file) == {"model": "模型：甲"}
+    with pytest.raises(SettingsError, match="full-width colon"):
+        parse_overrides(["data={train： x}"])
+
+
+@pytest.mark.parametrize("text", ["data:\n\ttrain: x\n", "data:\n  train: x\n\tvalid: y\n"])
+def test_a_tab_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"job.yaml:\d: a tab") as caught:
+        read_yaml(file)
+    assert "spaces" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"data": "my.jsonl"}, "data is a group of settings: write data: {train: my.jsonl}"),
+        ({"adapter": 8}, "adapter is a group of settings: write adapter: {type: lora}"),
+        ({"train": "my.jsonl"}, "train is a group of settings: write train: {objective: sft}"),
+    ],
+)
+def test_a_group_given_as_one_value_is_told_how_it_is_written(content: dict[str, Any], told: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        build(Job, {**MINIMAL, **content})
+    assert caught.value.details == (told,)
+
+
 def test_a_missing_job_names_its_neighbour(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("", encoding="utf-8")
     with pytest.raises(SettingsError, match="Did you mean"):
