@@ -3,6 +3,7 @@
     runs/<name>/
       job.yaml            what was asked, resolved, with versions and hashes
       data-report.json    every count of kept, cut, dropped, masked rows and why
+      trained-rows.txt    a key of every row that was learnt from, not the rows themselves
       metrics.jsonl       one line per step, append only
       samples.jsonl       fixed prompts answered during training
       checkpoints/        step-000120/ …
@@ -47,6 +48,10 @@ class RunDir:
     @property
     def data_report_file(self) -> Path:
         return self.path / "data-report.json"
+
+    @property
+    def trained_rows_file(self) -> Path:
+        return self.path / "trained-rows.txt"
 
     @property
     def metrics_file(self) -> Path:

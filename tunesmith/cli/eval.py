@@ -83,6 +83,8 @@ def eval_(
     grid = table(("", ""), evaluation_rows(result.content))
     grid.show_header = False
     print_table(grid)
+    for note in result.content["notes"]:
+        err.print(note)
     tell_files(result)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from tunesmith.data.prompts import read_prompts, read_references
 from tunesmith.data.read import files_of
+from tunesmith.data.trained_rows import row_key, trained_rows
 from tunesmith.errors import DataError, SettingsError, UsageError
 from tunesmith.evaluate.compare import Comparison, Side, compare
 from tunesmith.evaluate.metrics import METRICS, Metric
@@ -23,7 +24,7 @@ from tunesmith.infer.config import Sampling
 from tunesmith.infer.local import LocalModel, load
 from tunesmith.model import source
 from tunesmith.model.load import load_model
-from tunesmith.records import Conversation
+from tunesmith.records import Conversation, Message
 from tunesmith.rundir import RunDir, open_run, write_json
 from tunesmith.settings import nearest
 
@@ -110,7 +111,7 @@ def measure_one(
     predictions = output or _folder(model.run) / f"{stem}.jsonl"
     predictions = _as_jsonl(predictions)
     result = evaluate(model, questions.conversations, metrics, output=predictions, watch=watch)
-    return _saved(result, questions, predictions, model.run)
+    return _saved(result, questions, predictions, model.run, _learnt((name,), questions))
 
 
 def measure_two(
@@ -151,7 +152,8 @@ def measure_two(
     predictions = output or _folder(run) / f"{stem}.jsonl"
     predictions = _as_jsonl(predictions)
     result = compare(side_a, side_b, questions.conversations, metrics, output=predictions, watch=watch)
-    return _saved(result, questions, predictions, run)
+    learnt = _learnt((a,) if b is None else (a, b), questions)
+    return _saved(result, questions, predictions, run, learnt)
 
 
 def _base_and_tuned(name: str, dtype: str, template: str | None, sampling: Sampling) -> tuple[Side, Side]:
@@ -171,13 +173,40 @@ def _base_and_tuned(name: str, dtype: str, template: str | None, sampling: Sampl
 
 
 def _saved(
-    result: Evaluation | Comparison, questions: Questions, predictions: Path, run: RunDir | None
+    result: Evaluation | Comparison,
+    questions: Questions,
+    predictions: Path,
+    run: RunDir | None,
+    learnt: list[str],
 ) -> Result:
     content = {**result.to_json(), "data": questions.path}
+    content["notes"] = [*content.get("notes", []), *learnt]
     file = predictions.with_suffix(".json")
     write_json(file, content)
     report = write_report(run) if run is not None and file.parent == run.eval else None
     return Result(content, result, file, report)
+
+
+def _learnt(names: Sequence[str], questions: Questions) -> list[str]:
+    """A sentence for each run that has learnt some of these very rows, question and answer."""
+    told = []
+    for name in dict.fromkeys(names):
+        known = trained_rows(Path(name))
+        count = sum(any(key in known for key in _keys(row)) for row in questions.conversations)
+        if count:
+            told.append(
+                f"{count} of these {len(questions.conversations)} rows were trained on by {name}: figures on "
+                "them show what it knows by heart. Rows that it has never seen tell more."
+            )
+    return told
+
+
+def _keys(row: Conversation) -> list[str]:
+    """The keys that the row has as a training row, with each of its references as the answer."""
+    return [
+        row_key(replace(row, messages=(*row.messages, Message("assistant", reference))))
+        for reference in row.references
+    ]
 
 
 def _check_sampling(sampling: Sampling) -> None:

@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 from tunesmith import rundir
 from tunesmith.data.check import Dataset
 from tunesmith.data.template import Renderer
+from tunesmith.data.trained_rows import write_trained_rows
 from tunesmith.errors import TrainError
 from tunesmith.model import adapters
-from tunesmith.records import Conversation
+from tunesmith.records import Conversation, Record
 from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint
 from tunesmith.train.config import Job
@@ -53,6 +54,7 @@ def train(
     run = rundir.create(output)
     with run.lock(), _log_file(run), tracking(job.train.track, run, facts["job"]) as training.tracking:
         rundir.write_json(run.data_report_file, ready.report)
+        write_trained_rows(run, _learnt(ready), job.adapter.continue_from)
         rundir.write_atomic(run.job_file, yaml.safe_dump(facts, allow_unicode=True, sort_keys=False))
         log.info("training starts: %s steps", training.steps)
         listener.started(training.steps, facts)
@@ -142,6 +144,13 @@ def _facts(ready: Prepared) -> dict[str, Any]:
             **{name: version(name) for name in ("tunesmith", "torch", "transformers", "peft", "tokenizers")},
         },
     }
+
+
+def _learnt(ready: Prepared) -> list[Record]:
+    """The records that a step holds: fewer than all where max_steps or epochs end the training earlier."""
+    steps = (step for plan in ready.training.plans for step in plan)
+    examples = {i for step in steps for pack in step.microbatches for i in pack}
+    return [ready.train_rows.records[row] for row in {ready.training.train[i].row for i in examples}]
 
 
 def _hashes(*sets: Dataset | None) -> dict[str, str]:
