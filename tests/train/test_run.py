@@ -287,6 +287,10 @@ def test_a_few_rows_with_default_settings_learn_something(tmp_path: Path) -> Non
     assert run.job()["job"]["train"]["tokens_per_step"] == 512
     assert any("give only 3 steps" in text for text in listener.told)
     assert any("2 examples only" in text for text in listener.told)
+    # Who sets max_steps has chosen how few there are.
+    few = Notes()
+    train(make_job(tmp_path), tmp_path / "few", listener=few)
+    assert not any("steps;" in text for text in few.told)
 
 
 def test_a_runs_own_job_repeats_it(tmp_path: Path) -> None:

@@ -171,7 +171,8 @@ def _note_sharing(training: Training) -> None:
 def _warnings(job: Job, training: Training) -> list[str]:
     """What a person should know before waiting for the result."""
     told = []
-    if training.steps < FEW_STEPS:
+    # Who has set max_steps knows how few they are, and more epochs wouldn't change it.
+    if training.steps < FEW_STEPS and job.train.max_steps is None:
         told.append(
             f"Note: {len(training.train):,} examples give only {training.steps} steps; more train.epochs, or "
             "smaller steps (train.tokens_per_step, train.batch_size), let the model learn more from them."
