@@ -113,6 +113,18 @@ class RunDir:
         """Every line of samples.jsonl: step, prompt, answer, reference."""
         return read_jsonl(self.samples_file)
 
+    def stopped_at(self) -> tuple[str, str]:
+        """("step 2 of 60", what an interrupted training leaves to go on with)."""
+        done = max((int(line["step"]) for line in self.metrics() if "loss" in line), default=0)
+        planned = self.job().get("steps")
+        newest = max(self.checkpoints.glob("step-*"), default=None) if self.checkpoints.is_dir() else None
+        left = (
+            f"its newest checkpoint is {newest} (the tuned weights alone, weights.safetensors)"
+            if newest
+            else "it has no checkpoint yet (train.save_every)"
+        )
+        return f"step {done}" + (f" of {planned}" if planned else ""), left
+
     def state(self) -> State:
         """finished: final weights are there; running: another process holds the lock; else unfinished."""
         if self.weights is not None:

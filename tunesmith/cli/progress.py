@@ -92,7 +92,7 @@ class TrainingProgress:
             self._console.print(f"step {line['step']}/{self._steps}  {figures}  about {duration(left)} left")
 
     def evaluated(self, line: Mapping[str, Any]) -> None:
-        before = " (before training)" if line["step"] == 0 else ""
+        before = " (before this training)" if line["step"] == 0 else ""
         self._console.print(
             f"step {line['step']}: validation loss {line['valid_loss']:.3f}, "
             f"perplexity {line['valid_perplexity']:,.1f}{before}",

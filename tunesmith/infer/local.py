@@ -140,9 +140,11 @@ def _weights(run: RunDir) -> Path:
         raise RunError(
             f"{run.path} is still being trained.", fix="Wait until it's finished, or load its base model."
         )
+    step, left = run.stopped_at()
     raise RunError(
-        f"{run.path} has no final weights: its training was interrupted.",
-        fix="Train it to the end, or load another run (`tunesmith runs list`).",
+        f"{run.path} has no final weights: its training was interrupted at {step}; {left}.",
+        fix="A training can't be taken up again yet: train anew in another folder "
+        f"(`tunesmith train {run.job_file} output=…`), or load another run (`tunesmith runs list`).",
     )
 
 

@@ -171,8 +171,18 @@ def _log_file(run: RunDir) -> Iterator[None]:
         logger.addHandler(handler)
     try:
         yield
+    except KeyboardInterrupt:
+        step, left = run.stopped_at()
+        log.error("stopped: interrupted at %s", step)
+        raise KeyboardInterrupt(
+            f"Interrupted at {step}. {run.path} keeps its records; {left}.\n"
+            f"Next:   tunesmith runs show {run.path}\n"
+            f"        tunesmith train {run.job_file} output=…     (anew, in another folder)"
+        ) from None
     except BaseException as error:
-        log.error("stopped: %s", error, exc_info=not isinstance(error, TrainError | KeyboardInterrupt))
+        ended = isinstance(error, SystemExit)
+        told = f"ended by a signal (exit code {error})" if ended else str(error) or type(error).__name__
+        log.error("stopped: %s", told, exc_info=not (ended or isinstance(error, TrainError)))
         raise
     finally:
         for logger in loggers:
