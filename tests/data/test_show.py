@@ -69,6 +69,14 @@ def test_cut_tokens_are_shown_where_they_stood() -> None:
     assert "cut" in counts.plain
 
 
+def test_a_row_that_would_stop_the_training_is_not_called_cut() -> None:
+    rows = trace([row(1, "很長的問題" * 9, "答。")], LLAMA, options(max_length=40, too_long="error"))
+    _, counts, tokens = show(rows, LLAMA.tokenizer, plain=True)
+    assert "longer than 40 tokens: training would stop (data.too_long=error)" in counts.plain
+    assert " cut" not in counts.plain
+    assert "[[答。<|eot_id|>]]" in tokens.plain
+
+
 def test_no_character_is_torn_wherever_the_cut_falls() -> None:
     """Byte fragments of a character go together, even where its bytes are of two classes."""
     question, answer = "鑫龘麤🙂", "驫鱻。"

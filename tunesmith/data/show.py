@@ -66,8 +66,12 @@ def show(
 
 
 def _trace(encoded: Encoded, settings: DataSettings) -> Shown:
+    size = len(encoded.input_ids)
+    if size > settings.max_length and settings.too_long == "error":
+        stops = f"longer than {settings.max_length} tokens: training would stop (data.too_long=error)"
+        return Shown(encoded.origin, encoded.input_ids, _kinds(encoded), "; ".join([stops, *encoded.notes]))
     windows, reason = fit(encoded, settings.max_length, settings.too_long)
-    kinds: list[Kind] = ["cut"] * len(encoded.input_ids)
+    kinds: list[Kind] = ["cut"] * size
     for window in windows:
         for position, label in zip(window.positions, window.label_mask, strict=True):
             kinds[position] = "trained" if label else "context"
@@ -78,9 +82,12 @@ def _trace(encoded: Encoded, settings: DataSettings) -> Shown:
 
 
 def _shown(row: Encoded | Example) -> Shown:
-    kinds: list[Kind] = ["trained" if label else "context" for label in row.label_mask]
     notes = row.notes if isinstance(row, Encoded) else ()
-    return Shown(row.origin, row.input_ids, kinds, "; ".join(notes))
+    return Shown(row.origin, row.input_ids, _kinds(row), "; ".join(notes))
+
+
+def _kinds(row: Encoded | Example) -> list[Kind]:
+    return ["trained" if label else "context" for label in row.label_mask]
 
 
 def _legend(plain: bool) -> RichText:
