@@ -16,6 +16,7 @@ Reading runs imports neither torch nor pydantic, so that `runs list` answers at 
 
 from __future__ import annotations
 
+import difflib
 import errno
 import json
 import os
@@ -198,9 +199,12 @@ def open_run(path: Path) -> RunDir:
     """An existing run. Raises RunError with the known runs when there is none at `path`."""
     if (path / "job.yaml").is_file():
         return RunDir(path)
-    known = ", ".join(str(run.path) for run in list_runs(path.parent)[:10]) if path.parent.is_dir() else ""
+    places = [path.parent, Path("runs")] if path.parent == Path() else [path.parent]
+    runs = {run.path.name: str(run.path) for place in places for run in list_runs(place)}
+    near = [runs[name] for name in difflib.get_close_matches(path.name, runs, n=3, cutoff=0.5)]
+    known = ", ".join([*runs.values()][-10:])
     raise RunError(
-        f"{path} isn't the folder of a run.",
+        f"{path} isn't the folder of a run." + (f" Did you mean {' or '.join(near)}?" if near else ""),
         fix=f"Runs there: {known}." if known else "See `tunesmith runs list`.",
     )
 
