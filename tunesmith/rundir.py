@@ -170,6 +170,10 @@ def check_free(path: Path) -> None:
         there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
         if there.is_dir() and not used and not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "there is no permission to write", str(there))
+        if there.is_dir() and not used:
+            # Some places (/proc) refuse although the permissions say otherwise.
+            with tempfile.TemporaryDirectory(dir=there, prefix=".tunesmith-"):
+                pass
     if used:
         raise RunError(
             f"{path} is in use already.",

@@ -168,6 +168,12 @@ def unfinished_run(place: Path) -> None:
     (place / "runs" / "half" / "job.yaml").write_text("job: {}\n")
 
 
+def run_as_model(place: Path) -> None:
+    job()(place)
+    unfinished_run(place)
+    (place / "runs" / "half" / "job.yaml").write_text("job: {model: its/base}\n")
+
+
 CASES = [
     # the command and the job
     Case("unknown verb", ("trian", "job.yaml"), 2, ("train",)),
@@ -247,13 +253,19 @@ CASES = [
     Case("cut weights", TRAIN, 1, ("safetensors",), cut_weights),
     Case("git-lfs pointer", TRAIN, 1, ("git lfs pull",), lfs_pointer),
     Case("damaged GGUF", TRAIN, 1, ("gguf",), damaged_gguf),
-    Case("no such target", (*TRAIN, "adapter.targets=[qq_proj]"), 1, ("qq_proj", "q_proj"), job()),
-    Case("too many layers", (*TRAIN, "adapter.type=freeze", "adapter.last_layers=99"), 1, ("99",), job()),
+    Case("no such target", (*TRAIN, "adapter.targets=[qq_proj]"), 2, ("qq_proj", "q_proj"), job()),
+    Case(
+        "too many layers", (*TRAIN, "adapter.type=freeze", "adapter.last_layers=99", "train.learning_rate=1e-5"), 2,
+        ("99",), job(),
+    ),
     Case("nothing to continue from", (*TRAIN, "adapter.continue_from=runs/none"), 1, ("runs/none",), job()),
     # the run folder
     Case("output in use", TRAIN, 1, ("in use",), used_output),
     Case("output below a file", TRAIN, 1, ("file",), output_below_file),
     Case("not a run", ("runs", "show", "nowhere"), 1, ("nowhere",)),
+    Case("output where nothing can be made", (*TRAIN, "output=/proc/x"), 1, ("/proc/x can't be written",), job()),
+    Case("a run as model", (*TRAIN, "model=runs/half"), 1, ("is a run", "model=its/base and adapter.continue_from=runs/half"), run_as_model),
+    Case("a misspelt alias", (*TRAIN, "model=smollm2-135"), 1, ("Did you mean smollm2-135m?",), job()),
     Case("chat with an unfinished run", ("chat", "runs/half"), 1, ("runs/half",), unfinished_run),
     # answers and measurements
     Case("no prompts file", ("generate", "MODELS/qwen2", "--input", "no.jsonl", "--output", "out.jsonl"), 1, ("no.jsonl",)),
@@ -295,6 +307,8 @@ def test_bad_input(case: Case, place: Path, models: Path, tunesmith: Callable[..
     assert "Traceback" not in ended.text
     for part in case.says:
         assert part in ended.err
+    if case.name in ("no such target", "too many layers", "output where nothing can be made"):
+        assert "trained on" not in ended.err  # told before the data is shown
     assert case.name == "unknown verb" or "What to do" in ended.err
     assert len([line for line in ended.err.splitlines() if line.startswith("Error")]) == 1
     assert tree(place) == before

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.device import available_memory
-from tunesmith.errors import ModelError
+from tunesmith.errors import ModelError, SettingsError
 from tunesmith.model import fused_lora, saved
 from tunesmith.model.config import AdapterSettings
 from tunesmith.model.load import require_free
@@ -42,8 +42,9 @@ def prepare(
 
     The same seed gives the same bytes; torch's own random state is left as it was.
 
-    Raises ModelError: a target that doesn't exist (lists those that do), more layers than there are, an
-    adapter to continue that belongs to another base or differs from the job. PlanError where memory can't do.
+    Raises SettingsError: a target that doesn't exist (lists those that do), more layers than there are.
+    ModelError: an adapter to continue that belongs to another base or differs from the job. PlanError where
+    memory can't do.
     """
     if not settings.uses_peft:
         return _unfreeze(model, settings)
@@ -55,6 +56,14 @@ def prepare(
         tuned.pissa_initial = {n: p.detach().clone() for n, p in tuned.named_parameters() if p.requires_grad}
     fused_lora.fuse(tuned)
     return tuned
+
+
+def check_names(outline: PreTrainedModel, settings: AdapterSettings) -> None:
+    """Raise SettingsError for wrong targets or layers, by a model without weights (load.outline)."""
+    if settings.uses_peft:
+        _targets(outline, settings)
+    elif settings.type == "freeze":
+        _last_layers(outline, settings)
 
 
 def save(
@@ -150,7 +159,7 @@ def _new(model: PreTrainedModel, settings: AdapterSettings) -> PeftModel:
 
 
 def _targets(model: PreTrainedModel, settings: AdapterSettings) -> dict[str, nn.Module]:
-    """The layers that the job names. Raises ModelError that lists every wrong name and the right ones."""
+    """The layers that the job names. Raises SettingsError that lists every wrong name and the right ones."""
     linear = linear_layers(model)
     if settings.targets == "all":
         return linear
@@ -171,7 +180,7 @@ def _targets(model: PreTrainedModel, settings: AdapterSettings) -> dict[str, nn.
         found |= usable
     if problems:
         names = sorted({name.rpartition(".")[2] for name in linear})
-        raise ModelError(
+        raise SettingsError(
             "adapter.targets names layers that can't be tuned.",
             details=problems,
             fix=f"Use all, or names of linear layers; this model has {', '.join(names)}.",
@@ -198,13 +207,7 @@ def _unfreeze(model: PreTrainedModel, settings: AdapterSettings) -> PreTrainedMo
     trained: list[nn.Module] = [model]
     if settings.type == "freeze":
         model.requires_grad_(False)
-        layers, wanted = decoder_layers(model), settings.last_layers or 1
-        if wanted > len(layers):
-            raise ModelError(
-                f"adapter.last_layers is {wanted}, but the model has {len(layers)} layers.",
-                fix=f"Use at most {len(layers)}.",
-            )
-        trained = list(layers[-wanted:])
+        trained = _last_layers(model, settings)
     parameters = [p for module in trained for p in module.parameters()]
     held = sum(p.numel() * p.element_size() for p in parameters)
     needed = sum(p.numel() for p in parameters) * _BYTES_PER_TRAINED - held
@@ -213,6 +216,16 @@ def _unfreeze(model: PreTrainedModel, settings: AdapterSettings) -> PreTrainedMo
         module.float().requires_grad_(True)
     model.tie_weights()
     return model
+
+
+def _last_layers(model: nn.Module, settings: AdapterSettings) -> list[nn.Module]:
+    layers, wanted = decoder_layers(model), settings.last_layers or 1
+    if wanted > len(layers):
+        raise SettingsError(
+            f"adapter.last_layers is {wanted}, but the model has {len(layers)} layers.",
+            fix=f"Use at most {len(layers)}.",
+        )
+    return list(layers[-wanted:])
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
@@ -245,8 +258,15 @@ def _continued(model: PreTrainedModel, settings: AdapterSettings, base_fingerpri
         if wanted["targets"] == own["targets"]:
             wanted["targets"], own["targets"] = sorted(targets), sorted(tuned)
     if different := [key for key in own if own[key] != wanted[key]]:
+        was = saved.read_meta(folder).get("adapter") or {}
+        why = (
+            f" It was trained with init={was['init']}, rank {was['rank']}, alpha {_shown(was['alpha'])}, "
+            "and is kept as a plain LoRA of twice the rank and alpha, which fits the original base."
+            if str(was.get("init", "default")) != "default"
+            else ""
+        )
         raise ModelError(
-            f"The adapter to continue, {folder}, differs from the job.",
+            f"The adapter to continue, {folder}, differs from the job.{why}",
             details=[
                 f"{k}: the adapter has {_shown(own[k])}, the job {_shown(wanted[k])}" for k in different
             ],

@@ -65,7 +65,7 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
             f"{source.name} has no tokenizer (none of {', '.join(known)}).",
             fix="Copy the tokenizer's files of this model into its folder.",
         )
-    with _quiet(), _explained(source, "its tokenizer can't be read"):
+    with quiet(), _explained(source, "its tokenizer can't be read"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return cast(PreTrainedTokenizerBase, tokenizer)
 
@@ -80,7 +80,7 @@ def load_model(source: Source, device: Device, *, dtype: torch.dtype | None = No
     dtype = dtype or device.dtype
     folder = local_folder(source)
     _check_memory(source, folder, device, dtype)
-    with _quiet(), _explained(source, "its weights can't be loaded"):
+    with quiet(), _explained(source, "its weights can't be loaded"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         architecture = AutoModelForCausalLM._model_mapping[type(config)]
         capped = getattr(config, "attn_logit_softcapping", None)  # gemma2: SDPA would refuse, or not cap
@@ -104,6 +104,15 @@ def load_model(source: Source, device: Device, *, dtype: torch.dtype | None = No
     model.name_or_path = base_name
     model.config._name_or_path = base_name
     return cast(PreTrainedModel, model.to(device.torch_device).eval())
+
+
+def outline(source: Source) -> PreTrainedModel:
+    """The model without its weights (on torch's meta device): the names and sizes of its layers."""
+    with _explained(source, "its config.json can't be used"), quiet(), torch.device("meta"):
+        config = AutoConfig.from_pretrained(
+            local_folder(source), local_files_only=True, trust_remote_code=False
+        )
+        return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config))
 
 
 def local_folder(source: Source) -> Path:
@@ -202,7 +211,7 @@ def _dequantise(source: Source, header: gguf_file.Header, target: Path) -> None:
     place = {"gguf_file": source.path.name, "local_files_only": True}
     # The progress bar of this reader is tqdm's own and has no switch.
     silence = redirect_stderr(io.StringIO())
-    with silence, _quiet(), _explained(source, "this GGUF file can't be read by transformers"):
+    with silence, quiet(), _explained(source, "this GGUF file can't be read by transformers"):
         tokenizer = AutoTokenizer.from_pretrained(source.path.parent, **place)
         model = AutoModelForCausalLM.from_pretrained(
             source.path.parent,
@@ -210,7 +219,7 @@ def _dequantise(source: Source, header: gguf_file.Header, target: Path) -> None:
             quantization_config=GgufConfig(dequantize=True),
             **place,
         )
-    with new_folder(target) as folder, _quiet():
+    with new_folder(target) as folder, quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
@@ -268,7 +277,7 @@ def _explained(source: Source, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars and no chatter of transformers inside; the caller's own settings come back."""
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()

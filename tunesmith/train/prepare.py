@@ -24,7 +24,7 @@ from tunesmith.errors import PlanError
 from tunesmith.model import adapters
 from tunesmith.model.attention import can_segment, can_share
 from tunesmith.model.families import can_pack
-from tunesmith.model.load import context_length, end_ids, fingerprint, load_model, load_tokenizer
+from tunesmith.model.load import context_length, end_ids, fingerprint, load_model, load_tokenizer, outline
 from tunesmith.model.source import Source, resolve
 from tunesmith.records import Conversation, Record
 from tunesmith.rundir import RunDir
@@ -65,6 +65,7 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
     train_rows, valid_rows = load_data(job.data, job.train.seed)
     source = resolve(job.model, job.revision)
     listener.note(f"Model {job.model}, on {device.name}, {device.dtype_name}.")
+    adapters.check_names(outline(source), job.adapter)
     tokenizer = load_tokenizer(source)
     renderer = Renderer(
         tokenizer, job.data.template, end_ids=end_ids(source), thinking=_thinks(train_rows.records)
