@@ -53,6 +53,15 @@ def test_every_row_of_an_example_fits_the_default_model(path: Path) -> None:
         _check_encoded(part, renderer, job.data)
 
 
+def test_novel_has_the_rows_that_its_readme_counts() -> None:
+    job = load_job(EXAMPLES / "novel" / "job.yaml")
+    train, valid = load_data(job.data, job.train.seed)
+    assert valid is not None
+    text = (EXAMPLES / "novel" / "README.md").read_text(encoding="utf-8")
+    assert f"{len(train.records)} short rows" in text
+    assert f"({len(valid.records)} are for validation)" in text
+
+
 def test_tang_has_the_rows_that_its_readme_counts() -> None:
     folder = EXAMPLES / "tang"
     train, valid, test = (
