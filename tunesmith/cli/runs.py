@@ -226,6 +226,8 @@ def _results(run: RunDir) -> None:
             print_table(table(COLUMNS, comparison_rows(result), numbers=("A", "B")))
         else:
             _rows(evaluation_rows(result))
+        for note in result.get("notes") or []:
+            out.print(note)
 
 
 def _paths(run: RunDir) -> list[tuple[str, str]]:
