@@ -60,7 +60,7 @@ def test_targets_by_name(base, targets, expected):
 
 @pytest.mark.parametrize("target", ["gate_proj", "model.layers.1.mlp.up_proj", "gate", "down_proj"])
 def test_names_that_peft_takes_for_experts_are_refused(base, target):
-    with pytest.raises(ModelError, match="can't tune it in this family"):
+    with pytest.raises(SettingsError, match="can't tune it in this family"):
         prepare(base("qwen3_moe"), targets=["q_proj", target])
     tuned = prepare(base("qwen3_moe"), targets=["q_proj"])
     assert not tuned.peft_config["default"].target_parameters

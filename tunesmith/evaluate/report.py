@@ -248,11 +248,17 @@ def _loading(run: RunDir, facts: Mapping[str, Any]) -> dict[str, str]:
     """How to use the result: the command line, and plain transformers (and peft)."""
     path, base = str(run.path), facts.get("base") or {}
     folder = _path_words(f"{path}/{run.weights.name if run.weights else 'adapter'}")
-    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", f"folder = {folder}"]
+    lines = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"folder = {folder}  # seen from where it was trained",
+    ]
     if run.weights == run.model:
         lines.append("model = AutoModelForCausalLM.from_pretrained(folder)")
     else:
         lines.insert(0, "from peft import PeftModel")
+        if base.get("kind") != "hub":
+            lines.append(f"# {base.get('name')}, where it lies on the machine that trained it")
         lines.append(f"model = AutoModelForCausalLM.from_pretrained({_base_words(base)})")
         lines.append("model = PeftModel.from_pretrained(model, folder)")
     lines += [
