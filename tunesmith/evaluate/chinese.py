@@ -20,7 +20,7 @@ _PHRASES = [
         (r"the tokenizers differ: see bits_per_byte$", "分词器不同：请看 bits_per_byte"),
         # notes of a comparison
         (
-            r"(\d+) of these (\d+) rows were trained on by (.+): figures on them show .*",
+            r"(\d+) of these (\d+) rows (?:was|were) trained on by (.+): figures on them show .*",
             r"这 \2 条数据中有 \1 条是 \3 训练过的：这些条上的数字反映的是背诵。没有见过的数据更能说明问题。",
         ),
         (

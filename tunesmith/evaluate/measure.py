@@ -207,8 +207,9 @@ def _learnt(names: Sequence[str], questions: Questions) -> list[str]:
         count = sum(any(key in known for key in _keys(row)) for row in questions.conversations)
         if count:
             told.append(
-                f"{count} of these {len(questions.conversations)} rows were trained on by {name}: figures on "
-                "them show what it knows by heart. Rows that it has never seen tell more."
+                f"{count} of these {len(questions.conversations)} rows {'was' if count == 1 else 'were'} "
+                f"trained on by {name}: figures on them show what it knows by heart. "
+                "Rows that it has never seen tell more."
             )
     return told
 
