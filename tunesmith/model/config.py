@@ -55,7 +55,7 @@ class AdapterSettings(Settings):
         ):
             raise ValueError(
                 f"adapter.{' and adapter.'.join(unused)} would do nothing with type {self.type}, which "
-                "trains the model's own weights: leave it out, or use type lora"
+                "trains the model's own weights: leave that out, or use type lora"
             )
         if not re.fullmatch(r"default|pissa|pissa_niter_[1-9]\d*", self.init):
             raise ValueError(f"adapter.init is default, pissa or pissa_niter_N (it is {self.init!r})")
