@@ -121,7 +121,6 @@ def test_a_whole_model_loads_with_plain_transformers(tmp_path: Path, adapter: di
     assert AutoTokenizer.from_pretrained(run.model).chat_template
 
 
-@pytest.mark.parametrize("adapter", [{"type": "dora"}, {"rslora": True}, {"init": "pissa"}, {"dropout": 0.3}])
 @pytest.mark.parametrize("adapter", WHOLE, ids=lambda value: value["type"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_whole_weights_train_in_bf16(tmp_path: Path, family: str, adapter: dict[str, Any]) -> None:
@@ -132,6 +131,7 @@ def test_whole_weights_train_in_bf16(tmp_path: Path, family: str, adapter: dict[
     assert run.job()["segments"] is True
 
 
+@pytest.mark.parametrize("adapter", [{"type": "dora"}, {"rslora": True}, {"init": "pissa"}, {"dropout": 0.3}])
 def test_kinds_of_lora_train(tmp_path: Path, adapter: dict[str, Any]) -> None:
     run = train(make_job(tmp_path, adapter=adapter, train={"max_steps": 6}), tmp_path / "run")
     losses = [line["valid_loss"] for line in run.metrics() if "valid_loss" in line]
@@ -261,7 +261,7 @@ def test_the_folder_says_which_path_was_taken(tmp_path: Path) -> None:
 def test_what_sharing_saves_is_told_of_a_whole_epoch(tmp_path: Path) -> None:
     listener = Notes()
     run = train(
-        make_job(tmp_path, train={"max_steps": 1, "batch_size": 1}), tmp_path / "run", listener=listener
+        make_job(tmp_path, train={"max_steps": 1, "batch_size": 2}), tmp_path / "run", listener=listener
     )
     (told,) = [text for text in listener.told if "Common beginnings" in text]
     assert f"of {run.data_report()['train']['tokens']:,} tokens an epoch" in told

@@ -6,7 +6,7 @@ data, template, target names) fails before a run folder exists.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ from tunesmith.train.optim import check_schedule
 from tunesmith.train.seeds import seed_everything
 from tunesmith.train.track import Tracking
 
+Note = Callable[[str], None]
+
 FEW_STEPS = 10
 FEW_ROWS = 20
 
@@ -53,6 +55,7 @@ class Prepared:
     valid_rows: Dataset | None
     report: dict[str, Any]
     training: Training
+    notes: list[str]  # what the listener was told, for the run's log
 
 
 def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
@@ -60,11 +63,17 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
 
     Raises a TunesmithError of the part that failed.
     """
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        listener.note(text)
+
     seed_everything(job.train.seed)
     device = pick(job.train.dtype)
     train_rows, valid_rows = load_data(job.data, job.train.seed)
     source = resolve(job.model, job.revision)
-    listener.note(f"Model {job.model}, on {device.name}, {device.dtype_name}.")
+    note(f"Model {job.model}, on {device.name}, {device.dtype_name}.")
     tokenizer = load_tokenizer(source)
     renderer = Renderer(
         tokenizer, job.data.template, end_ids=end_ids(source), thinking=_thinks(train_rows.records)
@@ -79,12 +88,12 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
     _check_context(model, encoded, valid_encoded)
     packing, why = can_pack(model.config) if job.data.packing else (False, "")
     if why:
-        listener.note(f"Rows aren't packed: {why}.")
+        note(f"Rows aren't packed: {why}.")
     base = fingerprint(source)
     model = adapters.prepare(model, job.adapter, seed=job.train.seed, base_fingerprint=base)
     if job.train.checkpoint_activations:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    segments, sharing = _fast_paths(job, model, packing, listener)
+    segments, sharing = _fast_paths(job, model, packing, note)
 
     training = Training(
         model=model,
@@ -102,12 +111,12 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
         sharing=sharing,
     )
     if sharing:
-        _note_sharing(training)
+        _note_sharing(training, note)
     check_schedule(job.train, training.steps)
-    for note in _warnings(job, training):
-        listener.note(note)
-    _compile(training, job, listener)
-    return Prepared(job, source, base, renderer, train_rows, valid_rows, report, training)
+    for warning in _warnings(job, training):
+        note(warning)
+    _compile(training, job, note)
+    return Prepared(job, source, base, renderer, train_rows, valid_rows, report, training, notes)
 
 
 def _with_step_size(job: Job, encoded: EncodedData) -> Job:
@@ -137,13 +146,13 @@ def _check_context(model: PreTrainedModel, *data: EncodedData | None) -> None:
         )
 
 
-def _fast_paths(job: Job, model: PreTrainedModel, packing: bool, listener: Listener) -> tuple[bool, bool]:
+def _fast_paths(job: Job, model: PreTrainedModel, packing: bool, note: Note) -> tuple[bool, bool]:
     """Whether to attend by segments, and whether rows share their beginnings; says what is off and why."""
     if not packing:
         return False, False
     segments, why = can_segment(model)
     if not segments:
-        listener.note(f"Attention is torch's own, at the cost of a pack's square: {why}.")
+        note(f"Attention is torch's own, at the cost of a pack's square: {why}.")
         return False, False
     if not job.data.share_prefixes:
         return True, False
@@ -151,18 +160,18 @@ def _fast_paths(job: Job, model: PreTrainedModel, packing: bool, listener: Liste
     if job.train.neftune:
         sharing, why = False, "with NEFTune each row draws its own noise"
     if not sharing:
-        listener.note(f"Common beginnings of rows are computed for each row: {why}.")
+        note(f"Common beginnings of rows are computed for each row: {why}.")
     return True, sharing
 
 
-def _note_sharing(training: Training) -> None:
-    """What sharing saves, counted over the first epoch."""
-    steps = training.plans[0] if training.plans else []
+def _note_sharing(training: Training, note: Note) -> None:
+    """What sharing saves, counted over the first epoch, the whole of it."""
+    steps = training.plans.first
     rows = [example.input_ids for example in training.train]
     raw = sum(len(rows[i]) for step in steps for pack in step.microbatches for i in pack)
     unique = computed_tokens(steps, rows)
     if unique < raw:
-        training.listener.note(
+        note(
             f"Common beginnings are computed once: {unique:,} of {raw:,} tokens an epoch, "
             f"up to {raw / unique:.1f} times as fast."
         )
@@ -186,7 +195,7 @@ def _warnings(job: Job, training: Training) -> list[str]:
     return told
 
 
-def _compile(training: Training, job: Job, listener: Listener) -> None:
+def _compile(training: Training, job: Job, note: Note) -> None:
     """Compile layers and loss where the job or the length of the run asks for it."""
     _, parameters = adapters.trainable_count(training.model)
     eager = training.objective
@@ -195,7 +204,7 @@ def _compile(training: Training, job: Job, listener: Listener) -> None:
         job.train.compile,
         lambda: adapters.decoder_layers(training.model),
         training.trial_pass,
-        listener.note,
+        note,
         earns=compiling.worthwhile(parameters, training.tokens, training.device),
     )
     if not training.compiled.active:

@@ -54,6 +54,8 @@ def train(
     with run.lock(), _log_file(run), tracking(job.train.track, run, facts["job"]) as training.tracking:
         rundir.write_json(run.data_report_file, ready.report)
         rundir.write_atomic(run.job_file, yaml.safe_dump(facts, allow_unicode=True, sort_keys=False))
+        for note in ready.notes:
+            log.info("%s", note)
         log.info("training starts: %s steps", training.steps)
         listener.started(training.steps, facts)
         outcome = run_loop(training)
@@ -135,6 +137,11 @@ def _facts(ready: Prepared) -> dict[str, Any]:
         "dtype": training.device.dtype_name,
         "threads": torch.get_num_threads(),
         "steps": training.steps,
+        # Which of the ways to the same gradients was taken.
+        "packing": training.packing,
+        "segments": training.segments,
+        "sharing": training.sharing,
+        "compiled": training.compiled.active,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "data_sha256": _hashes(ready.train_rows, ready.valid_rows),
         "versions": {
