@@ -241,3 +241,19 @@ def test_settings_are_frozen() -> None:
 def test_text_and_booleans_are_not_numbers(wrong: Any) -> None:
     with pytest.raises(SettingsError, match="learning_rate"):
         build(Job, {**MINIMAL, "train": {"learning_rate": wrong}})
+
+
+@pytest.mark.parametrize(
+    "unused",
+    [{"rank": 4}, {"alpha": 8}, {"dropout": 0.5}, {"targets": ["nonsense"]}, {"rslora": True}],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", [{"type": "full"}, {"type": "freeze", "last_layers": 2}], ids=str)
+def test_settings_of_lora_are_refused_where_whole_weights_are_tuned(
+    unused: dict[str, Any], kind: dict[str, Any]
+) -> None:
+    content = merge(MINIMAL, {"adapter": kind, "train": {"learning_rate": 1e-5}})
+    whole = build(Job, content)
+    assert build(Job, whole.model_dump()) == whole  # its own defaults, written out
+    with pytest.raises(SettingsError, match=rf"adapter\.{next(iter(unused))} would do nothing"):
+        build(Job, merge(content, {"adapter": unused}))

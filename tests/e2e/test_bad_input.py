@@ -248,7 +248,7 @@ CASES = [
     Case("git-lfs pointer", TRAIN, 1, ("git lfs pull",), lfs_pointer),
     Case("damaged GGUF", TRAIN, 1, ("gguf",), damaged_gguf),
     Case("no such target", (*TRAIN, "adapter.targets=[qq_proj]"), 1, ("qq_proj", "q_proj"), job()),
-    Case("too many layers", (*TRAIN, "adapter.type=freeze", "adapter.last_layers=99"), 1, ("99",), job()),
+    Case("too many layers", TRAIN, 1, ("99",), job(adapter={"type": "freeze", "last_layers": 99})),
     Case("nothing to continue from", (*TRAIN, "adapter.continue_from=runs/none"), 1, ("runs/none",), job()),
     # the run folder
     Case("output in use", TRAIN, 1, ("in use",), used_output),
@@ -314,9 +314,9 @@ main()
 
 
 def test_a_disk_that_fills_up_leaves_no_half_written_weights(place: Path, models: Path) -> None:
-    job(model=str(models / "qwen2"))(place)
+    job(model=str(models / "qwen2"), adapter={"type": "full"})(place)
     # Room for the records, not for the weights.
-    command = [sys.executable, "-c", LIMITED, "20000", "train", "job.yaml", "adapter.type=full"]
+    command = [sys.executable, "-c", LIMITED, "20000", "train", "job.yaml"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=place, check=False)
     assert ended.returncode == 1, ended.stderr
     assert "Traceback" not in ended.stderr

@@ -13,6 +13,9 @@ AdapterType = Literal["lora", "dora", "full", "freeze"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 
 
+_OF_LORA = ("rank", "alpha", "dropout", "targets", "rslora")
+
+
 def _as_names(value: Any) -> Any:
     names = value.split(",") if isinstance(value, str) and "," in value else value
     return as_tuple(names)
@@ -45,6 +48,15 @@ class AdapterSettings(Settings):
             raise ValueError("adapter.type freeze needs adapter.last_layers, for example 2")
         if self.type != "freeze" and self.last_layers is not None:
             raise ValueError(f"adapter.last_layers goes with type freeze, not with {self.type}")
+        if not self.uses_peft and (
+            unused := [
+                name for name in _OF_LORA if getattr(self, name) != type(self).model_fields[name].default
+            ]
+        ):
+            raise ValueError(
+                f"adapter.{' and adapter.'.join(unused)} would do nothing with type {self.type}, which "
+                "trains the model's own weights: leave that out, or use type lora"
+            )
         if not re.fullmatch(r"default|pissa|pissa_niter_[1-9]\d*", self.init):
             raise ValueError(f"adapter.init is default, pissa or pissa_niter_N (it is {self.init!r})")
         if self.init != "default" and self.type != "lora":

@@ -43,11 +43,18 @@ class TrainSettings(Settings):
         None, ge=1, description="tokens in one optimizer step; by default 4096, fewer where the data is small"
     )
     batch_size: int | None = Field(
-        None, ge=1, description="rows in one forward pass, instead of tokens_per_step"
+        None,
+        ge=1,
+        description="rows in one optimizer step, times accumulate, instead of tokens_per_step; not packed: "
+        "also rows in one forward pass",
     )
-    accumulate: int | None = Field(None, ge=1, description="with batch_size: forward passes in one step")
+    accumulate: int | None = Field(
+        None, ge=1, description="with batch_size: a step has batch_size x accumulate rows"
+    )
     microbatch_tokens: int | Literal["auto"] = Field(
-        "auto", description="tokens in one forward pass; never changes results"
+        "auto",
+        description="tokens in one forward pass; changes no result apart from rounding, and from which noise "
+        "is drawn with dropout or NEFTune",
     )
     optimizer: Literal["adamw"] = Field("adamw", description="torch's fused AdamW, fp32 states")
     weight_decay: float = Field(0.0, ge=0, description="on matrices; never on biases, norms, embeddings")
@@ -83,7 +90,7 @@ class TrainSettings(Settings):
         if self.tokens_per_step is not None and self.batch_size is not None:
             raise ValueError("set tokens_per_step (in tokens) or batch_size x accumulate (in rows), not both")
         if self.accumulate is not None and self.batch_size is None:
-            raise ValueError("accumulate counts forward passes of batch_size rows: set batch_size too")
+            raise ValueError("accumulate multiplies batch_size, the rows of a step: set batch_size too")
         if isinstance(self.microbatch_tokens, int) and self.microbatch_tokens < 1:
             raise ValueError("microbatch_tokens is at least 1, or auto")
         if self.schedule == "constant" and self.warmup not in (0, type(self).model_fields["warmup"].default):
