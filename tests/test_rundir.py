@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,24 @@ def test_a_second_process_is_refused_and_sees_the_state(tmp_path: Path) -> None:
     assert second_process(run) == ["unfinished", "locked"]
     run.adapter.mkdir()
     assert run.state() == "finished"
+
+
+def test_looking_at_a_run_does_not_keep_it_from_starting(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    with (run.path / "lock").open("a") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        later = threading.Timer(0.2, fcntl.flock, (looking, fcntl.LOCK_UN))
+        later.start()
+        with run.lock():
+            assert run.state() == "running"
+        later.join()
+
+
+def test_a_line_that_is_no_object_is_damaged(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    run.metrics_file.write_text('{"step": 1}\n[2, 3]\n{"step": 2}\n', encoding="utf-8")
+    with pytest.raises(RunError, match=r"metrics\.jsonl:2: the line is damaged"):
+        run.metrics()
 
 
 def test_a_half_written_last_line_is_left_out(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from typing import IO, Any, Literal
 import yaml
 
 from tunesmith.errors import RunError
+
+LOCK_SECONDS = 1.0
 
 State = Literal["running", "finished", "unfinished"]
 
@@ -116,18 +119,25 @@ class RunDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run against a second process. Raises RunError at once if another one has it."""
+        """Hold the run against a second process. Raises RunError if another one has it for a second."""
         import fcntl
 
         handle = self._open(self.path / "lock", "a")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.close()
-            raise RunError(
-                f"{self.path} is being trained by another process.",
-                fix="Wait for it, or give another folder: output=runs/other.",
-            ) from None
+        give_up = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                # `runs list` holds it too, for the moment in which it looks whether anybody trains here.
+                if time.monotonic() < give_up:
+                    time.sleep(0.02)
+                    continue
+                handle.close()
+                raise RunError(
+                    f"{self.path} is being trained by another process.",
+                    fix="Wait for it, or give another folder: output=runs/other.",
+                ) from None
         try:
             yield
         finally:
@@ -210,8 +220,11 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in lines:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("not an object")
+            rows.append(row)
+        except ValueError:
             if number != lines[-1][0]:
                 raise RunError(
                     f"{file}:{number}: the line is damaged.", fix="Restore the file, or take the line out."
