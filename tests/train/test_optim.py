@@ -9,7 +9,7 @@ from torch import nn
 from tunesmith.errors import SettingsError
 from tunesmith.settings import build
 from tunesmith.train.config import TrainSettings
-from tunesmith.train.optim import build_optimizer, build_schedule, warmup_steps
+from tunesmith.train.optim import build_optimizer, build_schedule, check_schedule, warmup_steps
 
 
 def settings(**values: object) -> TrainSettings:
@@ -84,3 +84,26 @@ def test_warmup_longer_than_the_training_is_refused() -> None:
 def test_an_option_that_a_schedule_does_not_take_is_refused() -> None:
     with pytest.raises(SettingsError, match="linear"):
         rates("linear", 8, warmup=0, schedule_options={"num_cycle": 2})
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("inverse_sqrt", {"timescale": 0}),
+        ("polynomial", {"power": -1}),
+        ("polynomial", {"lr_end": 1.0}),
+    ],
+)
+@pytest.mark.parametrize("steps", [1, 20, 1_000_000])
+def test_a_schedule_that_fails_on_the_way_is_refused_before(
+    name: str, options: dict[str, float], steps: int
+) -> None:
+    with pytest.raises(SettingsError, match=name):
+        check_schedule(settings(schedule=name, schedule_options=options, learning_rate=0.1), steps)
+
+
+@pytest.mark.parametrize("name", TrainSettings.model_fields["schedule"].annotation.__args__)  # type: ignore[union-attr]
+def test_a_sound_schedule_passes(name: str) -> None:
+    options = {"cosine_with_min_lr": {"min_lr": 1e-5}, "warmup_stable_decay": {"num_decay_steps": 3}}
+    warmup = {} if name == "constant" else {"warmup": 2}
+    check_schedule(settings(schedule=name, schedule_options=options.get(name, {}), **warmup), 5000)

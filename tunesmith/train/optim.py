@@ -8,11 +8,13 @@ from typing import cast
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import get_scheduler
 
 from tunesmith.errors import SettingsError
 from tunesmith.train.config import TrainSettings
+
+CHECKED = 1000  # steps of a schedule at either end
 
 
 def build_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -57,17 +59,33 @@ def build_schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings, st
             num_training_steps=steps + 1,
             scheduler_specific_kwargs=dict(settings.schedule_options) or None,
         )
-    except (TypeError, ValueError) as error:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            schedule.step()
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise SettingsError(
             f"train.schedule {settings.schedule} can't be built: {error}.",
             fix="Check train.schedule_options against transformers' schedule of that name.",
         ) from None
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-        schedule.step()
     return cast(LRScheduler, schedule)
 
 
 def check_schedule(settings: TrainSettings, steps: int) -> None:
-    """Raise what `build_schedule` would, before anything is written."""
-    build_schedule(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), settings, steps)
+    """Raise SettingsError for what can't be built, or gives no rate on the way, before anything is written.
+
+    Of a long training the first and the last thousand steps are looked at.
+    """
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=settings.learning_rate)
+    schedule = build_schedule(optimizer, settings, steps)
+    rates = schedule.lr_lambdas if isinstance(schedule, LambdaLR) else []
+    ends = {*range(1, min(steps + 1, CHECKED) + 1), *range(max(1, steps + 2 - CHECKED), steps + 2)}
+    for step in sorted(ends):
+        try:
+            shares = [rate(step) for rate in rates]
+            if not all(0 <= share < math.inf for share in shares):
+                raise ValueError(f"it would be {shares[0]:g} times train.learning_rate")
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise SettingsError(
+                f"train.schedule {settings.schedule} gives no rate for step {step} of {steps}: {error}.",
+                fix="Check train.schedule_options against transformers' schedule of that name.",
+            ) from None
