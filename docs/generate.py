@@ -10,7 +10,6 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import annotated_types
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -98,7 +97,7 @@ def _values(field: FieldInfo) -> str:
     limits = []
     for bound in field.metadata:
         for kind, sign in (("Ge", "≥"), ("Gt", ">"), ("Le", "≤"), ("Lt", "below")):
-            if isinstance(bound, getattr(annotated_types, kind)):
+            if type(bound).__name__ == kind:
                 limits.append(f"{sign} {getattr(bound, kind.lower()):g}")
     text, null, _ = _type(field.annotation).partition(" or `null`")
     return " ".join(part for part in (text, ", ".join(limits)) if part) + null
