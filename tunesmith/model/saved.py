@@ -83,6 +83,12 @@ def read_lora_config(folder: Path) -> LoraConfig:
         raise ModelError(
             f"{file} can't be read: {type(error).__name__}: {error}.", fix="Copy the adapter again."
         ) from None
+    if config.bias != "none":
+        raise ModelError(
+            f"The adapter {folder} was trained with biases of its base as well (bias: {config.bias}), which "
+            "tunesmith doesn't read.",
+            fix="Merge it into its base with peft, and use the merged model.",
+        )
     return cast(LoraConfig, config)
 
 
