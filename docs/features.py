@@ -6,10 +6,39 @@ list, or when a line names tests that aren't there.
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 START, END = "<!-- features: written by make docs -->", "<!-- end of features -->"
+
+NUMBERS = {
+    7: ("seven", "七"),
+    8: ("eight", "八"),
+    9: ("nine", "九"),
+    10: ("ten", "十"),
+    11: ("eleven", "十一"),
+}
+
+
+def _families() -> tuple[str, str]:
+    """How many model families the tests of equality run through, in words: the one place where it is counted."""
+    tree = ast.parse((ROOT / "tests" / "families.py").read_text(encoding="utf-8"))
+    (value,) = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FAMILIES"
+    ]
+    return NUMBERS[len(ast.literal_eval(value))]
+
+
+COUNT, COUNT_ZH = _families()
+# The sentence about them above the table.
+SENTENCES = {
+    "en": (r"tested for \w+ model families", f"tested for {COUNT} model families"),
+    "zh": (r"已在[一-龥]+个模型系列上测试", f"已在{COUNT_ZH}个模型系列上测试"),
+}
 
 # English, Chinese, test files below tests/.
 FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
@@ -36,13 +65,14 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ("data/test_encode.py",),
     ),
     (
-        "Packing without padding; packed = padded = single rows in loss and gradients, for eight model families",
-        "无填充打包；打包、填充、单条三种方式的损失与梯度一致，覆盖八个模型系列",
+        "Packing without padding; packed = padded = single rows in loss and gradients, "
+        f"for {COUNT} model families",
+        f"无填充打包；打包、填充、单条三种方式的损失与梯度一致，覆盖{COUNT_ZH}个模型系列",
         ("data/test_pack.py", "data/test_batch.py", "model/test_packing.py", "train/test_equality.py"),
     ),
     (
-        "Common beginnings of rows computed once, attention by segments; gradients equal, for eight model families",
-        "样本共同的开头只计算一次，注意力按段计算；梯度一致，覆盖八个模型系列",
+        f"Common beginnings of rows computed once, attention by segments; gradients equal, for {COUNT} model families",
+        f"样本共同的开头只计算一次，注意力按段计算；梯度一致，覆盖{COUNT_ZH}个模型系列",
         ("data/test_prefixes.py", "model/test_attention.py", "train/test_sharing.py"),
     ),
     (
@@ -102,11 +132,14 @@ def table(language: str) -> str:
 
 
 def filled(text: str, language: str) -> str:
-    """A README with its table renewed. Raises ValueError when the markers aren't there."""
+    """A README with its table and the count above it renewed. Raises ValueError when their places are lost."""
     before, found, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not found or not end:
         raise ValueError("the README has lost the markers of its table of features")
+    before, changed = re.subn(*SENTENCES[language], before)
+    if changed != 1:
+        raise ValueError("the README has lost its sentence about model families")
     return f"{before}{START}\n{table(language)}\n{END}{after}"
 
 
