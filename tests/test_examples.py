@@ -80,7 +80,7 @@ def test_tang_has_the_rows_that_its_readme_counts() -> None:
 def test_tang_s_job_is_lora_on_all_layers() -> None:
     job = _job("tang")
     assert (job.adapter.rank, job.adapter.alpha, job.adapter.targets) == (16, 32, "all")
-    assert (job.train.rows_per_step, job.train.epochs) == (16, 1)
+    assert (job.train.rows_per_step, job.train.epochs) == (24, 1)
 
 
 def test_handbook_s_job_is_the_recipe_it_names() -> None:

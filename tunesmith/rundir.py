@@ -6,9 +6,8 @@
       trained-rows.txt    a key of every row that was learnt from, not the rows themselves
       metrics.jsonl       one line per step, append only
       samples.jsonl       fixed prompts answered during training
+      adapter/            final adapter, PEFT format; model/ after full or freeze tuning
       checkpoints/        step-000120/ …
-      adapter/            final adapter, PEFT format, with tokenizer and template
-      model/              instead of adapter/ after full or freeze tuning: safetensors
       eval/  report.html  log.txt
 
 Reading runs imports neither torch nor pydantic, so that `runs list` answers at once.
@@ -247,11 +246,9 @@ def open_run(path: Path) -> RunDir:
     places = [path.parent, Path("runs")] if path.parent == Path() else [path.parent]
     runs = {run.path.name: str(run.path) for place in places for run in list_runs(place)}
     near = [runs[name] for name in difflib.get_close_matches(path.name, runs, n=3, cutoff=0.5)]
-    known = ", ".join([*runs.values()][-10:])
-    raise RunError(
-        f"{path} isn't the folder of a run." + (f" Did you mean {' or '.join(near)}?" if near else ""),
-        fix=f"Runs there: {known}." if known else "See `tunesmith runs list`.",
-    )
+    known, meant = ", ".join([*runs.values()][-10:]), f" Did you mean {' or '.join(near)}?" if near else ""
+    fix = f"Runs there: {known}." if known else "See `tunesmith runs list`."
+    raise RunError(f"{path} isn't the folder of a run.{meant}", fix=fix)
 
 
 def list_runs(root: Path = Path("runs")) -> list[RunDir]:

@@ -204,7 +204,7 @@ CASES = [
     Case("fp16 on a CPU", (*TRAIN, "train.dtype=fp16"), 2, ("fp16", "GPU"), job()),
     Case("betas for sgd", (*TRAIN, "train.optimizer=sgd", "train.betas=[0.9, 0.95]"), 2, ("betas", "sgd", "adamw"), job()),
     Case("unknown optimizer", (*TRAIN, "train.optimizer=adamw8"), 2, ("adamw_8bit", "muon"), job()),
-    Case("quantised whole weights", (*TRAIN, "quantization=nf4", "adapter.type=full"), 2, ("lora or dora",), job()),
+    Case("quantised whole weights", (*TRAIN, "quantization=nf4"), 2, ("lora or dora",), job(adapter={"type": "full"}, train__learning_rate=1e-4)),
     Case("unknown quantisation", (*TRAIN, "quantization=int4"), 2, ("nf4", "int8"), job()),
     Case("double quantisation of int8", (*TRAIN, "quantization.type=int8", "quantization.double_quant=true"), 2, ("double_quant", "nf4"), job()),
     Case("fp16 products on a CPU", (*TRAIN, "quantization.type=nf4", "quantization.compute_dtype=fp16"), 2, ("fp16 needs a GPU",), job()),

@@ -22,6 +22,8 @@ from tunesmith.model.load import load_model
 from tunesmith.model.source import resolve
 from tunesmith.settings import build
 
+# A mixture's experts aren't linear layers, and it is refused.
+DENSE = tuple(name for name in FAMILIES if name != "qwen3_moe")
 KINDS = ({"type": "nf4"}, {"type": "nf4", "double_quant": False}, {"type": "int8"})
 
 # The 16 values of NF4, from the appendix of arXiv 2305.14314.
@@ -93,7 +95,7 @@ def test_int8_is_bitsandbytes_own(quantised):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DENSE)
 def test_gradients_equal_those_through_the_unpacked_copy(quantised, family, kind):
     base = quantised(family, **kind)
     plain = moved(prepare(unpacked(base)))
@@ -249,7 +251,7 @@ def test_experts_of_a_mixture_are_not_linear_layers():
     assert "gate_up_proj" in str(caught.value)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", DENSE)
 def test_memory_is_known_before_anything_is_loaded(folders, quantised, family):
     config = AutoConfig.from_pretrained(folders[family])
     found = quantize.outline(config)

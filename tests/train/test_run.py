@@ -53,7 +53,9 @@ def make_job(folder: Path, family: str = "qwen2", **changes: Any) -> Job:
             "valid": str(folder / "valid.jsonl"),
             "max_length": 256,
         },
-        "adapter": {"rank": 3, "alpha": 6},
+        "adapter": {}
+        if changes.get("adapter", {}).get("type") in ("full", "freeze")
+        else {"rank": 3, "alpha": 6},
         "train": {
             "max_steps": 3,
             "batch_size": 2,
