@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -30,6 +29,7 @@ from tunesmith.errors import ModelError
 from tunesmith.model import fused_lora, saved, targets
 from tunesmith.model.config import AdapterSettings
 from tunesmith.model.load import require_free
+from tunesmith.model.peft_parts import LoraConfig, PeftModel, TaskType, get_peft_model
 
 # Weight, gradient and AdamW's two averages, in fp32.
 _BYTES_PER_TRAINED = 16

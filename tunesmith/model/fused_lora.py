@@ -21,9 +21,10 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from peft.tuners import lora
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+from tunesmith.model.peft_parts import lora
 
 
 def fuse(model: nn.Module) -> None:

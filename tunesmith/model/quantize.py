@@ -35,6 +35,7 @@ from tunesmith.errors import MissingExtraError, ModelError, SettingsError
 from tunesmith.model import weights
 from tunesmith.model.config import QuantizationSettings
 from tunesmith.model.fused_lora import Fused, at_work
+from tunesmith.model.peft_parts import see_bitsandbytes
 
 BLOCK, SCALES_BLOCK = 64, 256
 """Weights to a 4-bit scale, and scales to a scale of theirs, as bitsandbytes has it."""
@@ -63,6 +64,7 @@ def bitsandbytes_config(settings: QuantizationSettings, device: Device) -> BitsA
     """What transformers needs to load a base so. Raises MissingExtraError, SettingsError."""
     if not installed():
         raise MissingExtraError(f"quantization {settings.type}", "bitsandbytes", "quant")
+    see_bitsandbytes()
     if settings.type == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(

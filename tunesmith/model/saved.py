@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -23,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith.errors import ModelError
 from tunesmith.model import weights
 from tunesmith.model.load import quiet
+from tunesmith.model.peft_parts import LoraConfig, PeftModel, get_peft_model_state_dict
 
 META = "tunesmith.json"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

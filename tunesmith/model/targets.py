@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import ModelError, SettingsError
 from tunesmith.model.config import AdapterSettings
+from tunesmith.model.peft_parts import PeftModel
 
 # In a mixture PEFT 0.21 takes these names, of dense layers too, for the experts' before transformers 5.
 _EXPERT_NAMES = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")

@@ -21,11 +21,10 @@ from functools import cache, partial
 from typing import Any, cast
 
 import torch
-from peft import PeftModel
-from peft.tuners import lora
 from torch import Tensor, nn
 
 from tunesmith.model.fused_lora import at_work, product_dtype
+from tunesmith.model.peft_parts import PeftModel, lora
 
 ROWS = 256
 """Label tokens in a chunk: 49,152 logits of so many rows still fit a large cache."""
