@@ -16,7 +16,10 @@ def run(code: str) -> list[str]:
 
 def test_training_without_quantisation_never_imports_it() -> None:
     pytest.importorskip("bitsandbytes", reason="extra quant")
-    code = "import sys, tunesmith.train.run; print('bitsandbytes' in sys.modules); import bitsandbytes; print(bitsandbytes.__name__)"
+    code = (
+        "import sys, tunesmith.train.run; print('bitsandbytes' in sys.modules); "
+        "import bitsandbytes; print(bitsandbytes.__name__)"
+    )
     assert run(code) == ["False", "bitsandbytes"]
 
 

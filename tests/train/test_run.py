@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.e2e.conftest import qa_rows, write_jsonl
 from tests.families import CHAT_FAMILIES, FAMILIES, save_tiny, tiny_model
 from tunesmith import api
-from tunesmith.cli.main import main
-from tunesmith.cli.progress import TrainingProgress
 from tunesmith.data import check
 from tunesmith.data.config import DataFile
-from tunesmith.errors import PlanError, RunError
+from tunesmith.errors import PlanError
 from tunesmith.records import Conversation
-from tunesmith.rundir import RunDir
 from tunesmith.settings import build, merge
-from tunesmith.train import checkpoint, loop
+from tunesmith.train import checkpoint
 from tunesmith.train.config import Job, load_job
 from tunesmith.train.listener import Silent
 from tunesmith.train.run import train
@@ -288,72 +284,6 @@ def test_a_whole_model_answers_with_the_weights_that_were_saved(
     assert {p.dtype for p in loaded.values()} == {torch.float32}
     chosen = api.load(run, dtype="bf16").model
     assert {p.dtype for p in chosen.parameters()} == {torch.bfloat16}
-
-
-def test_a_failure_before_training_leaves_no_folder(tmp_path: Path) -> None:
-    job = make_job(tmp_path)
-    (tmp_path / "taken").write_text("", encoding="utf-8")
-    with pytest.raises(RunError):
-        train(job, tmp_path / "taken" / "run")
-    assert not (tmp_path / "taken" / "run").exists()
-
-
-def test_an_interrupted_run_keeps_its_records_and_says_why(tmp_path: Path) -> None:
-    class Impatient(Silent):
-        def step(self, line: Any) -> None:
-            if line["step"] == 3:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt) as caught:
-        train(make_job(tmp_path, train={"max_steps": 4}), tmp_path / "run", listener=Impatient())
-    run = RunDir(tmp_path / "run")
-    assert run.state() == "unfinished"
-    assert [line["step"] for line in run.metrics() if "loss" in line] == [1, 2, 3]
-    assert "stopped: interrupted at step 3 of 4" in run.log_file.read_text(encoding="utf-8")
-    told = str(caught.value)
-    assert told.startswith(f"Interrupted at step 3 of 4. {run.path} keeps its records")
-    assert "step-000002" in told  # validated there, and the best so far
-    # What is said to be possible is.
-    assert load_job(run.job_file).output is None
-
-
-def test_the_command_says_where_ctrl_c_met_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    job = make_job(tmp_path)
-    (tmp_path / "job.yaml").write_text(json.dumps(job.model_dump(mode="json")), encoding="utf-8")
-
-    def impatient(_: Any, line: Any) -> None:
-        if line["step"] == 1:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(TrainingProgress, "step", impatient)
-    words = ["tunesmith", "train", str(tmp_path / "job.yaml"), f"output={tmp_path / 'run'}"]
-    monkeypatch.setattr(sys, "argv", words)
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 130
-    assert "Interrupted at step 1 of 3" in capsys.readouterr().err
-
-
-def test_a_training_that_made_things_worse_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    job = make_job(tmp_path)
-    (tmp_path / "job.yaml").write_text(json.dumps(job.model_dump(mode="json")), encoding="utf-8")
-    for losses, worse in (((2.0, 3.0, 2.5), True), ((2.0, 3.0, 1.9), False)):
-        # A tiny random model can hardly be made worse: what was measured is given.
-        measured = iter(losses)
-        monkeypatch.setattr(loop, "valid_loss", lambda _, measured=measured: (next(measured), 1))
-        run = tmp_path / f"run-{worse}"
-        monkeypatch.setattr(sys, "argv", ["tunesmith", "train", str(tmp_path / "job.yaml"), f"output={run}"])
-        with pytest.raises(SystemExit):
-            main()
-        told = capsys.readouterr().err
-        assert "(before this training)" in told
-        assert ("worse than before this training" in told) is worse
-        page = (run / "report.html").read_text(encoding="utf-8")
-        assert ("worse than before this training" in page) is worse
 
 
 def test_tensorboard_hears_the_same_numbers(tmp_path: Path) -> None:
