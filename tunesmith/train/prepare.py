@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tunesmith.data.check import Dataset, load_data
-from tunesmith.data.encode import EncodedData, encode
+from tunesmith.data.encode import EncodedData, Example, encode
 from tunesmith.data.pack import computed_tokens
 from tunesmith.data.report import build_report
 from tunesmith.data.template import Renderer
@@ -67,14 +67,14 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
     listener.note(f"Model {job.model}, on {device.name}, {device.dtype_name}.")
     tokenizer = load_tokenizer(source)
     renderer = Renderer(
-        tokenizer, job.data.template, end_ids=end_ids(source), thinking=_thinks(train_rows.records)
+        tokenizer, job.data.template, end_ids=end_ids(source), thinking=thinks(train_rows.records)
     )
     encoded = encode(train_rows.records, renderer, job.data)
     valid_encoded = encode(valid_rows.records, renderer, job.data) if valid_rows else None
     report = build_report(train_rows, valid_rows, encoded, valid_encoded, renderer)
     listener.data(report)
 
-    job = _with_step_size(job, encoded)
+    job = with_step_size(job, encoded.examples)
     model = load_model(source, device)
     _check_context(model, encoded, valid_encoded)
     packing, why = can_pack(model.config) if job.data.packing else (False, "")
@@ -84,7 +84,7 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
     model = adapters.prepare(model, job.adapter, seed=job.train.seed, base_fingerprint=base)
     if job.train.checkpoint_activations:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    segments, sharing = _fast_paths(job, model, packing, listener)
+    segments, sharing = fast_paths(job, model, packing, listener)
 
     training = Training(
         model=model,
@@ -110,15 +110,15 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
     return Prepared(job, source, base, renderer, train_rows, valid_rows, report, training)
 
 
-def _with_step_size(job: Job, encoded: EncodedData) -> Job:
+def with_step_size(job: Job, examples: Sequence[Example]) -> Job:
     """The job with its default step size written out, so that the run's job.yaml says what was done."""
     if job.train.tokens_per_step is not None or job.train.batch_size is not None:
         return job
-    size = default_tokens_per_step([len(example.input_ids) for example in encoded.examples])
+    size = default_tokens_per_step([len(example.input_ids) for example in examples])
     return job.model_copy(update={"train": job.train.model_copy(update={"tokens_per_step": size})})
 
 
-def _thinks(records: Sequence[Record]) -> bool:
+def thinks(records: Sequence[Record]) -> bool:
     """Whether most answers hold thinking: the result is then asked as those rows were, with thinking on."""
     answers = [r.answer for r in records if isinstance(r, Conversation) and r.answer is not None]
     return sum("</think>" in answer for answer in answers) * 2 > len(answers)
@@ -137,7 +137,7 @@ def _check_context(model: PreTrainedModel, *data: EncodedData | None) -> None:
         )
 
 
-def _fast_paths(job: Job, model: PreTrainedModel, packing: bool, listener: Listener) -> tuple[bool, bool]:
+def fast_paths(job: Job, model: PreTrainedModel, packing: bool, listener: Listener) -> tuple[bool, bool]:
     """Whether to attend by segments, and whether rows share their beginnings; says what is off and why."""
     if not packing:
         return False, False
