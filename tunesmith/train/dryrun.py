@@ -122,7 +122,7 @@ def _batch(tokens: int, labels: int) -> Batch:
     )
 
 
-class _faked:  # noqa: N801 - used as a context
+class _faked:
     """Parameters and buffers as fake tensors of the CPU inside: autocast and custom operations then act as real."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -102,7 +102,7 @@ def verify(job: Job, tokens: int = TOKENS, note: Callable[[str], None] = lambda 
     with _peft_forward(model):
         naive = _gradients(model, [[row] for row in rows], _full_logits, training, labels, packing=False)
     lines = []
-    for path in _paths(training, rows):
+    for path in _paths(training, rows, job.train.compile is not False):
         if path.why_not:
             lines.append(Line(path.name, "not used", note=path.why_not))
             continue
@@ -149,7 +149,7 @@ class _Path:
     why_not: str = ""
 
 
-def _paths(training: Training, rows: Sequence[Example]) -> Iterator[_Path]:
+def _paths(training: Training, rows: Sequence[Example], may_compile: bool) -> Iterator[_Path]:
     model, packing = training.model, training.packing
     can_attend, why = can_segment(model)
     can_have, why_shared = can_share(model)
@@ -180,7 +180,7 @@ def _paths(training: Training, rows: Sequence[Example]) -> Iterator[_Path]:
     yield _Path(f"all together, {len(groups)} microbatches", groups, _objective(sft()), _as_it_is, **together)
     yield _Path(
         "all together, compiled", groups, _objective(sft(fused=True)), _compiled, **together, tolerance=COMPILED,
-        why_not="the job says train.compile=false" if training.settings.compile is False
+        why_not="the job says train.compile=false" if not may_compile
         else f"there isn't {lack}" if (lack := compiling.missing()) else "",
     )  # fmt: skip
 

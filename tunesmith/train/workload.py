@@ -162,7 +162,7 @@ def _lengths(record: Record) -> tuple[int, int]:
 
 
 def _tokens(text: str) -> int:
-    han = sum("\u3000" <= character for character in text)
+    han = sum(character >= "\u3000" for character in text)
     return round(han * HAN_TOKENS + (len(text) - han) * OTHER_TOKENS)
 
 
