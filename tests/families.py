@@ -25,15 +25,17 @@ from transformers import (
     GPT2Config,
     LlamaConfig,
     MistralConfig,
+    OlmoeConfig,
     Phi3Config,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
-FAMILIES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mistral", "phi3", "gpt2")
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "mistral", "phi3", "gpt2", "qwen3_moe")
 CHAT_FAMILIES = tuple(name for name in FAMILIES if name != "gpt2")
 """Those with a chat template of their own; gpt2 stands for the base models."""
 
@@ -253,6 +255,31 @@ _SPECS = {
         dimensions={
             "n_embd": 52, "n_layer": 3, "n_head": 4, "n_positions": 512,
             "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+        },
+        special=("<|endoftext|>",),
+        ends=("<|endoftext|>",),
+        eos="<|endoftext|>", bos="<|endoftext|>",
+    ),
+    "qwen3_moe": _Spec(
+        config=Qwen3MoeConfig,
+        # A dense layer between two of experts; bf16 products of experts want sizes in eights.
+        dimensions={
+            "hidden_size": 40, "intermediate_size": 72, "moe_intermediate_size": 24, "num_experts": 5,
+            "num_experts_per_tok": 2, "norm_topk_prob": True, "mlp_only_layers": [1],
+            "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 14,
+            "max_position_embeddings": 512, "tie_word_embeddings": False,
+        },
+        special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+        plain_added=("<think>", "</think>"),
+        ends=("<|im_end|>", "<|endoftext|>"),
+        eos="<|im_end|>", pad="<|endoftext|>", template=_QWEN3,
+    ),
+    "olmoe": _Spec(
+        config=OlmoeConfig,
+        dimensions={
+            "hidden_size": 48, "intermediate_size": 40, "num_experts": 7, "num_experts_per_tok": 3,
+            "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 3,
+            "max_position_embeddings": 512, "clip_qkv": 2.0,
         },
         special=("<|endoftext|>",),
         ends=("<|endoftext|>",),

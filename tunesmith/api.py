@@ -88,9 +88,9 @@ def plan(
 ) -> Plan:
     """What a training would take, before anything is downloaded or trained; `.fits` is the verdict.
 
-    For this machine, or for a `card` by name ("4090") or `memory` ("24GB"). `probe`: run three real steps where the
-    model is here, in a process of their own. Where it doesn't fit, `.fitting` has the words of a job that does.
-    Raises SettingsError, DataError, ModelError.
+    For this machine, or for a `card` by name ("4090") or `memory` ("24GB"). `probe`: run three real steps
+    where the model is here, in a process of their own. Where it doesn't fit, `.fitting` has the words of a
+    job that does. Raises SettingsError, DataError, ModelError.
     """
     resolved = _job(job, settings)
     note("Counting rows and a step of shapes alone …")
@@ -111,8 +111,8 @@ def verify(
 ) -> verification.Verdict:
     """Compare the gradients of a job's first rows (about `tokens`) with the naive computation in fp32.
 
-    `.exact` is True where all fast paths agree. `job` may be a run's folder too. Raises PlanError where memory
-    can't hold the model in fp32.
+    `.exact` is True where all fast paths agree. `job` may be a run's folder too. Raises PlanError where
+    memory can't hold the model in fp32.
     """
     if isinstance(job, str | Path) and Path(job).is_dir():
         job = open_run(job).job_file
@@ -241,7 +241,7 @@ def _sample_answers(
 
 
 def _job(job: Job | Mapping[str, Any] | str | Path, settings: Sequence[str]) -> Job:
-    return load_job(Path(job), settings) if isinstance(job, str | Path) else job_from(job, settings)
+    return load_job(Path(job), list(settings)) if isinstance(job, str | Path) else job_from(job, settings)
 
 
 def _name(model: str | Path | RunDir) -> str:

@@ -39,7 +39,7 @@ GOLDEN = {
     "phi3": (["您好！<|end|>", "It is 2.<|end|>"], "<|user|>\n你好<|end|>\n<|assistant|>\n"),
 }
 
-GOLDEN["gemma2"] = GOLDEN["gemma3"]
+GOLDEN["gemma2"], GOLDEN["qwen3_moe"] = GOLDEN["gemma3"], GOLDEN["qwen3"]
 
 
 @pytest.mark.parametrize("family", CHAT_FAMILIES)
@@ -61,7 +61,7 @@ def test_training_ids_are_those_of_the_models_own_template_and_of_chat(family: s
     for _ in range(150):
         conversation = random_talk(pick, family)
         dicts = [m.as_dict() for m in conversation.messages]
-        options = {"enable_thinking": False} if family == "qwen3" else {}
+        options = {"enable_thinking": False} if family.startswith("qwen3") else {}
         replies = [i for i, d in enumerate(dicts) if d["role"] == "assistant"]
         examples = renderer.encode(conversation, "all_replies")
         whole = [dicts] if len(examples) == 1 else [dicts[: i + 1] for i in replies]

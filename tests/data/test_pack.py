@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.pack import Step, plan_epoch, plan_eval
+from tunesmith.data.pack import PADDING_TOKENS, Step, padded_tokens, plan_epoch, plan_eval
 
 LENGTHS = st.lists(st.integers(1, 60), max_size=80)
 BUDGETS = st.one_of(
@@ -60,8 +61,9 @@ def check_forward(
     assert microbatch_rows is None or len(sizes) <= microbatch_rows
     if packing:
         assert len(sizes) == 1 or sum(sizes) <= microbatch_tokens
-    elif microbatch_rows is None:
-        assert len(sizes) == 1 or max(sizes) * len(sizes) <= microbatch_tokens
+    else:
+        assert max(sizes) * len(sizes) - sum(sizes) <= PADDING_TOKENS
+        assert microbatch_rows or len(sizes) == 1 or max(sizes) * len(sizes) <= microbatch_tokens
 
 
 @settings(max_examples=100, deadline=None)
@@ -109,6 +111,23 @@ def test_without_packing_similar_lengths_lie_together() -> None:
     lengths = [5, 50, 6, 51, 5, 49]
     [step] = plan(lengths, tokens_per_step=1000, packing=False, microbatch_rows=3)
     assert [sorted(lengths[r] for r in rows) for rows in step.microbatches] == [[49, 50, 51], [5, 5, 6]]
+
+
+def test_without_packing_little_is_padded_and_the_rows_of_a_step_stay_random() -> None:
+    # Lengths like a handbook's answers: 60 to 400 tokens, and 8 or 64 rows a step.
+    lengths = [60 + (row * 7919) % 341 for row in range(1024)]
+    for rows, most in ((8, 0.12), (64, 0.08)):
+        steps = plan(lengths, packing=False, tokens_per_step=None, rows_per_step=rows, microbatch_rows=rows)
+        share = 1 - sum(lengths) / padded_tokens(steps, lengths)
+        assert share < most
+        # As rows came, each step in one pass, as usual trainers do it: a third is padding.
+        whole = [Step((tuple(flat([step])),)) for step in steps]
+        assert 1 - sum(lengths) / padded_tokens(whole, lengths) > 0.25
+        # No step of long rows alone, none of short ones: its mean is that of its rows' order.
+        means = [sum(lengths[row] for row in flat([step])) / rows for step in steps]
+        assert max(means) - min(means) < 341 * (0.85 if rows == 8 else 0.35)
+        assert any(a < b for a, b in pairwise(means))
+        assert any(a > b for a, b in pairwise(means))
 
 
 def test_a_row_longer_than_the_budgets_stands_alone() -> None:

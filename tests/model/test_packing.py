@@ -2,6 +2,9 @@
 
 For each family: a change in row A leaves the hidden states of rows B and C bit-identical; packed logits equal
 those of single rows within 1e-5, gradients within 1e-5 relative (fp32). Rows are longer than the windows.
+
+Mixtures of experts are the exception: tokens of all rows that choose an expert lie in one product, and its
+kernel goes by how many there are. Rounding may differ then, so 1e-6 instead of bit-identical.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, MambaConfig, PreTrain
 from tests.families import tiny_model
 from tunesmith.errors import ModelError
 from tunesmith.model.attention import segment_attention
-from tunesmith.model.families import PROVED, SEGMENTS, can_pack, packed_inputs
+from tunesmith.model.families import MIXTURES, PROVED, SEGMENTS, can_pack, packed_inputs
 
 LENGTHS = (23, 1, 40, 9)  # one token alone, and rows beyond every window below
 WINDOW = 6
@@ -41,6 +44,8 @@ VARIANTS = {
     "phi3": {},
     "phi3, window": {"sliding_window": WINDOW},
     "gpt2": {},
+    "qwen3_moe": {},
+    "olmoe": {},
 }
 # Families beyond tests/families.py, by transformers' own name: proved here, so packed as well.
 TINY = {
@@ -131,8 +136,11 @@ def test_a_change_in_one_row_leaves_the_others_bit_identical(variant, attention,
             before, after = hidden(model, pack(rows)), hidden(model, pack(mixed))
         start, end = sum(LENGTHS[:changed]), sum(LENGTHS[: changed + 1])
         outside = [i for i in range(sum(LENGTHS)) if not start <= i < end]
-        assert torch.equal(before[:, outside], after[:, outside])
-        assert not torch.equal(before[:, start:end], after[:, start:end])
+        if model.config.model_type in MIXTURES:
+            torch.testing.assert_close(before[:, outside], after[:, outside], atol=1e-6, rtol=1e-6)
+        else:
+            assert torch.equal(before[:, outside], after[:, outside])
+        assert not torch.allclose(before[:, start:end], after[:, start:end], atol=1e-3)
 
 
 @pytest.mark.parametrize("ours", [False, True])

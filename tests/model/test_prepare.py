@@ -21,6 +21,9 @@ FAMILY_TYPES = [(family, kind) for family in FAMILIES for kind in ("lora", "dora
 def test_all_means_every_linear_layer_but_the_head(base, family, kind):
     model = base(family)
     linear = {n for n, m in model.named_modules() if type(m).__name__ in ("Linear", "Conv1D")} - {"lm_head"}
+    if family == "qwen3_moe":  # PEFT takes the dense layer's names for the experts
+        assert len(linear) == 3 * 4 + 3
+        linear = {n for n in linear if "self_attn" in n}
     before = logits(model)
     tuned = prepare(model, type=kind)
     names = trained_names(tuned)
@@ -53,6 +56,15 @@ def test_targets_by_name(base, targets, expected):
     tuned = prepare(base(), targets=targets)
     assert {n.partition(".lora_")[0].rpartition(".")[2] for n in trained_names(tuned)} == expected
     assert len(trained_names(tuned)) == 2 * 3 * len(expected)
+
+
+@pytest.mark.parametrize("target", ["gate_proj", "model.layers.1.mlp.up_proj", "gate", "down_proj"])
+def test_names_that_peft_takes_for_experts_are_refused(base, target):
+    with pytest.raises(ModelError, match="can't tune it in this family"):
+        prepare(base("qwen3_moe"), targets=["q_proj", target])
+    tuned = prepare(base("qwen3_moe"), targets=["q_proj"])
+    assert not tuned.peft_config["default"].target_parameters
+    assert len(trained_names(tuned)) == 2 * 3
 
 
 def test_one_layer_by_its_full_name(base):

@@ -51,8 +51,9 @@ def test_gradients_equal_those_without(family: str) -> None:
     with compiled.on():
         found = step(model, fused=True)
     counters = torch._dynamo.utils.counters
-    # One for the loss, one block for all layers, or two: the first layer's input may have no gradient.
-    assert counters["stats"]["unique_graphs"] in (2, 3)
+    # One for the loss, one block for all layers of a kind, or two: the first input may have no gradient.
+    kinds = 2 if family == "qwen3_moe" else 1
+    assert 1 + kinds <= counters["stats"]["unique_graphs"] <= 1 + 2 * kinds
     assert not counters["graph_break"]
     gap = sum(((g - expected[n]) ** 2).sum() for n, g in found.items())
     assert float(torch.sqrt(gap / sum((g**2).sum() for g in expected.values()))) < 1e-4

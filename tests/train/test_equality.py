@@ -14,7 +14,7 @@ from tunesmith.data.batch import collate
 from tunesmith.data.encode import Example
 from tunesmith.errors import ModelError
 from tunesmith.model.attention import can_segment, can_share, segment_attention
-from tunesmith.model.families import packed_inputs
+from tunesmith.model.families import MIXTURES, packed_inputs
 from tunesmith.records import Origin
 from tunesmith.train.forward import label_logits
 from tunesmith.train.objectives import sft
@@ -69,7 +69,15 @@ def assert_same(one: tuple[float, dict[str, Tensor]], other: tuple[float, dict[s
     assert float(difference / size) < GRADIENT_TOLERANCE
 
 
-@pytest.fixture(params=FAMILIES)
+def assert_untouched(model: PreTrainedModel, before: Tensor, after: Tensor) -> None:
+    """Bit-identical; with experts, whose products hold tokens of all rows, but for rounding."""
+    if model.config.model_type in MIXTURES:
+        torch.testing.assert_close(before, after, atol=1e-6, rtol=1e-6)
+    else:
+        assert torch.equal(before, after)
+
+
+@pytest.fixture(params=[*FAMILIES, "olmoe"])
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return tiny_model(request.param).train()
 
@@ -171,7 +179,7 @@ def test_a_change_in_one_row_leaves_the_others_bit_identical(model: PreTrainedMo
     (before, ids_before), (after, ids_after) = states
     same = ids_before == ids_after
     assert 1 <= int((~same).sum()) <= 3
-    assert torch.equal(before[:, same], after[:, same])
+    assert_untouched(model, before[:, same], after[:, same])
     assert not torch.equal(before[-1, ~same], after[-1, ~same])
 
 
@@ -196,7 +204,7 @@ def test_rows_of_a_pack_do_not_see_each_other(model: PreTrainedModel) -> None:
             )
         states.append(torch.stack(out.hidden_states)[:, 0])
     assert not torch.equal(states[0][-1, :21], states[1][-1, :21])
-    assert torch.equal(states[0][:, 21:], states[1][:, 21:])
+    assert_untouched(model, states[0][:, 21:], states[1][:, 21:])
 
 
 def test_a_model_that_swallows_logits_to_keep_is_refused() -> None:

@@ -49,6 +49,7 @@ def training(folder: Path, model: PreTrainedModel | None = None, **changes: Any)
         "run": create(folder / "run"),
         "listener": Silent(),
         "tracking": Tracking([]),
+        "segments": False,
         "sample": lambda _: None,
     }
     own = {key: changes.pop(key) for key in list(changes) if key in parts}

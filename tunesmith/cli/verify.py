@@ -50,9 +50,7 @@ def verify(
         told = "Every fast path gives the naive gradients." if verdict.exact else "A fast path is wrong."
         err.print(told, style="bold" if verdict.exact else "bold red")
         if not verdict.exact:
-            err.print(
-                "What to do: please report this with the model and the versions that `tunesmith doctor` shows."
-            )
+            err.print("What to do: please report this, with the model and what `tunesmith doctor` shows.")
     if not verdict.exact:
         raise typer.Exit(1)
 

@@ -41,7 +41,7 @@ class Batch:
     input_ids: Tensor  # [B, T] int64
     position_ids: Tensor  # [B, T] int64, from 0 in every row
     attention_mask: Tensor | None  # [B, T] of 0 and 1, right-padded; None when packed
-    cu_seqlens: Tensor  # [rows + 1] int32, where rows begin and end in a packed sequence that shares nothing
+    cu_seqlens: Tensor  # [rows + 1 (+ filler)] int32, where rows begin and end in a pack that shares nothing
     segments: Tensor  # [S, 3] int64, the tree of a packed sequence: start, length, parent; padded: S = 0
     keep: Tensor  # [N] int64, flat positions in B * T whose next token is a label; once for each row
     targets: Tensor  # [N] int64, those next tokens
@@ -58,13 +58,16 @@ class Batch:
         return replace(self, **moved)
 
 
-def collate(examples: Sequence[Example], *, packing: bool, pad_id: int, sharing: bool = False) -> Batch:
+def collate(
+    examples: Sequence[Example], *, packing: bool, pad_id: int, sharing: bool = False, multiple: int = 1
+) -> Batch:
     """Lay examples into one sequence (packing) or into padded rows; `pad_id` never changes a result.
 
     `sharing`: common beginnings of packed rows are laid out once, for a model that attends by segments.
+    `multiple`: a filler, which no row sees and nothing counts, makes a pack's length a multiple of this.
     """
     if packing:
-        return _pack(examples, sharing)
+        return _pack(examples, sharing, pad_id, multiple)
     width = max(len(example.input_ids) for example in examples)
     ids = torch.full((len(examples), width), pad_id, dtype=torch.int64)
     for number, example in enumerate(examples):
@@ -82,7 +85,7 @@ def collate(examples: Sequence[Example], *, packing: bool, pad_id: int, sharing:
     )
 
 
-def _pack(examples: Sequence[Example], sharing: bool) -> Batch:
+def _pack(examples: Sequence[Example], sharing: bool, pad_id: int, multiple: int) -> Batch:
     rows = [example.input_ids for example in examples]
     lengths = [len(row) for row in rows]
     if sharing:
@@ -104,18 +107,25 @@ def _pack(examples: Sequence[Example], sharing: bool) -> Batch:
         places.append([place for part in reversed(chain) for place in part])
     ids = [token for segment in shared for token in rows[segment.row][segment.begin : segment.end]]
     positions = [position for segment in shared for position in range(segment.begin, segment.end)]
+    segments = [
+        (start, segment.end - segment.begin, segment.parent)
+        for start, segment in zip(starts, shared, strict=False)
+    ]
+    unique, filler = len(ids), -len(ids) % multiple
+    rest = _rest(examples, places)
+    if filler:
+        segments.append((unique, filler, -1))
+        ids += [pad_id] * filler
+        positions += range(filler)
+        ends_at = rest["cu_seqlens"]
+        rest["cu_seqlens"] = torch.cat((ends_at, ends_at[-1:] + filler))
     return Batch(
         input_ids=torch.tensor([ids]),
         position_ids=torch.tensor([positions]),
         attention_mask=None,
-        segments=torch.tensor(
-            [
-                (start, segment.end - segment.begin, segment.parent)
-                for start, segment in zip(starts, shared, strict=False)
-            ]
-        ),
-        unique_tokens=len(ids),
-        **_rest(examples, places),
+        segments=torch.tensor(segments),
+        unique_tokens=unique,
+        **rest,
     )
 
 

@@ -8,6 +8,9 @@ anything, and changing `microbatch_tokens` changes no result, only the memory a 
     microbatch   rows of one step, laid together so that little room is left (best fit, longest first;
                  Johnson et al. 1974, doi:10.1137/0203025); rows that share their beginning lie together,
                  and what they share is counted once
+    not packed   rows of one step by their lengths, so that those padded together are of like length
+
+Which rows make a step never depends on their lengths or on how they are laid: steps stay unbiased.
 """
 
 from __future__ import annotations
@@ -18,6 +21,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tunesmith.data.prefixes import Order, families, sort_rows, take, unique_tokens
+
+# Padding is worth so many tokens: about the time that starting another forward and backward pass takes.
+PADDING_TOKENS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,8 @@ def plan_epoch(
     `tokens_per_step`: rows are taken in order while they fit, always at least one. `rows_per_step`: exactly
     so many, the last step of an epoch may have fewer. A microbatch has at most `microbatch_rows` rows and,
     packed, `microbatch_tokens` tokens; without packing and without `microbatch_rows`, as many rows as their
-    count times the longest fits in `microbatch_tokens`. A row longer than that gets one of its own.
+    count times the longest fits in `microbatch_tokens`. A row longer than that gets one of its own. Without
+    packing, no microbatch has more than PADDING_TOKENS tokens of padding.
 
     `shared`: the tokens of all rows, where packed rows share their beginnings (data/prefixes.py). Steps stay
     the same, by raw tokens; a microbatch's budget counts tokens that are computed.
@@ -80,6 +87,11 @@ def computed_tokens(steps: Iterable[Step], rows: Sequence[Sequence[int]]) -> int
     return sum(unique_tokens(sort_rows(rows, pack), lengths) for step in steps for pack in step.microbatches)
 
 
+def padded_tokens(steps: Iterable[Step], lengths: Sequence[int]) -> int:
+    """Tokens that all forward passes of these steps compute when rows are padded, padding included."""
+    return sum(len(rows) * max(lengths[row] for row in rows) for step in steps for rows in step.microbatches)
+
+
 def _by_tokens(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
     groups: list[list[int]] = []
     room = 0
@@ -105,14 +117,21 @@ def _lay(
     longest_first = sorted(rows, key=lambda row: (-lengths[row], row))
     if packing:
         return _best_fit(longest_first, lengths, max_tokens, max_rows)
+    return _by_length(longest_first, lengths, max_tokens, max_rows)
+
+
+def _by_length(
+    longest_first: Sequence[int], lengths: Sequence[int], max_tokens: int, max_rows: int | None
+) -> tuple[tuple[int, ...], ...]:
     bins: list[list[int]] = []
+    width = padding = limit = 0
     for row in longest_first:
-        # Longest first: the first row of a microbatch tells how wide the others are padded.
-        limit = (
-            max_rows if max_rows is not None else max_tokens // max(1, lengths[bins[-1][0]]) if bins else 0
-        )
-        if not bins or len(bins[-1]) >= limit:
+        # The first row of a microbatch tells how wide the others are padded.
+        padding += width - lengths[row]
+        if not bins or len(bins[-1]) >= limit or padding > PADDING_TOKENS:
             bins.append([])
+            width, padding = lengths[row], 0
+            limit = max_rows if max_rows is not None else max_tokens // max(1, width)
         bins[-1].append(row)
     return tuple(map(tuple, bins))
 

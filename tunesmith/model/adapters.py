@@ -33,6 +33,11 @@ from tunesmith.model.load import require_free
 
 # Weight, gradient and AdamW's two averages, in fp32.
 _BYTES_PER_TRAINED = 16
+# In a mixture PEFT 0.21 takes these names, of dense layers too, for the experts' before transformers 5.
+_EXPERT_NAMES = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+# PEFT 0.21 refuses this layer in these families.
+_MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+_MAMBA_NAMES = ("out_proj",)
 
 
 def prepare(
@@ -115,13 +120,39 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every linear layer by its full name, except the output head."""
+    """Every linear layer by its full name, except the output head and what PEFT refuses (`_refused`)."""
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    taken = _refused(model)
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        if isinstance(module, nn.Linear | Conv1D)
+        and module is not head
+        and name.rpartition(".")[2] not in taken
     }
+
+
+def untuned(model: nn.Module) -> str | None:
+    """Which weights LoRA on `all` leaves as they are, beside norms, embeddings and head; None: no others."""
+    model = model.get_base_model() if isinstance(model, PeftModel) else model
+    if experts := sum(p.numel() for p in expert_weights(model).values()):
+        share = experts / trainable_count(model)[1]
+        return f"the experts and their router, {share:.0%} of the model"
+    if refused := _refused(model):
+        return f"{', '.join(refused)} of the Mamba layers, whose kernels read these weights directly"
+    return None
+
+
+def _refused(model: nn.Module) -> tuple[str, ...]:
+    """Names of linear layers that PEFT doesn't take as what they are in this model."""
+    if expert_weights(model):
+        return _EXPERT_NAMES
+    return _MAMBA_NAMES if getattr(getattr(model, "config", None), "model_type", None) in _MAMBA else ()
+
+
+def expert_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of all experts of a layer, [experts, out, in], by their full name; empty elsewhere."""
+    return {name: p for name, p in model.named_parameters() if p.ndim == 3 and ".experts." in name}
 
 
 def _new(model: PreTrainedModel, settings: AdapterSettings) -> PeftModel:
@@ -162,7 +193,9 @@ def _targets(model: PreTrainedModel, settings: AdapterSettings) -> dict[str, nn.
     for target in wanted:
         matches = {n: m for n, m in modules.items() if n == target or n.endswith("." + target)}
         usable = {n: m for n, m in matches.items() if isinstance(m, nn.Linear | Conv1D)}
-        if not matches:
+        if target.rpartition(".")[2] in _refused(model):
+            problems.append(f"{target}: PEFT can't tune it in this family; LoRA leaves {untuned(model)}")
+        elif not matches:
             problems.append(f"{target}: the model has no layer of this name")
         elif not usable:
             problems.append(f"{target}: not a linear layer ({type(next(iter(matches.values()))).__name__})")

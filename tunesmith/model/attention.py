@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from tunesmith.model import attention_kernels, attention_masked
+from tunesmith.model import attention_cuda, attention_kernels, attention_masked
 from tunesmith.model.families import SEGMENTS, can_pack
+from tunesmith.model.fused_lora import product_dtype
 from tunesmith.model.segments import plan
 
 
@@ -29,9 +30,20 @@ def can_segment(model: nn.Module) -> tuple[bool, str]:
     if rate := _rates(model).get("attention"):
         return False, f"the model drops {rate:.0%} of its attention"
     device = next(model.parameters()).device
+    if device.type == "cuda":
+        kind, why = _cuda_kind(model, shared=False)
+        return kind is not None, "" if kind else why
     if device.type not in ("cpu", "meta"):  # meta: a plan of shapes alone
         return False, f"there is no kernel of ours for {device.type}"
     return True, ""
+
+
+def describe(model: nn.Module, dtype: torch.dtype, *, sharing: bool) -> str | None:
+    """One line on the kernel that a GPU computes this attention with; None on a CPU, which has but ours."""
+    if next(model.parameters()).device.type != "cuda":
+        return None
+    kind, why = _cuda_kind(model, shared=sharing, dtype=dtype)
+    return attention_cuda.describe(kind, why) if kind else None
 
 
 def can_share(model: nn.Module) -> tuple[bool, str]:
@@ -138,9 +150,22 @@ def _attend(
     assert attention_mask.dtype is torch.int64, "a mask in place of segments"
     assert not dropout, "attention dropout isn't supported"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    q, k, v = (x[0].transpose(0, 1).to(product_dtype(query)) for x in (query, key, value))
+    if query.is_cuda:
+        given = (attention_mask, scale, sliding_window or 0, softcap or 0.0)
+        return attention_cuda.attend(q, k, v, *given)[None], None
     out, _lse = attention(q, k, v, attention_mask[0, 0], scale, sliding_window or 0, softcap or 0.0)
     return out[None], None
+
+
+def _cuda_kind(
+    model: nn.Module, *, shared: bool, dtype: torch.dtype = torch.bfloat16
+) -> tuple[attention_cuda.Kind | None, str]:
+    config: Any = model.config
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    softcap = getattr(config, "attn_logit_softcapping", None) or 0.0
+    machine = attention_cuda.machine(next(model.parameters()).device.index)
+    return attention_cuda.choose(machine, dtype, size, softcap=softcap, shared=shared)
 
 
 def _rates(model: nn.Module) -> dict[str, float]:

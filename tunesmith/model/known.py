@@ -1,7 +1,8 @@
 """Configurations of well-known models, so that a training can be planned before anything is downloaded.
 
-Only what decides sizes stands here; the numbers are those of each model's config.json on the hub. A test builds
-every one and compares its parameters with the published count. A model's own config.json always wins.
+Only what decides sizes stands here, written down from what is published of each model and not compared with
+the hub since. A test builds every one and compares its parameters with the published count. A model's own
+config.json always wins.
 """
 
 from __future__ import annotations

@@ -191,6 +191,8 @@ def write_model(model: PreTrainedModel, folder: Path) -> None:
         config["dtype"] = "float32"
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     state = model.state_dict()
+    for name in [name for name in state if ".experts." in name]:
+        state |= _single_experts(name, state[name])
     written: set[str] = set()
     for file in weights.weight_files(folder):
         with safe_open(file, framework="pt") as handle:
@@ -199,6 +201,7 @@ def write_model(model: PreTrainedModel, folder: Path) -> None:
                 if key in state:
                     _raise_differences(file, {key: handle.get_tensor(key)}, {key: state[key].detach().cpu()})
                     written.add(key)
+    # Tied weights are written once, experts one by one: what begins in the same place is the same tensor.
     shared = {state[key].data_ptr() for key in written}
     if written and (
         lost := [key for key in state if key not in written and state[key].data_ptr() not in shared]
@@ -206,6 +209,21 @@ def write_model(model: PreTrainedModel, folder: Path) -> None:
         raise ModelError(
             f"{folder} lacks weights of the model.", details=lost, fix="Report this; keep the checkpoint."
         )
+
+
+def _single_experts(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Views of an expert weight [experts, out, in], by the names that each expert's part has in files."""
+    prefix, _, last = name.rpartition(".")
+    parts = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(last, ())
+    return (
+        {
+            f"{prefix}.{number}.{part}.weight": piece
+            for number, expert in enumerate(tensor)
+            for part, piece in zip(parts, expert.chunk(len(parts)), strict=True)
+        }
+        if parts
+        else {}
+    )
 
 
 def _raise_differences(

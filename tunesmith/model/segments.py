@@ -25,6 +25,8 @@ from torch import Tensor
 
 # Scores in one block of the backward pass: two buffers of them stay in a core's cache.
 BLOCK_SCORES = 1 << 20
+# Lengths of own blocks are multiples of this: few shapes, for each of which oneDNN makes code and keeps it.
+OWN_MULTIPLE = 16
 # Padding is worth so many scores: about the time that starting another block takes.
 PADDING_SCORES = 1 << 16
 # A longer segment is cut into a chain of segments, each hanging on the one before: memory stays linear in
@@ -171,7 +173,7 @@ def _own_groups(
     kv = torch.arange(kv_heads)
     offset = 0
     for stack in stacks:
-        count, length = len(stack), stack[0].length
+        count, length = len(stack), -(-stack[0].length // OWN_MULTIPLE) * OWN_MULTIPLE
         index = torch.full((count, length), tokens)
         for i, segment in enumerate(stack):
             index[i, : segment.length] = torch.arange(segment.start, segment.stop)

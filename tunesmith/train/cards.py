@@ -1,9 +1,9 @@
 """Graphics cards by name: memory and bf16 product rate, for planning a training on a machine that isn't here.
 
-Memory in GB as the maker writes it (10^9 bytes on some sheets, 2^30 on the chip: 2^30 is used, as drivers show).
-Rate: dense bf16 tensor-core operations per second with fp32 sums, without sparsity, from NVIDIA's data sheets and
-architecture white papers (GeForce: the figure with fp32 accumulation, half of the advertised one on 20, 30, 40).
-A card of the 20 series and the T4 and V100 have no bf16: fp16 is meant. All of them are peaks; nothing was measured here.
+Memory in GB as the maker writes it (10^9 bytes on some sheets, 2^30 on the chip: 2^30 is used, as drivers
+show). Rate: dense bf16 tensor-core operations per second with fp32 sums, without sparsity; for the T4 and
+V100, which have no bf16, fp16. Written down from memory of published data sheets and unchecked; no card was
+measured.
 """
 
 from __future__ import annotations

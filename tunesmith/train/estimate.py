@@ -1,12 +1,13 @@
 """What a training takes, by arithmetic: memory by part, disk, operations.
 
     memory      process + weights + gradients + optimizer + activations + kernels (CPU) or allocator (GPU)
-    operations  per computed token 2 for each weight forward, 2 for the input's gradient, 2 for each trained weight's;
-                the output head only where a label is; attention by the squares of the rows
+    operations  per token laid out: 2 for each weight forward, 2 for the input's gradient, 2 for each trained
+                weight's; of experts those that a token chooses; the output head only where a label is;
+                attention by the squares of the rows
 
-Sizes of weights, gradients, optimizer states and files are exact. Activations are those of the tensors of a real step
-(train/dryrun.py). What a process, an allocator and the kernels hold beside tensors was measured on one machine
-and is the uncertain part; a probe replaces it.
+Sizes of weights, gradients, optimizer states and files are exact. Activations are those of the tensors of
+a real step (train/dryrun.py). What a process, an allocator and the kernels hold beside tensors was
+measured on one machine and is the uncertain part; a probe replaces it.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ from transformers.pytorch_utils import Conv1D
 from tunesmith.model import adapters
 from tunesmith.train.head import head_of
 
-# Bytes of optimizer states for each trained number. Muon keeps one average for matrices; Adafactor keeps rows and
-# columns, next to nothing (0.01 stands for them).
+# Bytes of optimizer states for each trained number. Muon keeps one average for matrices; Adafactor keeps
+# rows and columns, next to nothing (0.01 stands for them).
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_8bit": 2.03, "sgd": 4.0, "muon": 4.0, "adafactor": 0.01}
-# Bytes for each number of a quantised linear layer: 4 bits and an fp32 scale for 64 of them (Dettmers et al. 2023,
-# arXiv 2305.14314, section 3: double quantisation takes the scales from 0.5 to 0.127 bits); int8: a scale a row.
+# Bytes for each number of a quantised linear layer: 4 bits and an fp32 scale for 64 of them (Dettmers et
+# al. 2023, arXiv 2305.14314, section 3: double quantisation takes the scales from 0.5 to 0.127 bits);
+# int8: a scale a row.
 QUANTISED_BYTES = {"nf4": 0.5 + 4 / 64, "nf4 double": 0.5 + 0.127 / 8, "int8": 1.0}
 
-# Measured on a two-core CPU machine with SmolLM2-135M: what tokenizer, data and kernels add to the imports, and what
-# the allocator holds beyond living tensors.
+# Measured on a two-core CPU machine with SmolLM2-135M: what tokenizer, data and kernels add to the
+# imports, and what the allocator holds beyond living tensors.
 PROCESS = 150e6
 ALLOCATOR = 0.2
 # oneDNN keeps what it made for each length of a pack (bf16 products), for so many lengths at most.
@@ -45,14 +47,14 @@ COMPILED_ACTIVATIONS, COMPILER = 0.9, 350e6
 
 @dataclass(frozen=True)
 class Sizes:
-    """A model's numbers: `trained` are fp32 masters; `quantised` those in 4 or 8 bits; the rest in the base's format."""
+    """A model's numbers: `trained` in fp32, `quantised` in 4 or 8 bits, the rest in the base's format."""
 
     parameters: int
     trained: int
     base_bytes: int  # of what is neither trained nor quantised
     quantised: int
     largest_quantised: int
-    linear: int  # in layers that every token passes, head and embeddings left out
+    linear: int  # of those that a token passes, head, embeddings and experts not chosen left out
     head: int
     adapter: int
 
@@ -83,7 +85,7 @@ def sizes(model: nn.Module, quantised: bool) -> Sizes:
         base_bytes=frozen - packed * width,
         quantised=packed,
         largest_quantised=max((w.numel() for w in linear.values()), default=0) if quantised else 0,
-        linear=matrices - in_lora,
+        linear=matrices - in_lora + _chosen_experts(model),
         head=head.numel() if head is not None else 0,
         adapter=in_lora,
     )
@@ -102,7 +104,7 @@ def memory(
     compiled: bool,
     width: int,
 ) -> dict[str, int]:
-    """Bytes by part at the peak. `activations`: of the largest microbatch; `lengths`: how many different ones."""
+    """Bytes by part at the peak. `activations`: of the largest microbatch; `lengths`: sizes that one has."""
     weights = found.base_bytes + 4.0 * found.trained
     if quantisation:
         weights += found.quantised * QUANTISED_BYTES[quantisation]
@@ -130,33 +132,31 @@ def memory(
 def operations(
     found: Sizes,
     *,
-    computed: int,
+    tokens: int,
     labels: int,
     squares: int,
     width: int,
     layers: int,
-    checkpointing: bool,
+    checkpointing: bool | int,
     full: bool,
 ) -> float:
-    """Of forward and backward passes over so many computed tokens and labels.
+    """Of forward and backward passes over so many tokens, laid out, and labels.
 
     `squares`: the sum of the squares of row lengths; `width`: heads x head size.
     """
-    body = computed * (found.linear * (6 if full else 4) + found.adapter * 6)
+    body = tokens * (found.linear * (6 if full else 4) + found.adapter * 6)
     head = labels * found.head * (6 if full else 4)
     # Scores and values, causal: half of 2 x 2 x l^2 forward, 2.5 times that backward (scores are made again).
     attention = squares * width * layers * 2 * 3.5
-    again = (
-        computed * 2 * (found.linear + found.adapter) + squares * width * layers * 2 if checkpointing else 0
-    )
-    return float(body + head + attention + again)
+    again = tokens * 2 * (found.linear + found.adapter) + squares * width * layers * 2
+    return float(body + head + attention + (again / int(checkpointing) if checkpointing else 0))
 
 
 def checkpoint_bytes(named: Iterable[tuple[str, Sequence[int]]]) -> int:
     """The exact size of a safetensors file of fp32 tensors, by name and shape.
 
-    Source: https://huggingface.co/docs/safetensors (length, header as JSON, data; the header is filled up with
-    spaces to a multiple of 8; the library writes tensors of one format in the order of their names).
+    Source: https://huggingface.co/docs/safetensors (length, header as JSON, data; the header is filled up
+    with spaces to a multiple of 8; the library writes tensors of one format in the order of their names).
     """
     at, entries = 0, {}
     for name, shape in sorted(named):
@@ -194,9 +194,26 @@ def attention_shape(config: Mapping[str, Any]) -> tuple[int, int]:
     return heads * size, int(config.get("num_hidden_layers") or config.get("n_layer") or 1)
 
 
+def layer_shape(config: Mapping[str, Any]) -> tuple[int, int]:
+    """(hidden size, inner size) of a configuration's layers."""
+    hidden = int(config.get("hidden_size") or config.get("n_embd") or 1024)
+    return hidden, int(config.get("intermediate_size") or config.get("n_inner") or 4 * hidden)
+
+
 def _head(model: nn.Module) -> torch.Tensor | None:
     if (known := head_of(model)) is not None:
         return known[1].weight
-    layer = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    whole: Any = model
+    layer = whole.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     weight: torch.Tensor | None = getattr(layer, "weight", None)
     return weight
+
+
+def _chosen_experts(model: nn.Module) -> int:
+    """Numbers of the experts that a token passes."""
+    whole = sum(p.numel() for p in adapters.expert_weights(model).values())
+    if not whole:
+        return 0
+    config: Any = model.config
+    count = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None) or 1
+    return int(whole * (getattr(config, "num_experts_per_tok", None) or count) / count)

@@ -1,4 +1,4 @@
-"""A job that fits, where the one that was asked for doesn't: as few changes as possible, those that change least first."""
+"""A job that fits, where the one asked for doesn't: few changes, and those that change least come first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import get_args
 from tunesmith.errors import TunesmithError
 from tunesmith.model import known
 from tunesmith.train.config import Job, TrainSettings, job_from
-from tunesmith.train.plan import Plan, Planner
+from tunesmith.train.plan import Plan, Planner, recomputing
 
 # Some room: an estimate may be too low.
 ROOM = 0.95
@@ -44,7 +44,7 @@ def _ladder(plan: Plan, planner: Planner) -> Iterator[str]:
     while size > SMALLEST_MICROBATCH:
         size //= 2
         yield f"train.microbatch_tokens={size}"
-    if job.train.checkpoint_activations is not True:
+    if recomputing(job) is not True:
         yield "train.checkpoint_activations=true"
     optimizers = get_args(TrainSettings.model_fields["optimizer"].annotation)
     if "adamw_8bit" in optimizers and job.train.optimizer == "adamw":

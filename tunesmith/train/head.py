@@ -37,6 +37,7 @@ WEIGHT_ROWS = 1024
 PROVED = (
     "llama", "qwen2", "qwen3", "gemma3_text", "mistral", "phi3", "gpt2",
     "gemma2", "smollm3", "olmo2", "granite", "starcoder2", "glm4", "phi", "gpt_neox", "cohere",
+    "qwen3_moe", "olmoe",
 )  # fmt: skip
 
 
@@ -73,6 +74,17 @@ def head_of(model: nn.Module) -> tuple[nn.Module, Head] | None:
         return None
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     return decoder, Head(base.weight, base.bias, a, b, layer.scaling[name], scale, cap)
+
+
+def why_full(model: nn.Module) -> str | None:
+    """Why the loss takes the logits of all labels of a pass at once; None where it goes chunk by chunk."""
+    if head_of(model) is not None:
+        return None
+    whole = model.get_base_model() if isinstance(model, PeftModel) else model
+    family = getattr(getattr(whole, "config", None), "model_type", None)
+    if family not in PROVED:
+        return f"the head of the {family} family isn't proved"
+    return "the output head isn't a plain layer with at most a plain LoRA"
 
 
 def head_loss(

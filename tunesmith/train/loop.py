@@ -41,6 +41,9 @@ STEPS_AN_EPOCH = 16  # how many the default aims at where the data is small
 # Tokens in one forward pass. On a CPU torch's attention builds a dense mask: its cost grows with the square.
 MICROBATCH_TOKENS = {"cpu": 1024, "cuda": 8192, "mps": 2048}
 SEGMENTS_MICROBATCH_TOKENS = 2048
+# Packs of few different lengths: oneDNN makes and keeps code for every shape that it meets, which costs time,
+# and memory that grows from step to step.
+PACK_MULTIPLE = 64
 
 
 @dataclass
@@ -149,7 +152,9 @@ def microbatch_tokens(training: Training) -> int:
     wanted = training.settings.microbatch_tokens
     if wanted != "auto":
         return wanted
-    return SEGMENTS_MICROBATCH_TOKENS if training.segments else MICROBATCH_TOKENS[training.device.kind]
+    if training.segments and training.device.kind == "cpu":
+        return SEGMENTS_MICROBATCH_TOKENS
+    return MICROBATCH_TOKENS[training.device.kind]
 
 
 def run_loop(training: Training) -> Outcome:
@@ -268,7 +273,13 @@ def _step(
 
 
 def _batch(training: Training, examples: Sequence[Example]) -> Batch:
-    batch = collate(examples, packing=training.packing, pad_id=training.pad_id, sharing=training.sharing)
+    batch = collate(
+        examples,
+        packing=training.packing,
+        pad_id=training.pad_id,
+        sharing=training.sharing,
+        multiple=PACK_MULTIPLE if training.segments else 1,
+    )
     return batch.to(training.device.torch_device)
 
 

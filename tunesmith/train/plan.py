@@ -1,13 +1,14 @@
 """What a job will take, before anything is downloaded or trained: parameters, memory by part, disk, time.
 
-    describe the model -> count the rows -> a step of shapes alone -> arithmetic -> (three real steps) -> a verdict
+    describe the model -> count the rows -> a step of shapes alone -> arithmetic -> (three real steps)
 
-`make` never changes a job. Where it doesn't fit, `Plan.fitting` holds the `key=value` words of one that does (fit.py).
+A plan never changes a job, except in what training itself would (`auto`, where memory asks for it). Where it
+doesn't fit, `Plan.fitting` holds the `key=value` words of a job that does (fit.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,16 +17,15 @@ import torch
 
 from tunesmith.device import DTYPES, Device, available_memory, pick
 from tunesmith.model.describe import Description, describe
-from tunesmith.train import cards, compiling, dryrun, estimate
-from tunesmith.train import probe as probing
+from tunesmith.train import cards, compiling, dryrun, estimate, trial
 from tunesmith.train.config import Job
 from tunesmith.train.estimate import Sizes
 from tunesmith.train.prepare import with_step_size
-from tunesmith.train.probe import Probe
+from tunesmith.train.trial import Probe
 from tunesmith.train.workload import Rows, Workload, count, device_for, read_rows
 
-# Shares of a product's peak rate that whole steps reach: on the CPU measured with a 135M model, eager and compiled;
-# on cards what well-packed training of 1B to 13B models usually reports.
+# Shares of a product's peak rate that whole steps reach: on the CPU measured with a 135M model, eager and
+# compiled; on cards what well-packed training of 1B to 13B models usually reports.
 EFFICIENCY = {"eager": 0.5, "compiled": 0.58, "card": 0.4}
 SAMPLE_TOKENS = 64
 READ_RATE = 10e9  # bytes of weights a second, while answering on a CPU
@@ -35,7 +35,7 @@ DISK_RATE = 200e6
 
 @dataclass(frozen=True)
 class Target:
-    """The machine that a plan is for. `rate`: operations a second, 0 where unknown."""
+    """The machine that a plan is for. `rate`: a card's operations a second; 0: unknown, or measured later."""
 
     name: str
     device: Device
@@ -46,7 +46,7 @@ class Target:
 
 @dataclass
 class Plan:
-    """Bytes and seconds of a training. `measured` names what was measured; everything else is estimated or counted."""
+    """Bytes and seconds of a training. `measured` names what was; all else is estimated or counted."""
 
     job: Job
     target: Target
@@ -98,6 +98,7 @@ class Planner:
         self._rows: dict[Any, Rows] = {}
         self._models: dict[Any, Any] = {}
         self._held: dict[Any, int] = {}
+        self._rates: dict[str, float] = {}
         self.described = self.describe(job)
 
     def describe(self, job: Job) -> Description:
@@ -108,6 +109,14 @@ class Planner:
 
     def plan(self, job: Job) -> Plan:
         """By arithmetic alone."""
+        made = self._plan(job)
+        for change in _what_auto_does(job):
+            if made.fits:
+                break
+            made = self._plan(job.model_copy(update={"train": job.train.model_copy(update=change)}))
+        return made
+
+    def _plan(self, job: Job) -> Plan:
         description, device = self.describe(job), self.target.device
         rows = self._examples(job, description)
         job = with_step_size(job, rows.train)
@@ -116,10 +125,9 @@ class Planner:
         found = estimate.sizes(model, quantisation is not None)
         work = count(job, model, rows, device)
         compiled = self._compiles(job, found, work)
-        width = device.dtype.itemsize
         parts = estimate.memory(
             found,
-            activations=self._activations(job, description, model, work),
+            activations=self._activations(job, description, work),
             optimizer=job.train.optimizer,
             quantisation=quantisation,
             kind=device.kind,
@@ -127,14 +135,32 @@ class Planner:
             lengths=work.lengths,
             bf16=device.dtype is torch.bfloat16,
             compiled=compiled,
-            width=width,
+            width=device.dtype.itemsize,
         )
-        plan = Plan(
-            job, self.target, description.origin, found, work, parts, _disk(job, model, found, work, description),
-            _seconds(job, self.target, found, work, description.config, compiled), compiled,
-        )  # fmt: skip
-        plan.peak = sum(parts.values())
-        return plan
+        return Plan(
+            job=job,
+            target=self.target,
+            origin=description.origin,
+            sizes=found,
+            work=work,
+            parts=parts,
+            disk=_disk(job, model, found, work, description),
+            seconds=_seconds(job, self.target, self._rate(description), found, work, description, compiled),
+            compiled=compiled,
+            peak=sum(parts.values()),
+        )
+
+    def _rate(self, description: Description) -> float:
+        """Operations a second of a product as large as a layer's: measured here, or the card's peak."""
+        if not self.target.here:
+            return self.target.rate
+        if description.id not in self._rates:
+            width, inner = estimate.layer_shape(description.config)
+            device = self.target.device
+            self._rates[description.id] = estimate.product_rate(
+                device.dtype, width, inner, device.torch_device
+            )
+        return self._rates[description.id]
 
     def _examples(self, job: Job, description: Description) -> Rows:
         key = (job.model, job.data, job.train.seed)
@@ -153,20 +179,41 @@ class Planner:
             return compiling.worthwhile(found.parameters, work.tokens, self.target.device)
         return bool(job.train.compile)
 
-    def _activations(self, job: Job, description: Description, model: Any, work: Workload) -> int:
-        checkpointing = job.train.checkpoint_activations is True
-        accumulating = work.microbatches_a_step > 1
-        key = (job.model, job.adapter, work.microbatch, work.microbatch_labels, checkpointing, accumulating)
+    def _activations(self, job: Job, description: Description, work: Workload) -> int:
+        recomputed = recomputing(job)
+        shape = (work.microbatch, work.microbatch_labels)
+        how: dict[str, Any] = {
+            "rows": work.microbatch_rows,
+            "packed": work.packed,
+            "segments": work.segments,
+            "checkpointing": recomputed,
+            "accumulating": work.microbatches_a_step > 1,
+        }
+        key = (job.model, job.adapter, shape, *how.values())
         if key not in self._held:
             try:
-                held = dryrun.run(
-                    model, work.microbatch, work.microbatch_labels, self.target.device,
-                    checkpointing=checkpointing, accumulating=accumulating,
-                ).peak  # fmt: skip
+                held = dryrun.held(description.config, job.adapter, *shape, self.target.device, **how).peak
             except Exception:  # shapes that depend on values, as in mixtures of experts
-                held = _by_formula(description.config, work, self.target.device.dtype.itemsize, checkpointing)
+                held = _by_formula(description.config, work, self.target.device.dtype.itemsize, recomputed)
             self._held[key] = max(0, held)
         return self._held[key]
+
+
+def recomputing(job: Job) -> bool | int:
+    """False, True, or every N-th layer; `auto` counts as False until memory asks for more."""
+    wanted: Any = job.train.checkpoint_activations
+    return False if wanted == "auto" else wanted
+
+
+def _what_auto_does(job: Job) -> Iterator[dict[str, Any]]:
+    """Changes that training makes on its own where memory asks for them (train.checkpoint_activations)."""
+    wanted: Any = job.train.checkpoint_activations
+    if wanted != "auto":
+        return
+    yield {"checkpoint_activations": True}
+    if job.train.microbatch_tokens == "auto":
+        for tokens in (1024, 512, 256):
+            yield {"checkpoint_activations": True, "microbatch_tokens": tokens}
 
 
 def target_of(job: Job, card: str | None, memory: str | None) -> Target:
@@ -174,8 +221,7 @@ def target_of(job: Job, card: str | None, memory: str | None) -> Target:
     dtype = job.train.dtype
     if card is None and memory is None:
         device = pick(dtype)
-        rate = estimate.product_rate(device.dtype, 1024, 2816, device.torch_device)
-        return Target(device.name, device, available_memory(device.kind), rate, True)
+        return Target(device.name, device, available_memory(device.kind), 0.0, True)
     wanted = DTYPES["bf16" if dtype == "auto" else dtype]
     device = device_for("cuda", wanted)
     known = cards.find(card) if card else None
@@ -185,10 +231,10 @@ def target_of(job: Job, card: str | None, memory: str | None) -> Target:
 
 
 def calibrate(plan: Plan, planner: Planner, note: Callable[[str], None]) -> None:
-    """Replace what is estimated by what three real steps took. Raises what the training itself would raise."""
-    found = probing.measure(plan.job, note)
+    """Replace what is estimated by what three real steps took. Raises what the training would raise."""
+    found = trial.measure(plan.job, note)
     plan.probe = found
-    # Kernels of further lengths come with further steps; the rest of the process is larger by what it imported.
+    # Kernels of further lengths come with further steps; the process itself is larger by what it imported.
     more = min(plan.work.lengths, estimate.LENGTHS_KEPT) - min(found.lengths, estimate.LENGTHS_KEPT)
     bf16 = plan.target.device.dtype is torch.bfloat16 and plan.target.device.kind == "cpu"
     plan.peak = int(
@@ -200,7 +246,7 @@ def calibrate(plan: Plan, planner: Planner, note: Callable[[str], None]) -> None
     evaluations = _evaluations(plan.job, plan.work)
     plan.seconds = {
         "setup": found.setup,
-        "steps": found.seconds_per_token * plan.work.computed,
+        "steps": found.seconds_per_token * plan.work.laid,
         "validation": found.seconds_per_valid_token * plan.work.valid_tokens * evaluations,
         "other": (plan.seconds or {}).get("other", 0.0),
     }
@@ -221,19 +267,25 @@ def quantised_as(job: Job) -> str | None:
 
 
 def _seconds(
-    job: Job, target: Target, found: Sizes, work: Workload, config: dict[str, Any], compiled: bool
+    job: Job,
+    target: Target,
+    rate: float,
+    found: Sizes,
+    work: Workload,
+    description: Description,
+    compiled: bool,
 ) -> dict[str, float] | None:
-    if not target.rate:
+    if not rate:
         return None
-    width, layers = estimate.attention_shape(config)
+    width, layers = estimate.attention_shape(description.config)
     total = estimate.operations(
         found,
-        computed=work.computed,
+        tokens=work.laid,
         labels=work.labels,
         squares=work.squares,
         width=width,
         layers=layers,
-        checkpointing=job.train.checkpoint_activations is True,
+        checkpointing=recomputing(job),
         full=not job.adapter.uses_peft,
     )
     share = (
@@ -248,8 +300,8 @@ def _seconds(
     saves = 1 + (work.steps // job.train.save_every if job.train.save_every else 0)
     return {
         "setup": compiling.WARM_UP if compiled else 5.0,
-        "steps": total / (target.rate * share),
-        "validation": forward * _evaluations(job, work) / (target.rate * share),
+        "steps": total / (rate * share),
+        "validation": forward * _evaluations(job, work) / (rate * share),
         "other": answers + saves * 4.0 * found.trained / DISK_RATE,
     }
 
@@ -274,7 +326,7 @@ def _disk(job: Job, model: Any, found: Sizes, work: Workload, description: Descr
     return {"checkpoint": one, "checkpoints": one * kept, "final": final, "download": missing}
 
 
-def _by_formula(config: dict[str, Any], work: Workload, width: int, checkpointing: bool) -> int:
+def _by_formula(config: dict[str, Any], work: Workload, width: int, checkpointing: bool | int) -> int:
     """Activations where a step of shapes can't be run: what a usual layer keeps for each token."""
     heads, layers = estimate.attention_shape(config)
     hidden = int(config.get("hidden_size") or heads)

@@ -16,19 +16,17 @@ from transformers import PreTrainedModel
 
 from tunesmith.data.check import Dataset, load_data
 from tunesmith.data.encode import EncodedData, Example, encode
-from tunesmith.data.pack import computed_tokens
 from tunesmith.data.report import build_report
 from tunesmith.data.template import Renderer
 from tunesmith.device import pick
 from tunesmith.errors import PlanError
 from tunesmith.model import adapters
-from tunesmith.model.attention import can_segment, can_share
 from tunesmith.model.families import can_pack
 from tunesmith.model.load import context_length, end_ids, fingerprint, load_model, load_tokenizer
 from tunesmith.model.source import Source, resolve
 from tunesmith.records import Conversation, Record
 from tunesmith.rundir import RunDir
-from tunesmith.train import compiling
+from tunesmith.train import compiling, fast_paths
 from tunesmith.train.config import Job
 from tunesmith.train.listener import Listener
 from tunesmith.train.loop import Training, default_tokens_per_step
@@ -77,14 +75,12 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
     job = with_step_size(job, encoded.examples)
     model = load_model(source, device)
     _check_context(model, encoded, valid_encoded)
-    packing, why = can_pack(model.config) if job.data.packing else (False, "")
-    if why:
-        listener.note(f"Rows aren't packed: {why}.")
+    packing, why = can_pack(model.config) if job.data.packing else (False, "data.packing is false")
     base = fingerprint(source)
     model = adapters.prepare(model, job.adapter, seed=job.train.seed, base_fingerprint=base)
     if job.train.checkpoint_activations:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    segments, sharing = fast_paths(job, model, packing, listener)
+    segments, sharing, said = fast_paths.choose(job, model, packing)
 
     training = Training(
         model=model,
@@ -101,10 +97,9 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
         segments=segments,
         sharing=sharing,
     )
-    if sharing:
-        _note_sharing(training)
     check_schedule(job.train, training.steps)
-    for note in _warnings(job, training):
+    training, settled = fast_paths.settle(training, why)
+    for note in (*said, *settled, *fast_paths.others_off(job, model), *_warnings(job, training)):
         listener.note(note)
     _compile(training, job, listener)
     return Prepared(job, source, base, renderer, train_rows, valid_rows, report, training)
@@ -134,37 +129,6 @@ def _check_context(model: PreTrainedModel, *data: EncodedData | None) -> None:
             f"{len(beyond)} of {len(examples)} examples are longer than the model reads, {context} tokens.",
             details=[f"{example.origin}: {len(example.input_ids)} tokens" for example in beyond],
             fix=f"Set data.max_length={context}, and choose with data.too_long what happens to longer ones.",
-        )
-
-
-def fast_paths(job: Job, model: PreTrainedModel, packing: bool, listener: Listener) -> tuple[bool, bool]:
-    """Whether to attend by segments, and whether rows share their beginnings; says what is off and why."""
-    if not packing:
-        return False, False
-    segments, why = can_segment(model)
-    if not segments:
-        listener.note(f"Attention is torch's own, at the cost of a pack's square: {why}.")
-        return False, False
-    if not job.data.share_prefixes:
-        return True, False
-    sharing, why = can_share(model)
-    if job.train.neftune:
-        sharing, why = False, "with NEFTune each row draws its own noise"
-    if not sharing:
-        listener.note(f"Common beginnings of rows are computed for each row: {why}.")
-    return True, sharing
-
-
-def _note_sharing(training: Training) -> None:
-    """What sharing saves, counted over the first epoch."""
-    steps = training.plans[0] if training.plans else []
-    rows = [example.input_ids for example in training.train]
-    raw = sum(len(rows[i]) for step in steps for pack in step.microbatches for i in pack)
-    unique = computed_tokens(steps, rows)
-    if unique < raw:
-        training.listener.note(
-            f"Common beginnings are computed once: {unique:,} of {raw:,} tokens an epoch, "
-            f"up to {raw / unique:.1f} times as fast."
         )
 
 

@@ -1,7 +1,7 @@
 """What a job computes, counted before anything is loaded: rows, tokens, steps, microbatches.
 
-With the model's tokenizer on this machine everything is counted exactly, by the functions that training itself
-uses; without it, lengths are guessed from characters and nothing counts as shared.
+With the model's tokenizer on this machine everything is counted exactly, by the functions that training
+itself uses; without it, lengths are guessed from characters and nothing counts as shared.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from tunesmith.model.describe import Description
 from tunesmith.model.families import can_pack
 from tunesmith.model.load import end_ids, load_tokenizer
 from tunesmith.model.source import Source
-from tunesmith.records import Conversation, Record, Text
+from tunesmith.records import Conversation, Labelled, Record, Text
 from tunesmith.rundir import RunDir
+from tunesmith.train import fast_paths
 from tunesmith.train.config import Job
 from tunesmith.train.listener import Silent
-from tunesmith.train.loop import Training
+from tunesmith.train.loop import PACK_MULTIPLE, Training
 from tunesmith.train.objectives import sft
-from tunesmith.train.prepare import fast_paths, thinks
+from tunesmith.train.prepare import thinks
 from tunesmith.train.track import Tracking
 
 # Tokens for each character, of the usual vocabularies of 50,000 to 150,000 tokens.
@@ -47,21 +48,27 @@ class Rows:
 
 @dataclass(frozen=True)
 class Workload:
-    """A whole training in numbers. `computed` leaves out what rows share; a microbatch's figures are the largest's."""
+    """A whole training in numbers; a microbatch's figures are those of the largest.
+
+    `tokens`: of all rows; `computed`: what rows share once; `laid`: with padding and the packs' filler.
+    """
 
     rows: int
     steps: int
     tokens: int
     computed: int
+    laid: int
     labels: int
     squares: int
     valid_tokens: int
     valid_labels: int
     microbatch: int
+    microbatch_rows: int
     microbatch_labels: int
     microbatches_a_step: int
     lengths: int
     packed: bool
+    segments: bool
     exact: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -87,9 +94,9 @@ def read_rows(job: Job, description: Description) -> Rows:
 def count(job: Job, model: nn.Module, rows: Rows, device: Device) -> Workload:
     """Lay the rows out as training does; `model` may be one of shapes alone."""
     packed = bool(job.data.packing and can_pack(model.config)[0])
-    segments, sharing = (False, False)
-    if packed and device.kind == "cpu":
-        segments, sharing = fast_paths(job, model, packed, Silent())  # type: ignore[arg-type]
+    segments, sharing = False, False
+    if device.kind != "mps":
+        segments, sharing, _ = fast_paths.choose(job, model, packed)
     training = Training(
         model=model,
         objective=sft(),
@@ -105,36 +112,44 @@ def count(job: Job, model: nn.Module, rows: Rows, device: Device) -> Workload:
         segments=segments,
         sharing=sharing and rows.exact,
     )
+    training, _ = fast_paths.settle(training, "")
     ids = [example.input_ids for example in rows.train]
     lengths = [len(row) for row in ids]
     label_counts = [sum(example.label_mask) for example in rows.train]
     batches = [b for plan in training.plans for step in plan for b in step.microbatches]
-    sizes = []
-    for batch in batches:
-        if training.sharing:
-            sizes.append(unique_tokens(sort_rows(ids, batch), lengths))
-        elif packed:
-            sizes.append(sum(lengths[i] for i in batch))
-        else:
-            sizes.append(len(batch) * max(lengths[i] for i in batch))
+    raw = [sum(lengths[i] for i in batch) for batch in batches]
+    computed = [unique_tokens(sort_rows(ids, b), lengths) for b in batches] if training.sharing else raw
+    if training.segments:
+        laid = [size + -size % PACK_MULTIPLE for size in computed]
+    elif training.packing:
+        laid = computed
+    else:
+        laid = [len(batch) * max(lengths[i] for i in batch) for batch in batches]
     labels = [sum(label_counts[i] for i in batch) for batch in batches]
-    # Rows see what they share: the squares of whole rows are an upper bound of attention's share.
-    shares = [size / max(1, sum(lengths[i] for i in b)) for size, b in zip(sizes, batches, strict=True)]
-    squares = sum(sum(lengths[i] ** 2 for i in b) * min(1.0, s) for b, s in zip(batches, shares, strict=True))
+    if training.packing and not training.segments:
+        squares = float(sum(size**2 for size in laid))
+    else:
+        # Rows see what they share: the squares of whole rows are an upper bound of attention's share.
+        whole = [sum(lengths[i] ** 2 for i in batch) for batch in batches]
+        squares = sum(w * c / max(1, r) for w, c, r in zip(whole, computed, raw, strict=True))
+    largest = max(range(len(batches)), key=lambda at: (laid[at], labels[at]))
     return Workload(
         rows=len(rows.train),
         steps=training.steps,
         tokens=training.tokens,
-        computed=sum(sizes),
+        computed=sum(computed),
+        laid=sum(laid),
         labels=sum(labels),
         squares=int(squares),
         valid_tokens=sum(len(example.input_ids) for example in rows.valid),
         valid_labels=sum(sum(example.label_mask) for example in rows.valid),
-        microbatch=max(sizes),
+        microbatch=laid[largest],
+        microbatch_rows=1 if training.packing else len(batches[largest]),
         microbatch_labels=max(labels),
         microbatches_a_step=max(len(step.microbatches) for plan in training.plans for step in plan),
-        lengths=len(set(sizes)),
-        packed=packed,
+        lengths=len(set(laid)),
+        packed=training.packing,
+        segments=training.segments,
         exact=rows.exact,
     )
 
@@ -147,7 +162,8 @@ def _guessed(data: Dataset, job: Job) -> list[Example]:
         labelled = max(1, min(labelled, whole - 1))
         mask = [False] * (whole - labelled) + [True] * labelled
         # Tokens of no meaning that no other row begins with.
-        made.append(Example([row] * whole, mask, record.origin, row))
+        origin = record.conversation.origin if isinstance(record, Labelled) else record.origin
+        made.append(Example([row] * whole, mask, origin, row))
     return made
 
 

@@ -1,7 +1,7 @@
 """Three real steps of a job in a process of its own: what they take in memory and time. Nothing is kept.
 
-`measure(job)` starts `python -m tunesmith.train.probe`, which reads the job as JSON and answers with lines of JSON. A process
-of its own, because the most memory that a process ever held never goes down again.
+`measure(job)` starts `python -m tunesmith.train.trial`, which reads the job as JSON and answers with lines
+of JSON. A process of its own, because the most memory that a process ever held never goes down again.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from tunesmith.device import peak_memory
 from tunesmith.errors import TrainError, TunesmithError
 from tunesmith.train.config import Job, job_from
 from tunesmith.train.listener import Silent
-from tunesmith.train.loop import Training, run_loop, valid_loss
+from tunesmith.train.loop import PACK_MULTIPLE, Training, run_loop, valid_loss
 from tunesmith.train.prepare import prepare
 
 STEPS = 3
@@ -33,7 +34,7 @@ VALID_ROWS = 16
 
 @dataclass(frozen=True)
 class Probe:
-    """What was measured. Seconds are for one computed token; `setup` is everything before the first step."""
+    """What was measured. Seconds are for one token, laid out; `setup` is everything before the first step."""
 
     peak: int
     imports: int  # bytes of the process before it did anything
@@ -46,17 +47,20 @@ class Probe:
 
 
 def measure(job: Job, note: Callable[[str], None]) -> Probe:
-    """Run a probe; `note` is told of each step. Raises the TunesmithError that the training would, or TrainError."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "tunesmith.train.probe"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
-    ) as child:  # fmt: skip
+    """Run a probe; `note` is told of each step. Raises the TunesmithError of the training, or TrainError."""
+    command = [sys.executable, "-m", "tunesmith.train.trial"]
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, encoding="utf-8"
+        ) as child,
+    ):
         assert child.stdin is not None
         assert child.stdout is not None
-        assert child.stderr is not None
         try:
-            child.stdin.write(job.model_dump_json())
-            child.stdin.close()
+            with suppress(BrokenPipeError):  # a child that is gone already; its exit code says more
+                child.stdin.write(job.model_dump_json())
+                child.stdin.close()
             for line in child.stdout:
                 told = json.loads(line)
                 if "note" in told:
@@ -65,7 +69,9 @@ def measure(job: Job, note: Callable[[str], None]) -> Probe:
                     raise _error(told)
                 else:
                     return Probe(**told)
-            last = (child.stderr.read().strip().splitlines() or [""])[-1]
+            child.wait()
+            log.seek(0)
+            last = (log.read().strip().splitlines() or [""])[-1]
         except BaseException:
             child.kill()
             raise
@@ -102,7 +108,7 @@ def _probe(job: Job, imports: int, note: Callable[[str], None]) -> Probe:
         training = prepare(job, Path(folder) / "run", Silent()).training
         setup = time.monotonic() - start
         chosen = _chosen(training)
-        sizes = [_computed(training, batch) for step in chosen for batch in step.microbatches]
+        sizes = [_laid(training, batch) for step in chosen for batch in step.microbatches]
         valid, training.valid = training.valid, ()
         for_valid = 0.0
         if valid:
@@ -118,7 +124,7 @@ def _probe(job: Job, imports: int, note: Callable[[str], None]) -> Probe:
         heard = _Steps(note)
         training.listener = heard
         run_loop(training)
-        tokens = [sum(_computed(training, b) for b in step.microbatches) for step in chosen]
+        tokens = [sum(_laid(training, b) for b in step.microbatches) for step in chosen]
         # The first step is the slowest: kernels are made, memory comes from the system.
         at = min(1, len(chosen) - 1)
         return Probe(
@@ -146,15 +152,16 @@ class _Steps(Silent):
 def _chosen(training: Training) -> list[Step]:
     """The step with the largest microbatch, and two from the middle of the training."""
     steps = [step for plan in training.plans for step in plan]
-    largest = max(steps, key=lambda step: max(_computed(training, batch) for batch in step.microbatches))
+    largest = max(steps, key=lambda step: max(_laid(training, batch) for batch in step.microbatches))
     middle = len(steps) // 2
     return [largest, *[step for step in steps[middle : middle + STEPS] if step is not largest][: STEPS - 1]]
 
 
-def _computed(training: Training, batch: tuple[int, ...]) -> int:
+def _laid(training: Training, batch: tuple[int, ...]) -> int:
     made = collate(
         [training.train[i] for i in batch],
         packing=training.packing, pad_id=training.pad_id, sharing=training.sharing,
+        multiple=PACK_MULTIPLE if training.segments else 1,
     )  # fmt: skip
     return made.input_ids.numel()
 
