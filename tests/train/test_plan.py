@@ -83,8 +83,7 @@ def test_families_have_a_plan(tmp_path: Path, family: str) -> None:
     assert json.loads(json.dumps(plan.to_json()))["fits"] is True
 
 
-def test_a_step_of_shapes_holds_what_a_real_one_does() -> None:
-    """Bytes that autograd keeps: counted on fake tensors, and by hooks on real ones."""
+def test_a_step_of_shapes_grows_with_tokens_and_shrinks_with_recomputation() -> None:
     model = tiny_model("qwen2")
     config = model.config.to_dict()
     shapes = dryrun.build(config, LORA, torch.float32)

@@ -6,8 +6,8 @@
                 attention by the squares of the rows
 
 Sizes of weights, gradients, optimizer states and files are exact. Activations are those of the tensors of
-a real step (train/dryrun.py). What a process, an allocator and the kernels hold beside tensors was
-measured on one machine and is the uncertain part; a probe replaces it.
+a real step (train/dryrun.py). What a process, an allocator and the kernels hold beside tensors is
+guessed; a probe replaces it.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_8bit": 2.03, "sgd": 4.0, "muon": 4.0, "a
 # int8: a scale a row.
 QUANTISED_BYTES = {"nf4": 0.5 + 4 / 64, "nf4 double": 0.5 + 0.127 / 8, "int8": 1.0}
 
-# Measured on a two-core CPU machine with SmolLM2-135M: what tokenizer, data and kernels add to the
-# imports, and what the allocator holds beyond living tensors.
+# Guesses, not calibrated against runs: what tokenizer, data and kernels add to the imports, and what the
+# allocator holds beyond living tensors.
 PROCESS = 150e6
 ALLOCATOR = 0.2
-# oneDNN keeps what it made for each length of a pack (bf16 products), for so many lengths at most.
+# oneDNN keeps what it made for each length of a pack (bf16 products), for so many lengths at most;
+# a guess from before packs had few lengths (loop.PACK_MULTIPLE), too high perhaps.
 KERNELS_PER_LENGTH, LENGTHS_KEPT = 25e6, 75
 CUDA_PROCESS, CUDA_ALLOCATOR = 0.6e9, 0.08
-# Compiled layers keep less for the backward pass, but the compiler itself stays in memory.
+# Compiled layers keep less for the backward pass, but the compiler itself stays in memory. Guesses too.
 COMPILED_ACTIVATIONS, COMPILER = 0.9, 350e6
 
 

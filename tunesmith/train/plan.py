@@ -24,8 +24,8 @@ from tunesmith.train.prepare import with_step_size
 from tunesmith.train.trial import Probe
 from tunesmith.train.workload import Rows, Workload, count, device_for, read_rows
 
-# Shares of a product's peak rate that whole steps reach: on the CPU measured with a 135M model, eager and
-# compiled; on cards what well-packed training of 1B to 13B models usually reports.
+# Guesses, not calibrated against runs: the share of a product's peak rate that whole steps reach, and what
+# answers and files take.
 EFFICIENCY = {"eager": 0.5, "compiled": 0.58, "card": 0.4}
 SAMPLE_TOKENS = 64
 READ_RATE = 10e9  # bytes of weights a second, while answering on a CPU
