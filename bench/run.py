@@ -21,7 +21,7 @@ from bench.workloads import ROOT, Workload, describe, lay_out, missing, model_fo
 
 HERE = Path(__file__).parent
 
-# The fastest settings that search_trl.py and search_llamafactory.py found.
+# Chosen by a few trials; search_trl.py and search_llamafactory.py look for faster ones.
 TRL: dict[str, Any] = {"batch_size": 2, "dtype": "bf16", "packing": "none", "checkpointing": False}
 LLAMAFACTORY: dict[str, Any] = {"batch_size": 2, "dtype": "bf16", "checkpointing": False}
 NAIVE: dict[str, Any] = {"batch_size": 4, "dtype": "bf16"}

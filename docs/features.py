@@ -6,10 +6,39 @@ list, or when a line names tests that aren't there.
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 START, END = "<!-- features: written by make docs -->", "<!-- end of features -->"
+
+NUMBERS = {
+    7: ("seven", "七"),
+    8: ("eight", "八"),
+    9: ("nine", "九"),
+    10: ("ten", "十"),
+    11: ("eleven", "十一"),
+}
+
+
+def _families() -> tuple[str, str]:
+    """How many model families the tests of equality run through, in words: the one place where it is counted."""
+    tree = ast.parse((ROOT / "tests" / "families.py").read_text(encoding="utf-8"))
+    (value,) = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FAMILIES"
+    ]
+    return NUMBERS[len(ast.literal_eval(value))]
+
+
+COUNT, COUNT_ZH = _families()
+# The sentence about them above the table.
+SENTENCES = {
+    "en": (r"tested for \w+ model families", f"tested for {COUNT} model families"),
+    "zh": (r"已在[一-龥]+个模型系列上测试", f"已在{COUNT_ZH}个模型系列上测试"),
+}
 
 # English, Chinese, test files below tests/.
 FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
@@ -36,13 +65,14 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ("data/test_encode.py",),
     ),
     (
-        "Packing without padding; packed = padded = single rows in loss and gradients, for ten model families",
-        "无填充打包；打包、填充、单条三种方式的损失与梯度一致，覆盖十个模型系列",
+        "Packing without padding; packed = padded = single rows in loss and gradients, "
+        f"for {COUNT} model families",
+        f"无填充打包；打包、填充、单条三种方式的损失与梯度一致，覆盖{COUNT_ZH}个模型系列",
         ("data/test_pack.py", "data/test_batch.py", "model/test_packing.py", "train/test_equality.py"),
     ),
     (
-        "Common beginnings of rows computed once, attention by segments; gradients equal, for ten model families",
-        "样本共同的开头只计算一次，注意力按段计算；梯度一致，覆盖十个模型系列",
+        f"Common beginnings of rows computed once, attention by segments; gradients equal, for {COUNT} model families",
+        f"样本共同的开头只计算一次，注意力按段计算；梯度一致，覆盖{COUNT_ZH}个模型系列",
         ("data/test_prefixes.py", "model/test_attention.py", "train/test_sharing.py"),
     ),
     (
@@ -64,7 +94,13 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
     (
         "Training: token-weighted loss, schedules, early stopping, best and last, bit-identical repeats, NEFTune, trackers",
         "训练：按词元加权的损失、学习率调度、早停、保留最佳与最后、逐位可复现、NEFTune、实验跟踪",
-        ("train/test_losses.py", "train/test_optim.py", "train/test_loop.py", "train/test_checkpoint.py"),
+        (
+            "train/test_losses.py",
+            "train/test_optim.py",
+            "train/test_loop.py",
+            "train/test_checkpoint.py",
+            "train/test_track.py",
+        ),
     ),
     (
         "Output head on label tokens alone, in chunks, full logits never held; plain LoRA as one function: gradients equal "
@@ -82,6 +118,17 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         "`verify`: a job's gradients by each fast path against the naive computation, on its own rows and model",
         "`verify`：在自己的数据和模型上，逐一比较各加速路径与朴素计算的梯度",
         ("train/test_verify.py", "cli/test_verify.py"),
+    ),
+    (
+        "Bases in 4 bits (NF4) and 8 bits, with LoRA and DoRA: gradients equal those through the unpacked weights; the error "
+        "measured and said",
+        "4 比特（NF4）与 8 比特底座，配合 LoRA、DoRA：梯度与解包后的权重一致；量化误差会测量并说明",
+        ("model/test_quantize.py", "train/test_quantised_runs.py"),
+    ),
+    (
+        "Optimizers AdamW, 8-bit AdamW, SGD, Muon, Adafactor; layers recomputed and passes shortened where memory is short",
+        "优化器 AdamW、8 比特 AdamW、SGD、Muon、Adafactor；内存不足时自动重算激活、缩短单次前向",
+        ("train/test_optim.py", "train/test_probe.py"),
     ),
     (
         "Chat that streams, answers to files, beams and sampling with conflicts explained",
@@ -119,11 +166,14 @@ def table(language: str) -> str:
 
 
 def filled(text: str, language: str) -> str:
-    """A README with its table renewed. Raises ValueError when the markers aren't there."""
+    """A README with its table and the count above it renewed. Raises ValueError when their places are lost."""
     before, found, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not found or not end:
         raise ValueError("the README has lost the markers of its table of features")
+    before, changed = re.subn(*SENTENCES[language], before)
+    if changed != 1:
+        raise ValueError("the README has lost its sentence about model families")
     return f"{before}{START}\n{table(language)}\n{END}{after}"
 
 

@@ -10,21 +10,25 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import annotated_types
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tunesmith.data.config import DataFile, DataSettings
 from tunesmith.infer.config import Sampling
-from tunesmith.model.config import AdapterSettings
+from tunesmith.model.config import AdapterSettings, QuantizationSettings
 from tunesmith.train.config import Job, TrainSettings
 
 PAGE = Path(__file__).with_name("settings.md")
 
 # Title, class, what stands before its names in a job, and the words above the table.
 SECTIONS: list[tuple[str, type[BaseModel], str, str]] = [
-    ("The job", Job, "", "The top of a job file. `data`, `adapter` and `train` have tables of their own."),
+    (
+        "The job",
+        Job,
+        "",
+        "The top of a job file. `data`, `adapter`, `quantization` and `train` have\ntables of their own.",
+    ),
     ("data", DataSettings, "data.", "Which rows, how long an example may be, what is trained on."),
     (
         "Files of data",
@@ -33,6 +37,12 @@ SECTIONS: list[tuple[str, type[BaseModel], str, str]] = [
         "`data.train` and `data.valid` take one path, or a list whose items are paths or these.",
     ),
     ("adapter", AdapterSettings, "adapter.", "What is tuned. `adapter: dora` is short for `{type: dora}`."),
+    (
+        "quantization",
+        QuantizationSettings,
+        "quantization.",
+        "How the base is held under an adapter. `quantization: nf4` is short for `{type: nf4}`.",
+    ),
     ("train", TrainSettings, "train.", "How it is trained."),
     (
         "Answers",
@@ -98,7 +108,7 @@ def _values(field: FieldInfo) -> str:
     limits = []
     for bound in field.metadata:
         for kind, sign in (("Ge", "≥"), ("Gt", ">"), ("Le", "≤"), ("Lt", "below")):
-            if isinstance(bound, getattr(annotated_types, kind)):
+            if type(bound).__name__ == kind:
                 limits.append(f"{sign} {getattr(bound, kind.lower()):g}")
     text, null, _ = _type(field.annotation).partition(" or `null`")
     return " ".join(part for part in (text, ", ".join(limits)) if part) + null

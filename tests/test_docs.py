@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from tunesmith.cli.main import VERBS
 from tunesmith.settings import known_keys
 from tunesmith.train.config import Job
 
@@ -50,6 +51,16 @@ def test_the_table_of_features_is_not_stale(name: str, language: str) -> None:
     spec.loader.exec_module(features)
     text = (DOCS.parent / name).read_text(encoding="utf-8")
     assert text == features.filled(text, language), "run `make docs`"
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_each_verb_has_a_page(name: str) -> None:
+    text = (DOCS.parent / name).read_text(encoding="utf-8")
+    pages = {"eval": "eval", "compare": "eval"}  # two verbs on one
+    for verb in VERBS:
+        page = DOCS / f"{pages.get(verb, verb)}.md"
+        assert f"tunesmith {verb}" in page.read_text(encoding="utf-8"), verb
+        assert f"](docs/{page.name})" in text, verb
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])

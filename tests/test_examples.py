@@ -53,13 +53,22 @@ def test_every_row_of_an_example_fits_the_default_model(path: Path) -> None:
         _check_encoded(part, renderer, job.data)
 
 
+def test_novel_has_the_rows_that_its_readme_counts() -> None:
+    job = load_job(EXAMPLES / "novel" / "job.yaml")
+    train, valid = load_data(job.data, job.train.seed)
+    assert valid is not None
+    text = (EXAMPLES / "novel" / "README.md").read_text(encoding="utf-8")
+    assert f"{len(train.records)} short rows" in text
+    assert f"({len(valid.records)} are for validation)" in text
+
+
 def test_tang_has_the_rows_that_its_readme_counts() -> None:
     folder = EXAMPLES / "tang"
     train, valid, test = (
         json.loads((folder / f"{n}.json").read_text("utf-8")) for n in ("train", "valid", "test")
     )
     truth = (folder / "test_truth.txt").read_text("utf-8").splitlines()
-    assert (len(train), len(valid), len(test), len(truth)) == (1200, 100, 15, 15)
+    assert (len(train), len(valid), len(test), len(truth)) == (4000, 100, 15, 15)
     assert all(set(row) == {"instruction", "input"} for row in test)
     couplets = [{row["input"] for row in part} for part in (train, valid, test)]
     assert not couplets[2] & (couplets[0] | couplets[1])
@@ -71,7 +80,7 @@ def test_tang_has_the_rows_that_its_readme_counts() -> None:
 def test_tang_s_job_is_lora_on_all_layers() -> None:
     job = _job("tang")
     assert (job.adapter.rank, job.adapter.alpha, job.adapter.targets) == (16, 32, "all")
-    assert (job.train.rows_per_step, job.train.epochs) == (16, 1)
+    assert (job.train.rows_per_step, job.train.epochs) == (24, 1)
 
 
 def test_handbook_s_job_is_the_recipe_it_names() -> None:

@@ -18,8 +18,8 @@ LAYERS = [
     ("evaluate", "export"),
     ("train", "infer", "synth"),
     ("data", "model"),
-    ("settings", "rundir", "device"),
-    ("errors", "records"),
+    ("settings", "rundir", "device", "redact"),
+    ("errors", "records", "words"),
 ]
 LEVEL = {stage: len(LAYERS) - 1 - row for row, stages in enumerate(LAYERS) for stage in stages}
 LINES = 400

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ import pytest
 from tunesmith.errors import RunError
 from tunesmith.rundir import (
     RunDir,
+    claimed,
     create,
     list_runs,
     new_folder,
@@ -72,6 +76,24 @@ def test_a_second_process_is_refused_and_sees_the_state(tmp_path: Path) -> None:
     assert second_process(run) == ["unfinished", "locked"]
     run.adapter.mkdir()
     assert run.state() == "finished"
+
+
+def test_looking_at_a_run_does_not_keep_it_from_starting(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    with (run.path / "lock").open("a") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        later = threading.Timer(0.2, fcntl.flock, (looking, fcntl.LOCK_UN))
+        later.start()
+        with run.lock():
+            assert run.state() == "running"
+        later.join()
+
+
+def test_a_line_that_is_no_object_is_damaged(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    run.metrics_file.write_text('{"step": 1}\n[2, 3]\n{"step": 2}\n', encoding="utf-8")
+    with pytest.raises(RunError, match=r"metrics\.jsonl:2: the line is damaged"):
+        run.metrics()
 
 
 def test_a_half_written_last_line_is_left_out(tmp_path: Path) -> None:
@@ -166,3 +188,32 @@ def test_opening_something_else_names_the_runs_there(tmp_path: Path) -> None:
         open_run(tmp_path / "tang-2")
     assert [r.path.name for r in list_runs(tmp_path)] == ["tang-1"]
     assert open_run(tmp_path / "tang-1").job() == {"job": {}}
+
+
+def test_folders_that_are_claimed_at_once_are_two(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    with claimed("tang", root) as first, claimed("tang", root) as second:
+        assert (first.name, second.name) == ("tang-1", "tang-2")
+        (root / "tang-3").write_text("", encoding="utf-8")  # a file takes a name too
+        with claimed("tang", root) as third:
+            assert third.name == "tang-4"
+        create(first)
+        write_atomic(first / "job.yaml", "")
+    assert sorted(path.name for path in root.iterdir()) == ["tang-1", "tang-3"]
+    with pytest.raises(ValueError, match="boom"), claimed("tang", tmp_path / "new"):
+        raise ValueError("boom")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("mask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_what_is_written_obeys_the_umask(tmp_path: Path, mask: int, file: int, folder: int) -> None:
+    before = os.umask(mask)
+    try:
+        write_atomic(tmp_path / "report.html", "x")
+        with new_folder(tmp_path / "adapter") as inside:
+            (inside / "weights").write_text("x", encoding="utf-8")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "report.html").stat().st_mode & 0o777 == file
+    assert (tmp_path / "adapter").stat().st_mode & 0o777 == folder
+    assert (tmp_path / "adapter" / "weights").stat().st_mode & 0o777 == file

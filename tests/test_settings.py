@@ -37,6 +37,9 @@ OTHER_VALUES: dict[str, Any] = {
     "adapter.init": "pissa",
     "adapter.last_layers": 2,
     "adapter.continue_from": "runs/old",
+    "quantization.type": "int8",
+    "quantization.double_quant": False,
+    "quantization.compute_dtype": "fp32",
     "train.objective": "sft",
     "train.epochs": 7,
     "train.max_steps": 9,
@@ -48,10 +51,11 @@ OTHER_VALUES: dict[str, Any] = {
     "train.batch_size": 3,
     "train.accumulate": 4,
     "train.microbatch_tokens": 55,
-    "train.optimizer": "adamw",
+    "train.optimizer": "muon",
     "train.weight_decay": 0.3,
     "train.betas": [0.8, 0.9],
     "train.epsilon": 1e-5,
+    "train.momentum": 0.7,
     "train.clip": 0.7,
     "train.label_smoothing": 0.2,
     "train.neftune": 5.0,
@@ -69,11 +73,14 @@ OTHER_VALUES: dict[str, Any] = {
 }
 COMPANIONS = {
     "adapter.last_layers": {"adapter": {"type": "freeze"}, "train": {"learning_rate": 1e-5}},
+    "quantization.double_quant": {"quantization": {"type": "nf4"}},
+    "quantization.compute_dtype": {"quantization": {"type": "nf4"}},
+    "train.momentum": {"train": {"optimizer": "sgd"}},
     "train.accumulate": {"train": {"batch_size": 2}},
     "train.early_stopping": {"data": {"valid": 0.1}},
     "train.sample_every": {"data": {"valid": 0.1}},
 }
-ONE_CHOICE = {"train.objective", "train.optimizer"}  # settings that have a single value so far
+ONE_CHOICE = {"train.objective"}  # settings that have a single value so far
 
 
 def nested(name: str, value: Any) -> dict[str, Any]:
@@ -85,7 +92,7 @@ def nested(name: str, value: Any) -> dict[str, Any]:
 def at(job: Job, name: str) -> Any:
     value: Any = job
     for key in name.split("."):
-        value = getattr(value, key)
+        value = getattr(value, key, None)  # quantization is None by default
     return value
 
 
@@ -158,6 +165,15 @@ def test_all_problems_are_told_at_once() -> None:
         ({"train": {"epochs": float("inf")}}, "finite"),
         ({"train": {"betas": [0.9, 1.5]}}, "betas.*less than 1"),
         ({"train": {"seed": 2**64}}, "seed"),
+        ({"train": {"optimizer": "sgd", "betas": [0.9, 0.99]}}, "betas doesn't belong to optimizer sgd"),
+        ({"train": {"optimizer": "adafactor", "epsilon": 1e-6}}, "epsilon doesn't belong"),
+        ({"train": {"momentum": 0.5}}, "momentum doesn't belong to optimizer adamw"),
+        ({"train": {"checkpoint_activations": 0}}, "every N-th"),
+        ({"train": {"checkpoint_activations": "sometimes"}}, "auto"),
+        ({"quantization": "nf5"}, "quantization.type"),
+        ({"quantization": {"type": "int8", "double_quant": True}}, "double_quant goes with nf4"),
+        ({"quantization": "nf4", "adapter": "full", "train": {"learning_rate": 1e-5}}, "lora or dora"),
+        ({"quantization": "nf4", "adapter": {"init": "pissa"}}, "pissa changes the base"),
     ],
 )
 def test_settings_that_contradict_each_other(content: dict[str, Any], part: str) -> None:
@@ -179,6 +195,56 @@ def test_broken_yaml_names_the_line(tmp_path: Path) -> None:
     file.write_text("data:\n  train: [a, b\nmodel: x\n", encoding="utf-8")
     with pytest.raises(SettingsError, match=r"job.yaml:\d"):
         read_yaml(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("data：{train: my.jsonl}\n", 1),
+        ("model: x\ndata: {train： my.jsonl}\n", 2),
+        ("# 数据：一行\ndata:\n  train: a：b.jsonl\n  max_length：512\n", 4),
+        ("data:\n  train：my.jsonl\n  valid: x.jsonl\n", 2),
+        ("model：x", 1),
+    ],
+)
+def test_a_full_width_colon_is_named(tmp_path: Path, text: str, line: int) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(SettingsError, match="'：' is a full-width colon") as caught:
+        read_yaml(file)
+    assert "': '" in caught.value.fix
+    assert f"job.yaml:{line}:" in caught.value.what
+
+
+def test_full_width_colons_in_values_are_text(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("# 注：\nmodel: 模型：甲\n", encoding="utf-8")
+    assert read_yaml(file) == {"model": "模型：甲"}
+    with pytest.raises(SettingsError, match="full-width colon"):
+        parse_overrides(["data={train： x}"])
+
+
+@pytest.mark.parametrize("text", ["data:\n\ttrain: x\n", "data:\n  train: x\n\tvalid: y\n"])
+def test_a_tab_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(SettingsError, match=r"job.yaml:\d: a tab") as caught:
+        read_yaml(file)
+    assert "spaces" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"data": "my.jsonl"}, "data is a group of settings: write data: {train: my.jsonl}"),
+        ({"adapter": 8}, "adapter is a group of settings: write adapter: {type: lora}"),
+        ({"train": "my.jsonl"}, "train is a group of settings: write train: {objective: sft}"),
+    ],
+)
+def test_a_group_given_as_one_value_is_told_how_it_is_written(content: dict[str, Any], told: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        build(Job, {**MINIMAL, **content})
+    assert caught.value.details == (told,)
 
 
 def test_a_missing_job_names_its_neighbour(tmp_path: Path) -> None:
@@ -231,6 +297,14 @@ def test_one_word_about_the_adapter_keeps_what_the_job_says_about_it(tmp_path: P
     assert job_from(job, ["adapter=lora"]).adapter.rank == 3
 
 
+def test_the_short_form_of_quantization_can_be_laid_over() -> None:
+    job = job_from({**MINIMAL, "quantization": "nf4"}, ["quantization.compute_dtype=fp32"])
+    assert job.quantization is not None
+    assert (job.quantization.type, job.quantization.compute_dtype) == ("nf4", "fp32")
+    assert job_from(job.model_dump(mode="json")) == job
+    assert job_from(job, ["quantization=null"]).quantization is None
+
+
 def test_settings_are_frozen() -> None:
     job = build(Job, MINIMAL)
     with pytest.raises(ValueError, match="frozen"):
@@ -241,3 +315,44 @@ def test_settings_are_frozen() -> None:
 def test_text_and_booleans_are_not_numbers(wrong: Any) -> None:
     with pytest.raises(SettingsError, match="learning_rate"):
         build(Job, {**MINIMAL, "train": {"learning_rate": wrong}})
+
+
+def test_a_wrong_setting_is_told_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+
+    def told(text: str, *words: str) -> str:
+        file.write_text(f"data: {{train: a.jsonl}}\n{text}", encoding="utf-8")
+        with pytest.raises(SettingsError) as caught:
+            load_job(file, words)
+        return str(caught.value)
+
+    words = told("", "train.epochs=many")
+    assert words.startswith("A setting is wrong on the command line.")
+    assert "job.yaml" not in words
+    assert told("train: {epochs: many}").startswith(f"A setting is wrong in {file}.")
+    assert told("train: {epochs: many}", "adapter.rank=8").startswith(f"A setting is wrong in {file}.")
+    assert told("", "trian.epochs=3").startswith("A setting is wrong on the command line.")
+    assert told("", "data.train=3").startswith("A setting is wrong on the command line.")
+    both = told("train: {epochs: many}", "train.learning_rte=1")
+    assert both.startswith("2 settings are wrong.")
+    assert f"(it is 'many'), in {file}" in both
+    assert "did you mean 'train.learning_rate'?, on the command line" in both
+    # Each alone is right: the contradiction may be due to either place.
+    mixed = told("train: {batch_size: 2}", "train.tokens_per_step=512")
+    assert mixed.startswith(f"A setting is wrong in {file} and on the command line.")
+
+
+@pytest.mark.parametrize(
+    "unused",
+    [{"rank": 4}, {"alpha": 8}, {"dropout": 0.5}, {"targets": ["nonsense"]}, {"rslora": True}],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", [{"type": "full"}, {"type": "freeze", "last_layers": 2}], ids=str)
+def test_settings_of_lora_are_refused_where_whole_weights_are_tuned(
+    unused: dict[str, Any], kind: dict[str, Any]
+) -> None:
+    content = merge(MINIMAL, {"adapter": kind, "train": {"learning_rate": 1e-5}})
+    whole = build(Job, content)
+    assert build(Job, whole.model_dump()) == whole  # its own defaults, written out
+    with pytest.raises(SettingsError, match=rf"adapter\.{next(iter(unused))} would do nothing"):
+        build(Job, merge(content, {"adapter": unused}))

@@ -41,6 +41,20 @@ finally:
     print(json.dumps(sorted(sys.modules)), file=sys.stderr)
 """
 
+QUIET = """
+import logging
+import tunesmith.model.adapters
+log = logging.getLogger("bitsandbytes.backends.cpu.ops")
+log.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s.", "No module named 'kernels'")
+log.warning("something else")
+"""
+
+
+def test_a_kernel_that_bitsandbytes_could_download_is_no_news() -> None:
+    done = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stderr.splitlines() == ["something else"]
+
+
 HELP = [["--help"], ["--version"], ["--show-completion"], ["trian"], []]
 COMPLETIONS = [
     {"_TUNESMITH_COMPLETE": "complete_bash", "COMP_WORDS": "tunesmith ", "COMP_CWORD": "1"},

@@ -15,6 +15,7 @@ report     write a run's report.html again
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,6 @@ from tunesmith.train import verify as verification
 from tunesmith.train.config import Job, job_from, load_job
 from tunesmith.train.listener import Listener
 from tunesmith.train.plan import Plan, Planner, calibrate, target_of
-from tunesmith.train.run import default_output
 from tunesmith.train.run import train as train_job
 
 SAMPLE_TOKENS = 64
@@ -72,7 +72,8 @@ def train(
         stem = Path(job).resolve().parent.name or stem if stem == "job" else stem
     else:
         resolved, stem = job_from(job, settings), "run"
-    run = train_job(resolved, default_output(resolved, stem), listener=listener, answer=_sample_answers)
+    with nullcontext(Path(resolved.output)) if resolved.output else rundir.claimed(stem) as output:
+        run = train_job(resolved, output, listener=listener, answer=_sample_answers)
     curve.write_png(run)
     report(run)
     return run

@@ -20,6 +20,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def install_hint(extra: str) -> str:
+    """How to get an extra, for people with the package and for people with a clone."""
+    return f"pip install 'tunesmith[{extra}]', or in a clone: pip install -e '.[{extra}]'"
+
+
 class TunesmithError(Exception):
     """An error with a cause and a remedy, fit to be shown without a traceback.
 
@@ -66,7 +71,7 @@ class MissingExtraError(UsageError):
     def __init__(self, feature: str, package: str, extra: str) -> None:
         super().__init__(
             f"{feature} needs the package {package!r}, which isn't installed.",
-            fix=f"pip install 'tunesmith[{extra}]'",
+            fix=install_hint(extra),
         )
 
 

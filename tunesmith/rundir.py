@@ -3,11 +3,11 @@
     runs/<name>/
       job.yaml            what was asked, resolved, with versions and hashes
       data-report.json    every count of kept, cut, dropped, masked rows and why
+      trained-rows.txt    a key of every row that was learnt from, not the rows themselves
       metrics.jsonl       one line per step, append only
       samples.jsonl       fixed prompts answered during training
+      adapter/            final adapter, PEFT format; model/ after full or freeze tuning
       checkpoints/        step-000120/ …
-      adapter/            final adapter, PEFT format, with tokenizer and template
-      model/              instead of adapter/ after full or freeze tuning: safetensors
       eval/  report.html  log.txt
 
 Reading runs imports neither torch nor pydantic, so that `runs list` answers at once.
@@ -15,14 +15,17 @@ Reading runs imports neither torch nor pydantic, so that `runs list` answers at 
 
 from __future__ import annotations
 
+import difflib
 import errno
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -30,6 +33,8 @@ from typing import IO, Any, Literal
 import yaml
 
 from tunesmith.errors import RunError
+
+LOCK_SECONDS = 1.0
 
 State = Literal["running", "finished", "unfinished"]
 
@@ -47,6 +52,10 @@ class RunDir:
     @property
     def data_report_file(self) -> Path:
         return self.path / "data-report.json"
+
+    @property
+    def trained_rows_file(self) -> Path:
+        return self.path / "trained-rows.txt"
 
     @property
     def metrics_file(self) -> Path:
@@ -108,6 +117,18 @@ class RunDir:
         """Every line of samples.jsonl: step, prompt, answer, reference."""
         return read_jsonl(self.samples_file)
 
+    def stopped_at(self) -> tuple[str, str]:
+        """("step 2 of 60", what an interrupted training leaves to go on with)."""
+        done = max((int(line["step"]) for line in self.metrics() if "loss" in line), default=0)
+        planned = self.job().get("steps")
+        newest = max(self.checkpoints.glob("step-*"), default=None) if self.checkpoints.is_dir() else None
+        left = (
+            f"its newest checkpoint is {newest} (the tuned weights alone, weights.safetensors)"
+            if newest
+            else "it has no checkpoint yet (train.save_every)"
+        )
+        return f"step {done}" + (f" of {planned}" if planned else ""), left
+
     def state(self) -> State:
         """finished: final weights are there; running: another process holds the lock; else unfinished."""
         if self.weights is not None:
@@ -116,18 +137,25 @@ class RunDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run against a second process. Raises RunError at once if another one has it."""
+        """Hold the run against a second process. Raises RunError if another one has it for a second."""
         import fcntl
 
         handle = self._open(self.path / "lock", "a")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.close()
-            raise RunError(
-                f"{self.path} is being trained by another process.",
-                fix="Wait for it, or give another folder: output=runs/other.",
-            ) from None
+        give_up = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                # `runs list` holds it too, for the moment in which it looks whether anybody trains here.
+                if time.monotonic() < give_up:
+                    time.sleep(0.02)
+                    continue
+                handle.close()
+                raise RunError(
+                    f"{self.path} is being trained by another process.",
+                    fix="Wait for it, or give another folder: output=runs/other.",
+                ) from None
         try:
             yield
         finally:
@@ -138,6 +166,10 @@ class RunDir:
         with self._open(file, "a") as handle, disk_errors(file):
             handle.write(json.dumps(line, ensure_ascii=False) + "\n")
             handle.flush()
+
+    def discard(self) -> None:
+        """Remove a run that never began, so that the same command can be given again."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def _open(self, file: Path, mode: str) -> IO[str]:
         with disk_errors(file):
@@ -152,6 +184,10 @@ def check_free(path: Path) -> None:
         there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
         if there.is_dir() and not used and not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "there is no permission to write", str(there))
+        if there.is_dir() and not used:
+            # Some places (/proc) refuse although the permissions say otherwise.
+            with tempfile.TemporaryDirectory(dir=there, prefix=".tunesmith-"):
+                pass
     if used:
         raise RunError(
             f"{path} is in use already.",
@@ -177,15 +213,42 @@ def next_free(stem: str, root: Path = Path("runs")) -> Path:
     return root / f"{stem}-{max(taken, default=0) + 1}"
 
 
+@contextmanager
+def claimed(stem: str, root: Path = Path("runs")) -> Iterator[Path]:
+    """`next_free`, taken by an empty folder, so that two trainings that start at once get two folders.
+
+    If the folder is still empty at the end, it goes again.
+    """
+    path, was_there = next_free(stem, root), root.exists()
+    with disk_errors(path):
+        root.mkdir(parents=True, exist_ok=True)
+        number = int(path.name.rpartition("-")[2])
+        while True:
+            path = root / f"{stem}-{number}"
+            try:
+                path.mkdir()
+                break
+            except FileExistsError:
+                number += 1
+    try:
+        yield path
+    finally:
+        with suppress(OSError):
+            path.rmdir()
+            if not was_there:
+                root.rmdir()
+
+
 def open_run(path: Path) -> RunDir:
     """An existing run. Raises RunError with the known runs when there is none at `path`."""
     if (path / "job.yaml").is_file():
         return RunDir(path)
-    known = ", ".join(str(run.path) for run in list_runs(path.parent)[:10]) if path.parent.is_dir() else ""
-    raise RunError(
-        f"{path} isn't the folder of a run.",
-        fix=f"Runs there: {known}." if known else "See `tunesmith runs list`.",
-    )
+    places = [path.parent, Path("runs")] if path.parent == Path() else [path.parent]
+    runs = {run.path.name: str(run.path) for place in places for run in list_runs(place)}
+    near = [runs[name] for name in difflib.get_close_matches(path.name, runs, n=3, cutoff=0.5)]
+    known, meant = ", ".join([*runs.values()][-10:]), f" Did you mean {' or '.join(near)}?" if near else ""
+    fix = f"Runs there: {known}." if known else "See `tunesmith runs list`."
+    raise RunError(f"{path} isn't the folder of a run.{meant}", fix=fix)
 
 
 def list_runs(root: Path = Path("runs")) -> list[RunDir]:
@@ -210,8 +273,11 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in lines:
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("not an object")
+            rows.append(row)
+        except ValueError:
             if number != lines[-1][0]:
                 raise RunError(
                     f"{file}:{number}: the line is damaged.", fix="Restore the file, or take the line out."
@@ -223,17 +289,15 @@ def write_atomic(file: Path, text: str) -> None:
     """Write a text file so that readers see the old one or the new one, never a half."""
     with disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+        temporary = name_beside(file)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as out:
+            with temporary.open("x", encoding="utf-8") as out:
                 out.write(text)
                 out.flush()
                 os.fsync(out.fileno())
-            # mkstemp makes the file private; a report is meant to be shared like any other file.
-            Path(name).chmod(0o644)
-            Path(name).replace(file)
+            temporary.replace(file)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
 
 
@@ -247,10 +311,10 @@ def new_folder(target: Path) -> Iterator[Path]:
     """A temporary folder that is renamed to `target` when the block ends well, and vanishes otherwise."""
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        temporary = name_beside(target)
+        temporary.mkdir()
         try:
             yield temporary
-            temporary.chmod(0o755)
             for file in temporary.rglob("*"):
                 if file.is_file():
                     with file.open("rb") as handle:
@@ -261,6 +325,11 @@ def new_folder(target: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def name_beside(target: Path) -> Path:
+    """A hidden name that nothing has, in the same folder. What is made there obeys the person's umask."""
+    return target.with_name(f".{target.name}-{secrets.token_hex(6)}{target.suffix}")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from tunesmith.errors import SettingsError
 
 S = TypeVar("S", bound="Settings")
+FULL_WIDTH = "："
 
 
 class Settings(BaseModel):
@@ -51,11 +52,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
+        if number := _wide_near(text, error):
+            raise _full_width(f"{path}:{number}") from None
         where = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "it isn't valid YAML"
+        line = text.splitlines()[mark.line : mark.line + 1] if mark else []
+        if "\\t" in problem or any("\t" in part[: len(part) - len(part.lstrip())] for part in line):
+            raise SettingsError(
+                f"{path}{where}: a tab stands at the beginning of this line.",
+                fix="YAML is indented with spaces only: use two spaces instead of each tab.",
+            ) from None
         raise SettingsError(
             f"{path}{where}: {problem}.", fix="Write `key: value` lines, nested ones indented by two spaces."
         ) from None
+    if wide := _wide_key(content):
+        number = _line_with(text, wide.partition("\n")[0])
+        raise _full_width(f"{path}:{number}" if number else str(path))
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -92,7 +104,42 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
             raise SettingsError(
                 f"The value of {word!r} can't be read.", fix="Quote it: 'key=\"value\"'."
             ) from None
+        if isinstance(node[last], dict) and _wide_key(node[last]):
+            raise _full_width(repr(word))
     return content
+
+
+def _wide_key(content: Any) -> str:
+    """The first key with a full-width colon, or the whole of a text that holds one; else nothing."""
+    if isinstance(content, str):
+        return content if FULL_WIDTH in content else ""
+    if not isinstance(content, Mapping):
+        return ""
+    found = [str(key) for key in content if FULL_WIDTH in str(key)]
+    found += [_wide_key(value) for value in content.values() if isinstance(value, Mapping)]
+    return next(filter(None, found), "")
+
+
+def _wide_near(text: str, error: yaml.YAMLError) -> int | None:
+    """The number of a line with a full-width colon at the place of an error: often it is met a line later."""
+    lines = text.splitlines()
+    marks = [getattr(error, "context_mark", None), getattr(error, "problem_mark", None)]
+    near = [line for mark in marks if mark is not None for line in (mark.line, mark.line - 1)]
+    at = (line for line in near if 0 <= line < len(lines) and FULL_WIDTH in lines[line].partition("#")[0])
+    return next((line + 1 for line in at), None)
+
+
+def _line_with(text: str, part: str) -> int | None:
+    """The number of the first line with `part` that is no comment."""
+    lines = enumerate(text.splitlines(), 1)
+    return next((number for number, line in lines if part in line.partition(" #")[0]), None)
+
+
+def _full_width(where: str) -> SettingsError:
+    return SettingsError(
+        f"{where}: {FULL_WIDTH!r} is a full-width colon, which YAML doesn't know.",
+        fix="Write ': ', a colon of the English keyboard and a space.",
+    )
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,14 +151,25 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def build(cls: type[S], content: Mapping[str, Any], source: str = "") -> S:
-    """A settings object from a mapping. Raises one SettingsError that lists every problem."""
+def build(
+    cls: type[S], content: Mapping[str, Any], source: str = "", typed: Mapping[str, Any] | None = None
+) -> S:
+    """A settings object from a mapping. Raises one SettingsError that lists every problem.
+
+    `source` names the file that the content comes from, `typed` holds the part of it that `key=value` words
+    gave: each problem is told with the place where it can be mended.
+    """
     try:
         return cls.model_validate(dict(content))
     except ValidationError as error:
         details = [_describe(cls, problem) for problem in error.errors()]
         count = f"{len(details)} settings are" if len(details) > 1 else "A setting is"
-        where = f" in {source}" if source else ""
+        file = f"in {source}" if source else ""
+        places = [_place(cls, problem, typed or {}, file) for problem in error.errors()]
+        one = len({*places}) == 1
+        where = f" {places[0]}" if one and places[0] else ""
+        if not one:
+            details = [f"{text}, {place}" for text, place in zip(details, places, strict=True)]
         raise SettingsError(
             f"{count} wrong{where}.",
             details=details,
@@ -153,6 +211,10 @@ def _describe(cls: type[BaseModel], problem: Any) -> str:
     name = ".".join(path)
     if problem["type"] == "extra_forbidden":
         return f"unknown setting {name!r}{_suggestion(cls, path)}"
+    if problem["type"] in ("model_type", "model_attributes_type", "dict_type") and (
+        kind := _class_at(cls, path)
+    ):
+        return f"{name} is a group of settings: write {name}: {{{_example(kind, problem.get('input'))}}}"
     if problem["type"] == "missing":
         return f"{name} is required"
     message = str(problem["msg"]).removeprefix("Value error, ")
@@ -169,6 +231,22 @@ def _describe(cls: type[BaseModel], problem: Any) -> str:
     )
 
 
+def _place(cls: type[BaseModel], problem: Any, typed: Mapping[str, Any], file: str) -> str:
+    """Where the wrong setting stands; a contradiction may be due to the file, the words, or both."""
+    names = {key.rpartition(".")[2] for key in known_keys(cls)}
+    given: Any = typed
+    for i, part in enumerate(problem["loc"]):
+        if not isinstance(given, Mapping):
+            break
+        if part in given:
+            given = given[part]
+        elif part in names or i == len(problem["loc"]) - 1:  # else it's a kind that pydantic tried
+            return file
+    if not isinstance(given, Mapping) or problem["type"] == "extra_forbidden":
+        return "on the command line"
+    return f"{file} and on the command line" if given and file else file
+
+
 def _suggestion(cls: type[BaseModel], path: Sequence[str]) -> str:
     known = known_keys(cls)
     parent, wrong = ".".join(path[:-1]), path[-1]
@@ -179,6 +257,24 @@ def _suggestion(cls: type[BaseModel], path: Sequence[str]) -> str:
     if elsewhere := [k for k in known if k.rpartition(".")[2] == wrong]:
         return f"; did you mean {elsewhere[0]!r}?"
     return nearest(".".join(path), known) or (f" (known here: {', '.join(siblings)})" if siblings else "")
+
+
+def _class_at(cls: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:
+    """The settings class that a dotted name is a group of."""
+    found: type[BaseModel] | None = cls
+    for part in path:
+        field = found.model_fields.get(part) if found else None
+        found = _settings_class(field) if field else None
+    return found
+
+
+def _example(kind: type[BaseModel], given: Any) -> str:
+    """A setting of a group as it is written; a text that was given is taken for the one that it needs."""
+    required = [name for name, field in kind.model_fields.items() if field.is_required()]
+    if required:
+        return f"{required[0]}: {given if isinstance(given, str) and given else '…'}"
+    name, field = next(iter(kind.model_fields.items()))
+    return f"{name}: {field.default}"
 
 
 def _settings_class(field: FieldInfo) -> type[BaseModel] | None:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from io import StringIO
 
+import pytest
+from rich.panel import Panel
+from rich.table import Table
 from rich.text import Text
 
-from tunesmith.cli.console import _Console, printable, table
+from tunesmith.cli.console import _Console, print_table, printable, table
+from tunesmith.cli.eval import Watching
+from tunesmith.cli.progress import TrainingProgress
 
 
 def shown(value: object) -> str:
@@ -22,3 +27,51 @@ def test_control_characters_are_pictures() -> None:
     assert "\x1b" not in shown(Text(attack, style="bold"))
     assert "\x1b" not in shown(table(("a", "b"), [(attack, Text(attack))]))
     assert "␛[2J" in shown(table(("a",), [(attack,)]))
+
+
+def test_no_cell_or_title_of_a_table_reaches_the_terminal_as_a_command() -> None:
+    attack = "\x1b]0;owned\x07"
+    drawn = Table(title=attack, caption=attack)
+    drawn.add_column(attack)
+    drawn.add_row(attack)
+    drawn.add_row(Panel(attack, title=attack))
+    assert "\x1b" not in shown(drawn)
+    assert "\x07" not in shown(drawn)
+    assert shown(drawn).count("␛]0;owned") == 6  # rich itself leaves the bell out
+
+
+def test_the_data_table_of_a_training_shows_rows_as_text() -> None:
+    named = [{"what": "dropped", "reason": "unknown role '\x1b]0;owned\x07'"}]
+    part = dict.fromkeys(
+        ("rows", "left_out", "repeated", "duplicates", "overlap", "kept", "cut", "split", "dropped",
+         "labels_cut", "end_tokens_cut", "examples", "tokens", "label_tokens", "longest", "max_length"), 1,
+    ) | {"bad_rows": [], "notes": {"\x1b[2J": 1}, "named": named}  # fmt: skip
+    file = StringIO()
+    progress = TrainingProgress(_Console(file=file, width=100, markup=False))
+    progress.data({"train": part, "template": {"name": "\x1b[2Jx", "stop_tokens": ["\x9b31m"]}})
+    assert "␛]0;owned" in file.getvalue()
+    assert not {"\x1b", "\x07", "\x9b"} & set(file.getvalue())
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_names_of_models_are_no_markup(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    file = StringIO()
+    console = _Console(
+        file=file, width=100, markup=False, emoji=False, force_terminal=terminal, color_system=None
+    )
+    monkeypatch.setattr("tunesmith.cli.eval.err", console)
+    with Watching() as watch:
+        watch("runs/a[/b] :smile:", 1, 2)
+        watch("runs/a[/b] :smile:", 2, 2)
+    print_table(table(("A: runs/a[/b]", "[red]"), [("x", "y")], title="[/i]"), console)
+    assert file.getvalue().count("runs/a[/b]") >= 2
+    assert "[red]" in file.getvalue()
+
+
+def test_the_share_of_what_is_trained_reads_as_a_number() -> None:
+    file = StringIO()
+    progress = TrainingProgress(_Console(file=file, width=100, markup=False))
+    for trained in (1_000_000, 12_345):
+        progress.started(3, {"trainable": trained, "parameters": 1_000_000})
+    assert "(100 %)" in file.getvalue()
+    assert "(1.23 %)" in file.getvalue()

@@ -33,7 +33,7 @@ def test_check_tells_format_counts_and_a_sample(run: Any) -> None:
     code, out, _ = run("check", TANG / "train.json", TANG / "valid.json")
     assert code == 0
     assert "alpaca, because every row has instruction and output" in out
-    assert "1,200: 1,200 good" in out
+    assert "4,000: 4,000 good" in out
     assert "user: 下面是一首唐詩絕句的前兩句" in out
     assert str(TANG / "valid.json") in out
 
@@ -89,10 +89,10 @@ def test_show_marks_what_is_trained_on(run: Any, tmp_path: Path) -> None:
     row = json.loads((TANG / "train.json").read_text(encoding="utf-8"))[2]
     assert f"[[{row['output']}" in out
     assert f"[[{row['input']}" not in out
-    assert "2 of 1200 rows" in err
+    assert "2 of 4000 rows" in err
     code, _, err = run("show", TANG / "train.json", "--model", model, "max_lenth=5")
     assert code == 2
     assert "max_length" in err
     code, _, err = run("show", TANG / "train.json", "--model", model, "--from", 5000)
     assert code == 1
-    assert "1200 good rows" in err
+    assert "4000 good rows" in err

@@ -104,6 +104,8 @@ def test_secrets_in_a_job_are_never_shown(tmp_path: Path) -> None:
     ("words", "code", "text"),
     [
         (("show", "nope"), 1, "nope isn't the folder of a run"),
+        (("show", "odl"), 1, "odl isn't the folder of a run. Did you mean runs/old?"),
+        (("show", "runs/odl"), 1, "Did you mean runs/old?"),
         (("show",), 2, "takes one RUN"),
         (("list", "a", "b"), 2, "takes one FOLDER"),
         (("list", "--nope"), 2, "--nope"),

@@ -53,7 +53,7 @@ def job(train: Any, valid: Any = None, **more: Any) -> DataSettings:
 def test_tang_is_read_whole_and_its_splits_do_not_overlap() -> None:
     train, valid = load_data(job(str(TANG / "train.json"), str(TANG / "valid.json")), 42)
     assert valid is not None
-    assert (train.rows, len(train.records), train.bad_rows, train.duplicates) == (1200, 1200, [], 0)
+    assert (train.rows, len(train.records), train.bad_rows, train.duplicates) == (4000, 4000, [], 0)
     assert (valid.rows, len(valid.records), valid.overlap) == (100, 100, 0)
     assert train.files[0].reason == "alpaca, because every row has instruction and output"
     origin = train.records[2].origin  # type: ignore[union-attr]

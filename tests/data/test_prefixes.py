@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Sequence
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data.test_batch import example
+from tunesmith.data import pack
 from tunesmith.data.batch import collate
 from tunesmith.data.pack import computed_tokens, plan_epoch, plan_eval
-from tunesmith.data.prefixes import MIN_SHARED, families, share, sort_rows, unique_tokens
+from tunesmith.data.prefixes import MIN_SHARED, Order, families, share, sort_rows, unique_tokens
 
 
 @st.composite
@@ -133,3 +137,24 @@ def test_rows_of_one_family_meet_in_one_pack() -> None:
         microbatch_rows=None, packing=True, shared=rows,
     )  # fmt: skip
     assert computed_tokens([step], rows) == 3 * (10 + 4 * 2)
+
+
+def test_planning_goes_by_the_rows_not_by_their_square(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Validation: all rows are one family. Rows that were looked at, for each row: the same for any number.
+    prefix, looked = list(range(60)), 0
+
+    def counted(order: Order, lengths: Sequence[int]) -> int:
+        nonlocal looked
+        looked += len(order.rows)
+        return unique_tokens(order, lengths)
+
+    monkeypatch.setattr(pack, "unique_tokens", counted)
+    shares = []
+    for count in (400, 1600):
+        looked = 0
+        rows = [[*prefix, 1000 + i, *range(30)] for i in range(count)]
+        plan = plan_eval([len(row) for row in rows], microbatch_tokens=512, packing=True, shared=rows)
+        assert len(plan) == math.ceil(count / 14)  # 60 + 14 x 31 = 494 tokens
+        shares.append(looked / count)
+    assert shares[1] == pytest.approx(shares[0], rel=0.05)
+    assert shares[1] < 10

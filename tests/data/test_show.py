@@ -69,6 +69,14 @@ def test_cut_tokens_are_shown_where_they_stood() -> None:
     assert "cut" in counts.plain
 
 
+def test_a_row_that_would_stop_the_training_is_not_called_cut() -> None:
+    rows = trace([row(1, "很長的問題" * 9, "答。")], LLAMA, options(max_length=40, too_long="error"))
+    _, counts, tokens = show(rows, LLAMA.tokenizer, plain=True)
+    assert "longer than 40 tokens: training would stop (data.too_long=error)" in counts.plain
+    assert " cut" not in counts.plain
+    assert "[[答。<|eot_id|>]]" in tokens.plain
+
+
 def test_no_character_is_torn_wherever_the_cut_falls() -> None:
     """Byte fragments of a character go together, even where its bytes are of two classes."""
     question, answer = "鑫龘麤🙂", "驫鱻。"
@@ -126,3 +134,20 @@ def test_report_without_validation_rows(tmp_path: Path) -> None:
     report = build_report(dataset, None, data, None, QWEN2)
     assert report["valid"] is None
     assert "valid" not in printed(report_table(report)).splitlines()[1]
+
+
+def test_a_long_row_is_shown_in_part_and_says_so() -> None:
+    long = row(1, "Where is it?", "The library opens at eight. " * 40)
+    [encoded] = QWEN2.encode(long, "all_replies")
+    _, counts, tokens = show([encoded], QWEN2.tokenizer, plain=True, most=60)
+    left_out = len(encoded.input_ids) - 60
+    trained = sum(encoded.label_mask[30 : len(encoded.input_ids) - 30])
+    assert f"{len(encoded.input_ids)} tokens" in counts.plain
+    assert (
+        f"… {left_out:,} tokens left out, {trained:,} of them trained on; --all shows them …" in tokens.plain
+    )
+    assert tokens.plain.startswith("<|im_start|>system")
+    assert tokens.plain.rstrip("⏎\n").endswith("<|im_end|>]]")
+    [_, _, whole] = show([encoded], QWEN2.tokenizer, plain=True)
+    assert "left out" not in whole.plain
+    assert whole.plain.count("The library") == 40

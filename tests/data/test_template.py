@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from tests.data.talks import ORIGIN, labels, reply, talk, with_template
 from tests.families import FAMILIES, tiny_tokenizer
 from tunesmith.data.template import TEMPLATES, Renderer
-from tunesmith.errors import DataError, TemplateError
+from tunesmith.errors import DataError, SettingsError, TemplateError
 from tunesmith.records import Conversation, Message, Text
 
 
@@ -94,7 +94,7 @@ def test_base_models_need_a_template_by_name() -> None:
     with pytest.raises(TemplateError, match="base models have none") as caught:
         renderer.prompt_ids(talk("a"))
     assert "chatml, alpaca, plain" in caught.value.fix
-    with pytest.raises(TemplateError, match="did you mean 'chatml'"):
+    with pytest.raises(SettingsError, match="did you mean 'chatml'"):
         Renderer(tiny_tokenizer("gpt2"), "chatlm")
     with pytest.raises(TemplateError, match="no template file"):
         Renderer(tiny_tokenizer("gpt2"), "none.jinja")

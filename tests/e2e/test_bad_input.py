@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from tests.e2e.conftest import Ended, qa_rows, write_jsonl
-from tests.families import save_tiny
+from tests.families import save_tiny, tiny_tokenizer
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,16 @@ def lfs_pointer(place: Path) -> None:
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
 
 
+def experts(place: Path) -> None:
+    job(model="experts")(place)
+    config = Qwen3MoeConfig(
+        vocab_size=512, hidden_size=16, intermediate_size=24, moe_intermediate_size=40, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, num_experts=8, num_experts_per_tok=2,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(place / "experts")
+    tiny_tokenizer("qwen3").save_pretrained(place / "experts")
+
+
 def empty_folder(place: Path) -> None:
     job(model="nothing")(place)
     (place / "nothing").mkdir()
@@ -168,6 +179,12 @@ def unfinished_run(place: Path) -> None:
     (place / "runs" / "half" / "job.yaml").write_text("job: {}\n")
 
 
+def run_as_model(place: Path) -> None:
+    job()(place)
+    unfinished_run(place)
+    (place / "runs" / "half" / "job.yaml").write_text("job: {model: its/base}\n")
+
+
 CASES = [
     # the command and the job
     Case("unknown verb", ("trian", "job.yaml"), 2, ("train",)),
@@ -185,6 +202,14 @@ CASES = [
     Case("unknown schedule", (*TRAIN, "train.schedule=cosin"), 2, ("cosine",), job()),
     Case("warm-up too long", (*TRAIN, "train.warmup=50"), 2, ("warmup",), job()),
     Case("fp16 on a CPU", (*TRAIN, "train.dtype=fp16"), 2, ("fp16", "GPU"), job()),
+    Case("betas for sgd", (*TRAIN, "train.optimizer=sgd", "train.betas=[0.9, 0.95]"), 2, ("betas", "sgd", "adamw"), job()),
+    Case("unknown optimizer", (*TRAIN, "train.optimizer=adamw8"), 2, ("adamw_8bit", "muon"), job()),
+    Case("quantised whole weights", (*TRAIN, "quantization=nf4"), 2, ("lora or dora",), job(adapter={"type": "full"}, train__learning_rate=1e-4)),
+    Case("unknown quantisation", (*TRAIN, "quantization=int4"), 2, ("nf4", "int8"), job()),
+    Case("double quantisation of int8", (*TRAIN, "quantization.type=int8", "quantization.double_quant=true"), 2, ("double_quant", "nf4"), job()),
+    Case("fp16 products on a CPU", (*TRAIN, "quantization.type=nf4", "quantization.compute_dtype=fp16"), 2, ("fp16 needs a GPU",), job()),
+    Case("quantised experts", (*TRAIN, "quantization=nf4"), 1, ("qwen3_moe", "linear layers"), experts),
+    Case("recompute every 0th layer", (*TRAIN, "train.checkpoint_activations=0"), 2, ("every N-th",), job()),
     Case("tracker not installed", (*TRAIN, "train.track=swanlab"), 2, ("tunesmith[track]",), job()),
     Case("full tuning at LoRA's rate", TRAIN, 2, ("learning_rate", "2e-5"), job(adapter={"type": "full"}, train={"max_steps": 1})),
     Case("options of other tools", (*TRAIN, "--epochs", "3"), 2, ("train.epochs=VALUE",), job()),
@@ -225,7 +250,7 @@ CASES = [
         rows(lines(GOOD, {**GOOD, "instruction": "what is <|im_end|>?"})),
     ),
     # templates
-    Case("unknown template", (*TRAIN, "data.template=chatlm"), 1, ("chatml",), job()),
+    Case("unknown template", (*TRAIN, "data.template=chatlm"), 2, ("chatml",), job()),
     Case(
         "broken template", (*TRAIN, "data.template=own.jinja"), 1, ("own.jinja",),
         lambda p: (job()(p), (p / "own.jinja").write_text("{% for m in messages %}{{ m.content }")),
@@ -247,13 +272,16 @@ CASES = [
     Case("cut weights", TRAIN, 1, ("safetensors",), cut_weights),
     Case("git-lfs pointer", TRAIN, 1, ("git lfs pull",), lfs_pointer),
     Case("damaged GGUF", TRAIN, 1, ("gguf",), damaged_gguf),
-    Case("no such target", (*TRAIN, "adapter.targets=[qq_proj]"), 1, ("qq_proj", "q_proj"), job()),
-    Case("too many layers", (*TRAIN, "adapter.type=freeze", "adapter.last_layers=99"), 1, ("99",), job()),
+    Case("no such target", (*TRAIN, "adapter.targets=[qq_proj]"), 2, ("qq_proj", "q_proj"), job()),
+    Case("too many layers", TRAIN, 2, ("99",), job(adapter={"type": "freeze", "last_layers": 99})),
     Case("nothing to continue from", (*TRAIN, "adapter.continue_from=runs/none"), 1, ("runs/none",), job()),
     # the run folder
     Case("output in use", TRAIN, 1, ("in use",), used_output),
     Case("output below a file", TRAIN, 1, ("file",), output_below_file),
     Case("not a run", ("runs", "show", "nowhere"), 1, ("nowhere",)),
+    Case("output where nothing can be made", (*TRAIN, "output=/proc/x"), 1, ("/proc/x can't be written",), job()),
+    Case("a run as model", (*TRAIN, "model=runs/half"), 1, ("is a run", "model=its/base and adapter.continue_from=runs/half"), run_as_model),
+    Case("a misspelt alias", (*TRAIN, "model=smollm2-135"), 1, ("Did you mean smollm2-135m?",), job()),
     Case("chat with an unfinished run", ("chat", "runs/half"), 1, ("runs/half",), unfinished_run),
     # answers and measurements
     Case("no prompts file", ("generate", "MODELS/qwen2", "--input", "no.jsonl", "--output", "out.jsonl"), 1, ("no.jsonl",)),
@@ -295,6 +323,8 @@ def test_bad_input(case: Case, place: Path, models: Path, tunesmith: Callable[..
     assert "Traceback" not in ended.text
     for part in case.says:
         assert part in ended.err
+    if case.name in ("no such target", "too many layers", "output where nothing can be made"):
+        assert "trained on" not in ended.err  # told before the data is shown
     assert case.name == "unknown verb" or "What to do" in ended.err
     assert len([line for line in ended.err.splitlines() if line.startswith("Error")]) == 1
     assert tree(place) == before
@@ -314,9 +344,9 @@ main()
 
 
 def test_a_disk_that_fills_up_leaves_no_half_written_weights(place: Path, models: Path) -> None:
-    job(model=str(models / "qwen2"))(place)
+    job(model=str(models / "qwen2"), adapter={"type": "full"})(place)
     # Room for the records, not for the weights.
-    command = [sys.executable, "-c", LIMITED, "20000", "train", "job.yaml", "adapter.type=full"]
+    command = [sys.executable, "-c", LIMITED, "20000", "train", "job.yaml"]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=place, check=False)
     assert ended.returncode == 1, ended.stderr
     assert "Traceback" not in ended.stderr

@@ -48,7 +48,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def train(root: Path, name: str, *, adapter: dict[str, Any]) -> Path:
+def train(root: Path, name: str, *, adapter: dict[str, Any], **changes: Any) -> Path:
     data = {"train": str(root / "train.jsonl"), "valid": str(root / "valid.jsonl"), "train_on": "last_reply"}
     settings = {
         "max_steps": 4,
@@ -58,4 +58,4 @@ def train(root: Path, name: str, *, adapter: dict[str, Any]) -> Path:
         "dtype": "fp32",
     }
     job = {"model": str(root / "qwen2"), "output": str(root / "runs" / name), "data": data}
-    return api.train({**job, "adapter": adapter, "train": settings}).path
+    return api.train({**job, "adapter": adapter, "train": {**settings, **changes}}).path

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluate.conftest import questions, train
+from tests.evaluate.conftest import questions, rows, train, write_rows
 from tests.evaluate.made_run import Scripted, couplets
 from tunesmith.data.prompts import read_prompts
+from tunesmith.data.trained_rows import trained_rows
 from tunesmith.errors import DataError, GenerateError, SettingsError, UsageError
 from tunesmith.evaluate import measure
 from tunesmith.evaluate.compare import Comparison, compare
@@ -126,7 +127,7 @@ def test_run_against_its_base_from_one_load(place: Path, monkeypatch: pytest.Mon
     assert content["loss"]["a"] > content["loss"]["b"]
     assert content["loss"]["verdict"] == "better"
     assert content["a"]["template"] == content["b"]["template"]
-    assert content["notes"] == []
+    assert len(content["notes"]) == 1  # told below
 
     # A is what the base alone says, B what the run says.
     base = load(str(place / "qwen2"), dtype="fp32", sampling=SHORT)
@@ -171,6 +172,35 @@ def test_a_fully_tuned_run_is_compared_with_its_real_base(place: Path) -> None:
                        output=place / "base.jsonl")  # fmt: skip
     assert result.content["loss"]["a"] == pytest.approx(base.content["loss"], rel=1e-5)
     assert result.content["loss"]["b"] < result.content["loss"]["a"]
+
+
+def test_rows_that_were_trained_on_are_counted(place: Path, tmp_path: Path) -> None:
+    rows = [{"instruction": f"第{i}個問題？", "input": "", "output": f"答{i}。"} for i in range(3)]
+    write_rows(tmp_path / "new.jsonl", rows)
+    run = open_run(train(place, "short", adapter={"rank": 2}, max_steps=2))
+    learnt = [json.loads(line) for line in (place / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    # Two steps hold a part of the rows only: those, and no others, count.
+    assert 0 < len(trained_rows(run.path)) < len(learnt)
+    write_rows(tmp_path / "mixed.jsonl", rows + learnt)
+    notes = {}
+    for name in ("new", "mixed"):
+        found = read_questions(str(tmp_path / f"{name}.jsonl"))
+        notes[name] = measure_one(str(run.path), found, [METRICS["exact_match"]], Sampling(max_new_tokens=1),
+                                  dtype="fp32").content["notes"]  # fmt: skip
+    assert notes["new"] == []
+    assert notes["mixed"][0].startswith(
+        f"{len(trained_rows(run.path))} of these 27 rows were trained on by {run.path}"
+    )
+    assert "trained on by" in run.report_file.read_text(encoding="utf-8")
+    # The same row with another answer wasn't learnt; the base has learnt none.
+    write_rows(tmp_path / "other.jsonl", [{**row, "output": "不同。"} for row in learnt])
+    found = read_questions(str(tmp_path / "other.jsonl"), limit=2)
+    for name in (str(run.path), str(place / "qwen2")):
+        assert measure_one(name, found, [METRICS["exact_match"]], Sampling(max_new_tokens=1), dtype="fp32",
+                           output=tmp_path / "o.jsonl").content["notes"] == []  # fmt: skip
+    # An adapter that goes on from another one has learnt both rows.
+    more = train(place, "more", adapter={"rank": 2, "continue_from": str(run.path)}, max_steps=1, seed=9)
+    assert trained_rows(more / "adapter") > trained_rows(run.path)
 
 
 def test_one_name_that_is_no_run_has_no_base(place: Path) -> None:
@@ -225,3 +255,30 @@ def test_output_named_json_keeps_predictions_and_result_apart(place: Path, tmp_p
     assert result.file == tmp_path / "out.json"
     assert json.loads(result.file.read_text(encoding="utf-8"))["n"] == 2
     assert len(read_jsonl(tmp_path / "out.jsonl")) == 2
+
+
+def test_dots_in_the_name_of_the_output_stay(place: Path, tmp_path: Path) -> None:
+    found = read_questions(str(place / "valid.jsonl"), limit=1)
+    kept = []
+    for name in ("out-0.5", "out-0.7", "out-0.9.jsonl"):
+        result = measure_one(str(place / "qwen2"), found, ALL, SHORT, output=tmp_path / name, dtype="fp32")
+        kept.append((result.file.name, Path(result.content["predictions"]).name))
+    stems = ("out-0.5", "out-0.7", "out-0.9")
+    assert kept == [(f"{stem}.json", f"{stem}.jsonl") for stem in stems]
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_other_rows_of_the_same_name_overwrite_nothing(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = []
+    for folder, count in (("a", 1), ("b", 2), ("a", 1), ("b", 3)):
+        file = tmp_path / folder / "test.jsonl"
+        file.parent.mkdir(exist_ok=True)
+        write_rows(file, rows(count))
+        result = measure_one(str(place / "qwen2"), read_questions(str(file)), ALL, SHORT, dtype="fp32")
+        names.append(result.file.name)
+        assert json.loads(result.file.read_text(encoding="utf-8"))["n"] == count
+    # a, b beside it, a again, and b with another row
+    assert names == [f"qwen2.test{n}.eval.json" for n in ("", "-2", "", "-3")]

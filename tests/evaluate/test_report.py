@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.evaluate.made_run import Scripted, couplets, made_run
+from tunesmith.data import labels, mask, template
 from tunesmith.errors import RunError
+from tunesmith.evaluate.chinese import in_chinese
 from tunesmith.evaluate.compare import compare
 from tunesmith.evaluate.metrics import METRICS
-from tunesmith.evaluate.redact import short_paths, without_secrets
 from tunesmith.evaluate.report import SHOWN_TEXT, write_report
+from tunesmith.redact import short_paths, without_secrets
 from tunesmith.rundir import RunDir, open_run, write_json
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}&lt;b&gt;"
@@ -43,6 +45,31 @@ def compared(run: RunDir, before: str, after: str, n: int = 15) -> None:
     sides = Scripted("base", lambda _: before), Scripted("tuned", lambda _: after)
     result = compare(*sides, couplets(n), list(METRICS.values()), output=run.eval / "test.jsonl")
     write_json(run.eval / "test.json", {**result.to_json(), "data": "test.json"})
+
+
+def test_our_own_sentences_are_in_both_languages(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "tang-1")
+    text = write_report(run).read_text(encoding="utf-8")
+    told = {
+        "超过 1024 个 token",
+        "分词器没有 eos",
+        "因为每一行都有 instruction and output",
+        "分钟",
+        "模型自带",
+    }
+    assert {part for part in told if part not in text} == set()
+    assert "output is missing" in text  # not ours to translate
+
+
+def test_every_note_of_the_data_stage_has_its_chinese() -> None:
+    notes = [v for m in (labels, mask, template) for k, v in vars(m).items() if k.startswith("NOTE_")]
+    assert len(set(notes)) >= 9
+    assert [note for note in notes if in_chinese(note) == note] == []
+    known = ["cannot tell with n = 2; at least 6 are needed", "cannot tell with n = 40; about 160 are needed"]
+    assert [in_chinese(text) for text in known] == [
+        "n = 2 看不出差别；至少需 6 条",
+        "n = 40 看不出差别；约需 160 条",
+    ]
 
 
 def test_the_whole_story_is_there(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from tunesmith.evaluate.statistics import (
     paired,
     paired_ratio,
     percentile,
+    sign_flip,
     verdict,
     wilson,
 )
@@ -65,16 +66,66 @@ def test_fifteen_zeros_are_not_a_certain_zero() -> None:
 
 def test_one_row_says_nothing() -> None:
     assert mean_interval([0.7]) == Interval(0.7, 0.0, 1.0)
-    assert verdict(paired([0.1], [0.9]), 1) == "cannot tell with n = 1"
+    assert verdict(paired([0.1], [0.9]), 1).startswith("cannot tell with n = 1;")
     assert paired_ratio(([3.0], [1.0]), ([2.0], [1.0])) is None
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_few_rows_give_no_verdict(n: int) -> None:
+    # The bootstrap would see nothing but gains, between 0.1 and 0.2.
+    scores, losses = np.linspace(0.1, 0.2, n).tolist(), np.linspace(30, 40, n)
+    for binary, b in ((False, scores), (True, [1.0] * n)):
+        told = verdict(paired([0.0] * n, b, binary=binary), n)
+        assert told == f"cannot tell with n = {n}; at least 6 are needed"
+    ratio = paired_ratio((losses.tolist(), [10.0] * n), ((losses / 2).tolist(), [10.0] * n))
+    assert ratio is not None
+    assert verdict(ratio, n, lower_is_better=True).startswith("cannot tell")
+    # Student's interval of two: 0.15 ± 12.706 * 0.0707 / sqrt(2).
+    if n == 2:
+        assert paired([0.0, 0.0], scores).difference.low == pytest.approx(0.15 - 12.706 * 0.05, abs=1e-4)
+
+
+def test_students_interval_of_a_ratio_is_that_of_a_mean_where_rows_have_equal_tokens() -> None:
+    gain = [0.3, 0.1, 0.2]
+    result = paired_ratio(([1.0] * 3, [1.0] * 3), ([1.0 - g for g in gain], [1.0] * 3))
+    assert result is not None
+    # sd 0.1, t 4.303 with two degrees of freedom.
+    assert (result.value, result.high - result.value) == (
+        pytest.approx(-0.2),
+        pytest.approx(4.303 * 0.1 / 3**0.5),
+    )
+    assert paired_ratio(([1.0, 2.0], [1.0, 1.0]), ([1.0, 2.0], [1.0, 1.0])) is None
+
+
+def test_ties_alone_are_not_a_certain_zero() -> None:
+    # 1/17 each way: 1.95996 * sqrt((2/17) / 17).
+    binary = paired([0.0] * 15, [0.0] * 15, binary=True).difference
+    assert (binary.low, binary.high) == (pytest.approx(-0.1630, abs=1e-4), pytest.approx(0.1630, abs=1e-4))
+    # Wilson at 0 of 15 leaves a share of 0.2039, which may be anything from -1 to 1.
+    scores = paired([0.4] * 15, [0.4] * 15).difference
+    assert (scores.low, scores.high) == (pytest.approx(-0.2039, abs=1e-4), pytest.approx(0.2039, abs=1e-4))
+    low, high = mean_interval([0.4] * 15).low, mean_interval([0.4] * 15).high
+    assert (low, high) == (pytest.approx(0.4 * 0.7961, abs=1e-4), pytest.approx(0.4 + 0.6 * 0.2039, abs=1e-4))
+
+
+def test_flipped_signs() -> None:
+    assert sign_flip([0.1] * 6) == 2 / 2**6
+    assert sign_flip([0.1] * 5 + [0.0] * 9) == 2 / 2**5  # ties say nothing
+    assert sign_flip([0.0]) == 1.0
+    # 3, 2, 1: the sums of at least 4 are 6 and 4, and their negatives, of 8; 3 + 2 - 1 = 4.
+    assert sign_flip([3.0, 2.0, -1.0]) == 4 / 8
+    drawn = np.random.default_rng(1).normal(0.3, 1, 60)
+    assert sign_flip(drawn) == pytest.approx(0.03, abs=0.03)
+    assert sign_flip([1.0] * 40) == pytest.approx(1 / 10_001)
 
 
 def test_paired_counts_and_uses_the_pairing() -> None:
     base = np.linspace(0, 0.9, 20)
-    result = paired(base.tolist(), (base + 0.05).tolist())
+    result = paired(base.tolist(), (base + np.linspace(0.04, 0.06, 20)).tolist())
     assert (result.wins, result.losses, result.ties) == (20, 0, 0)
     # Unpaired, a shift of 0.05 would drown in a spread of 0.9.
-    assert result.difference.low == pytest.approx(0.05) == result.difference.high
+    assert 0.045 < result.difference.low < 0.05 < result.difference.high < 0.055
+    assert verdict(result, 20) == "better"
     assert paired([1, 0, 0.5], [0, 1, 0.5]).ties == 1
     with pytest.raises(ValueError, match="3 and 2"):
         paired([1, 0, 1], [1, 0])
@@ -103,8 +154,10 @@ def test_three_wins_of_fifteen_are_not_called_better() -> None:
     assert result.p_value == pytest.approx(0.25)  # 2 * (1/2)^3
     assert verdict(result, 15).startswith("cannot tell with n = 15")
     # The bootstrap alone would claim it, which is why the exact test has a say.
-    assert result.difference.low > 0
-    assert verdict(Paired(result.difference, 3, 0, 12), 15) == "better"
+    low, high = bca([1.0] * 3 + [0.0] * 12)
+    assert low > 0
+    assert verdict(Paired(Interval(0.2, low, high), 3, 0, 12), 15) == "better"
+    assert verdict(Paired(Interval(0.2, low, high), 3, 0, 12, 0.25), 15).startswith("cannot tell")
 
 
 def test_no_rows_is_an_error() -> None:

@@ -1,6 +1,6 @@
-"""Makes intervals.json: reference intervals by scipy, which the project itself doesn't need.
+"""Makes intervals.json: reference intervals by scipy, which only the extra `dev` needs.
 
-    pip install scipy && python tests/golden/intervals.py
+    python tests/golden/intervals.py
 
 Made with scipy 1.17. The bootstrap draws 400,000 resamples, so its third decimal stands.
 """

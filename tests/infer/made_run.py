@@ -29,7 +29,8 @@ def made_run(
 ) -> RunDir:
     """A finished run in `folder` on a tiny model in `base` (made where it's missing)."""
     base = base or save_tiny("llama", folder.parent / "base")
-    settings = AdapterSettings.model_validate({"rank": 4, "alpha": 16, **(adapter or {})})
+    size = {} if (adapter or {}).get("type") == "full" else {"rank": 4, "alpha": 16}
+    settings = AdapterSettings.model_validate({**size, **(adapter or {})})
     source = resolve(str(base))
     model = load_model(source, CPU)
     renderer = Renderer(load_tokenizer(source), template, end_ids=end_ids(model))

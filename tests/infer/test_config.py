@@ -130,3 +130,10 @@ def test_chat_defaults_give_way() -> None:
         for_chat({"do_sample": False, "temperature": 0.2})
     with pytest.raises(SettingsError):
         for_chat({"num_beams": "many"})
+
+
+def test_temperature_0_is_told_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        for_chat({"do_sample": False, "temperature": 0})
+    assert len(caught.value.details) == 1
+    assert "leave temperature out; do_sample false is set" in str(caught.value)

@@ -98,7 +98,13 @@ def test_a_base_has_no_adapter_to_switch_off(base: Path) -> None:
 def test_a_run_without_final_weights_is_refused(run: RunDir, tmp_path: Path) -> None:
     broken = copied(run, tmp_path / "run")
     shutil.rmtree(broken.adapter)
-    with pytest.raises(RunError, match="no final weights: its training was interrupted"):
+    with pytest.raises(RunError, match="interrupted at step 0; it has no checkpoint yet") as caught:
+        loaded(broken.path)
+    assert f"tunesmith train {broken.job_file} output=" in caught.value.fix
+    broken.append(broken.metrics_file, {"step": 7, "loss": 2.0})
+    for name in ("step-000005", "step-000007"):
+        (broken.checkpoints / name).mkdir(parents=True)
+    with pytest.raises(RunError, match=r"at step 7; its newest checkpoint is .*step-000007"):
         loaded(broken.path)
     with broken.lock(), pytest.raises(RunError, match="still being trained"):
         loaded(broken.path)

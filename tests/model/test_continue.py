@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, PeftModel
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -139,6 +139,17 @@ def test_a_job_that_differs_from_the_adapter_is_refused_with_every_difference(ba
     )
 
 
+def test_a_pissa_adapter_is_continued_as_the_lora_that_it_is_kept_as(base, tmp_path):
+    settings = {"init": "pissa", "rank": 3, "alpha": 5}
+    folder = save(trained(prepare(base(), **settings)), tmp_path / "adapter")
+    meta = json.loads((folder / saved.META).read_text(encoding="utf-8"))
+    (folder / saved.META).write_text(json.dumps({**meta, "adapter": settings}), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"trained with init=pissa, rank 3, alpha 5.*plain LoRA") as caught:
+        prepare(base(), continue_from=str(folder), **settings)
+    assert "adapter.rank=6, adapter.alpha=10, adapter.init=default" in caught.value.fix
+    prepare(base(), continue_from=str(folder), rank=6, alpha=10)
+
+
 def test_continuing_on_another_base_is_refused_by_fingerprint_and_by_shape(base, tmp_path):
     folder = save(prepare(base()), tmp_path / "adapter")
     with pytest.raises(ModelError, match="trained on another base: llama"):
@@ -168,3 +179,13 @@ def test_a_pissa_adapter_is_continued_as_the_lora_it_was_saved_as(base, tmp_path
     )
     again = prepare(base(), rank=6, alpha=10, continue_from=str(folder))
     torch.testing.assert_close(logits(again.eval()), logits(tuned), atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_an_adapter_with_biases_is_refused_for_that_reason(base, tmp_path, bias):
+    model = get_peft_model(base("qwen2"), LoraConfig(r=2, bias=bias, target_modules=["q_proj"]))
+    model.save_pretrained(tmp_path / "adapter")
+    error = refused(base("qwen2"), tmp_path / "adapter")
+    assert f"bias: {bias}" in error.what
+    with pytest.raises(ModelError, match=f"bias: {bias}"):
+        prepare(base("qwen2"), continue_from=str(tmp_path / "adapter"), rank=2)

@@ -119,7 +119,6 @@ def answers(hub: Hub, cache: Path):
         ("org/adapter", ["is an adapter"]),
         ("org/cut", ["damaged", "cut off"]),
         ("org/tiny@nowhere", ["no revision 'nowhere'", "/tree/main"]),
-        ("smollm2-135n", ["The hub has no model smollm2-135n", "Did you mean smollm2-135m?"]),
         ("modelscope:org/tiny", ["'modelscope'", "pip install 'tunesmith[modelscope]'"]),
         ("modelscope:tiny", ["modelscope:organisation/name"]),
         ("two words", ["neither a path nor a model id"]),

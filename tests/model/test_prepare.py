@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.families import FAMILIES
 from tests.model.tuning import BF16, logits, prepare, save, trained, trained_names
-from tunesmith.errors import ModelError, PlanError
+from tunesmith.errors import ModelError, PlanError, SettingsError
 from tunesmith.model import adapters, saved
 
 FAMILY_TYPES = [(family, kind) for family in FAMILIES for kind in ("lora", "dora")]
@@ -60,7 +60,7 @@ def test_targets_by_name(base, targets, expected):
 
 @pytest.mark.parametrize("target", ["gate_proj", "model.layers.1.mlp.up_proj", "gate", "down_proj"])
 def test_names_that_peft_takes_for_experts_are_refused(base, target):
-    with pytest.raises(ModelError, match="can't tune it in this family"):
+    with pytest.raises(SettingsError, match="can't tune it in this family"):
         prepare(base("qwen3_moe"), targets=["q_proj", target])
     tuned = prepare(base("qwen3_moe"), targets=["q_proj"])
     assert not tuned.peft_config["default"].target_parameters
@@ -73,7 +73,7 @@ def test_one_layer_by_its_full_name(base):
 
 
 def test_wrong_targets_are_all_named_with_the_layers_there_are(base):
-    with pytest.raises(ModelError) as caught:
+    with pytest.raises(SettingsError) as caught:
         prepare(base(), targets=["q_proj", "query", "embed_tokens", "W_pack"])
     assert caught.value.details == (
         "query: the model has no layer of this name",
@@ -84,7 +84,7 @@ def test_wrong_targets_are_all_named_with_the_layers_there_are(base):
 
 
 def test_the_head_of_a_tied_model_is_refused_and_of_an_untied_one_allowed(base):
-    with pytest.raises(ModelError, match="shares its weights with the embeddings"):
+    with pytest.raises(SettingsError, match="shares its weights with the embeddings"):
         prepare(base("qwen2"), targets=["lm_head"])
     assert len(trained_names(prepare(base("llama"), targets=["lm_head"]))) == 2
 
@@ -147,7 +147,7 @@ def test_a_model_too_large_to_train_is_refused_before_memory_is_taken(values):
 
 
 def test_more_layers_than_there_are(base):
-    with pytest.raises(ModelError, match="last_layers is 4, but the model has 3 layers"):
+    with pytest.raises(SettingsError, match="last_layers is 4, but the model has 3 layers"):
         prepare(base(), type="freeze", last_layers=4)
 
 

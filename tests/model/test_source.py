@@ -49,6 +49,12 @@ def change_config(folder: Path, **values: object) -> None:
 
 
 @embedded
+@pytest.mark.parametrize("name", ["smollm2-135n", "SmolLM2-135M", "smollm2_135m", "smollm-135m"])
+def test_a_misspelt_alias_never_reaches_the_hub(name):
+    # Tests have no network: what the hub says of it is another message.
+    assert f"There is no model {name}. Did you mean smollm2-135m?" in refused(name)
+
+
 def test_the_alias_is_the_packages_file_and_the_package_is_never_imported():
     code = (
         "import sys\nfrom tunesmith.model.source import resolve\nfound = resolve('smollm2-135m')\n"

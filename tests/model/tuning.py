@@ -18,7 +18,8 @@ BF16 = Device(torch.device("cpu"), torch.bfloat16, "CPU")
 
 
 def settings(**values: Any) -> AdapterSettings:
-    return AdapterSettings.model_validate({"rank": 3, "alpha": 5, **values})
+    size = {} if values.get("type") in ("full", "freeze") else {"rank": 3, "alpha": 5}
+    return AdapterSettings.model_validate({**size, **values})
 
 
 def prepare(model: PreTrainedModel, seed: int = 7, mark: str = "f" * 64, **values: Any):

@@ -74,3 +74,11 @@ def test_a_half_written_checkpoint_has_no_name(run: RunDir) -> None:
         checkpoint.save(run, Broken(2, 2), {"step": 3})
     assert checkpoint.checkpoints(run) == []
     assert list(run.checkpoints.iterdir()) == []
+
+
+@pytest.mark.parametrize("best", [1, 2, 3, 4])
+def test_as_many_as_asked_are_kept_besides_the_best(run: RunDir, best: int) -> None:
+    folders = [checkpoint.save(run, model(0), {"step": step}) for step in (1, 2, 3, 4)]
+    checkpoint.prune(run, keep=2, best=folders[best - 1])
+    newest = [folder for folder in folders if folder != folders[best - 1]][-2:]
+    assert checkpoint.checkpoints(run) == sorted([*newest, folders[best - 1]])

@@ -15,8 +15,8 @@ from tests.train.test_equality import rows
 from tests.train.test_loop import CPU, training
 from tunesmith.data.batch import collate
 from tunesmith.errors import ModelError
-from tunesmith.model.adapters import decoder_layers
 from tunesmith.model.attention import segment_attention
+from tunesmith.model.targets import decoder_layers
 from tunesmith.train import compiling
 from tunesmith.train.loop import run_loop
 from tunesmith.train.objectives import sft

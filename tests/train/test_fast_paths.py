@@ -80,17 +80,17 @@ def test_mixtures(tmp_path: Path) -> None:
 def test_packs_whose_square_costs_more_than_padding_are_given_up(tmp_path: Path) -> None:
     model = tiny_model("llama")  # hidden size 48: attention weighs much
     long = rows(400, [120] * 8)
-    job = training(tmp_path / "a", model, train=long)
+    job = training(tmp_path / "a", model, train=long, segments=False)
     settled, [line] = fast_paths.settle(job, "")
     assert not settled.packing
     assert "padding costs less" in line
     # The same steps, the same rows in each.
-    for one, other in zip(job.plans[0], settled.plans[0], strict=True):
+    for one, other in zip(job.plans.first, settled.plans.first, strict=True):
         assert sorted(sum(one.microbatches, ())) == sorted(sum(other.microbatches, ()))
     # Short rows of many lengths: padding would cost more.
     short = rows(400, [3, 40, 5, 60, 9, 80, 12, 2])
     model.config.hidden_size = 4096
-    job = training(tmp_path / "b", model, train=short, batch_size=8)
+    job = training(tmp_path / "b", model, train=short, batch_size=8, segments=False)
     assert fast_paths.settle(job, "")[0].packing
     # With our attention there is no square.
     job = training(tmp_path / "c", tiny_model("llama"), train=long, segments=True)

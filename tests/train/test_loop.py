@@ -14,11 +14,13 @@ from transformers import PreTrainedModel
 from tests.families import tiny_model
 from tests.train.test_equality import rows
 from tunesmith.data.batch import collate
+from tunesmith.data.pack import Step, plan_epoch, plan_eval
 from tunesmith.device import Device
 from tunesmith.errors import TrainError
+from tunesmith.model.attention import can_segment
 from tunesmith.rundir import create
 from tunesmith.settings import build
-from tunesmith.train import checkpoint
+from tunesmith.train import checkpoint, epochs
 from tunesmith.train.config import TrainSettings
 from tunesmith.train.listener import Silent
 from tunesmith.train.loop import Outcome, Training, run_loop
@@ -49,8 +51,9 @@ def training(folder: Path, model: PreTrainedModel | None = None, **changes: Any)
         "run": create(folder / "run"),
         "listener": Silent(),
         "tracking": Tracking([]),
-        "segments": False,
         "sample": lambda _: None,
+        "sharing": False,
+        "segments": changes.get("packing", True) and can_segment(model)[0],
     }
     own = {key: changes.pop(key) for key in list(changes) if key in parts}
     settings = build(TrainSettings, {"max_steps": 3, "warmup": 0, "batch_size": 4, **changes})
@@ -91,7 +94,9 @@ def test_steps_in_rows(tmp_path: Path, settings: dict[str, Any], sizes: list[int
 
 def test_steps_in_tokens(tmp_path: Path) -> None:
     job = training(tmp_path, batch_size=None, tokens_per_step=50, epochs=1, max_steps=None)
-    used = [sum(len(job.train[i].input_ids) for b in step.microbatches for i in b) for step in job.plans[0]]
+    used = [
+        sum(len(job.train[i].input_ids) for b in step.microbatches for i in b) for step in job.plans.first
+    ]
     assert sum(used) == sum(len(e.input_ids) for e in job.train)
     assert max(used) <= 50
     assert len(used) > 2
@@ -115,7 +120,7 @@ def test_a_repeat_is_bit_identical(tmp_path: Path) -> None:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.1  # random numbers on the way
-        job = training(tmp_path / name, model, neftune=5.0)
+        job = training(tmp_path / name, model, neftune=5.0, segments=False)
         run_loop(job)
         lines = [{k: v for k, v in line.items() if k in ("loss", "grad_norm")} for line in job.run.metrics()]
         kept.append((weights(model), lines))
@@ -202,6 +207,42 @@ def test_a_fraction_of_an_epoch_is_not_rounded_up_by_a_hair(tmp_path: Path) -> N
     assert job.steps == 11  # 10 x (1.1 - 1) is 1.0000000000000009
 
 
+def test_a_long_training_is_planned_an_epoch_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = []
+
+    def counted(*args: Any, **given: Any) -> list[Step]:
+        planned.append(given["epoch"])
+        return plan_epoch(*args, **given)
+
+    monkeypatch.setattr(epochs, "plan_epoch", counted)
+    job = training(tmp_path, max_steps=1_000_000, sharing=True, batch_size=None, tokens_per_step=50)
+    assert job.steps == 1_000_000
+    assert job.tokens > 1_000_000
+    steps = [step for _, plan in zip(range(3), job.plans, strict=False) for step in plan]
+    assert planned == [0, 1, 2]
+    assert sum(step.rows for step in steps) == 3 * len(job.train)
+
+
+@pytest.mark.parametrize("wanted", [{"epochs": 2.5}, {"epochs": 0.3}, {"max_steps": 4, "epochs": 1}])
+def test_steps_are_known_without_planning(tmp_path: Path, wanted: dict[str, Any]) -> None:
+    job = training(tmp_path, **{"max_steps": None, "batch_size": None, "tokens_per_step": 50, **wanted})
+    assert job.steps == sum(len(plan) for plan in job.plans)
+
+
+def test_validation_is_planned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counted(lengths: Any, **given: Any) -> Any:
+        calls.append(len(lengths))
+        return plan_eval(lengths, **given)
+
+    monkeypatch.setattr("tunesmith.train.loop.plan_eval", counted)
+    run_loop(training(tmp_path, valid=rows(400, (6, 12)), eval_every=1))
+    assert calls == [2]
+
+
 def test_early_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, outcome = watched(tmp_path, monkeypatch, [5.0, 3.0, 4.0, 3.5, 1.0, 1.0], early_stopping=2)
     assert outcome.stopped_early
@@ -214,7 +255,9 @@ def test_validation_is_without_dropout_noise_and_smoothing(tmp_path: Path) -> No
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
     examples = rows(model.config.vocab_size)
-    settings = {"valid": examples, "eval_every": 1, "max_steps": 1, "learning_rate": 1e-12}
+    settings = {
+        "valid": examples, "eval_every": 1, "max_steps": 1, "learning_rate": 1e-12, "segments": False,
+    }  # fmt: skip
     noisy = training(tmp_path / "a", model, neftune=50.0, label_smoothing=0.5, objective=sft(0.5), **settings)
     run_loop(noisy)
     plain = training(tmp_path / "b", model, **settings)

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -30,6 +31,13 @@ class _Console(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*map(printable, objects), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Whatever is drawn ends up here as pieces of text: cells and titles of tables, bars."""
+        for segment in super().render(renderable, options):
+            # Those with control codes are rich's own, which move a progress bar's cursor.
+            shown = segment.text if segment.control else segment.text.translate(_PICTURES)
+            yield Segment(shown, segment.style, segment.control)
 
 
 def printable(value: Any) -> Any:
@@ -80,8 +88,8 @@ def print_table(renderable: RenderableType, console: Console | None = None) -> N
         console.print(renderable)
         return
     # Without a terminal there is no width to keep, and a cut or folded path would be lost to programs.
-    wanted = Console(file=io.StringIO(), width=100_000).measure(renderable).maximum
-    page = Console(file=io.StringIO(), width=max(console.width, wanted), highlight=False)
+    wanted = _plain(100_000).measure(renderable).maximum
+    page = _plain(max(console.width, wanted))
     with page.capture() as captured:
         page.print(renderable)
     console.print("\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")))
@@ -110,6 +118,10 @@ def utf8_streams() -> None:
             reconfigure(errors="replace")  # a terminal shows its own encoding
         else:
             reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _plain(width: int) -> Console:
+    return _Console(file=io.StringIO(), width=width, markup=False, emoji=False, highlight=False)
 
 
 def _cell(value: object) -> Any:

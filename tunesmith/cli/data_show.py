@@ -20,6 +20,8 @@ from tunesmith.settings import build, parse_overrides
 
 app = typer.Typer(add_completion=False)
 
+MOST = 400  # tokens of a row: about a screen
+
 EXAMPLES = """\b
 Examples:
   tunesmith data show train.jsonl                                 with the embedded default model's template
@@ -42,6 +44,9 @@ def show(
     ] = "smollm2-135m",
     rows: Annotated[int, typer.Option("--rows", "-n", min=1, help="How many rows to show.")] = 3,
     start: Annotated[int, typer.Option("--from", min=1, help="The first row to show.")] = 1,
+    everything: Annotated[
+        bool, typer.Option("--all", help=f"All tokens of a row, also of one with more than {MOST}.")
+    ] = False,
     info: Annotated[
         str | None,
         typer.Option("--info", help="A dataset_info.json; FILE is then a name in it.", show_default=False),
@@ -69,7 +74,10 @@ def show(
         )
     renderer = Renderer(load_tokenizer(resolve(model)), data.template)
     for text in data_show.show(
-        data_show.trace(chosen, renderer, data), renderer.tokenizer, plain=not out.is_terminal
+        data_show.trace(chosen, renderer, data),
+        renderer.tokenizer,
+        plain=not out.is_terminal,
+        most=None if everything else MOST,
     ):
         out.print(text)
     err.print(f"{len(chosen)} of {len(dataset.records)} rows, template: {renderer.name}")

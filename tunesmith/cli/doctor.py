@@ -21,6 +21,7 @@ import psutil
 import typer
 
 from tunesmith.cli.console import json_option, print_json, print_table, table
+from tunesmith.errors import install_hint
 from tunesmith.model import source
 
 try:
@@ -156,7 +157,7 @@ def _extras() -> Iterator[Finding]:
     for extra, names in packages.items():
         absent = [name for name in names if not _installed(name)]
         if absent:
-            fix = f"pip install 'tunesmith[{extra}]', or the one package that you want"
+            fix = f"{install_hint(extra)}; or only the package that you want"
             yield Finding(f"extra {extra}", f"without {', '.join(absent)}", "optional", fix)
         else:
             yield Finding(f"extra {extra}", ", ".join(names))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
 from tunesmith.errors import UsageError
@@ -83,6 +83,8 @@ def eval_(
     grid = table(("", ""), evaluation_rows(result.content))
     grid.show_header = False
     print_table(grid)
+    for note in result.content["notes"]:
+        err.print(note)
     tell_files(result)
 
 
@@ -90,7 +92,10 @@ class Watching:
     """A progress bar on stderr while models answer; without a terminal, a line for each part."""
 
     def __init__(self) -> None:
-        self._bar = Progress(console=err, transient=True, disable=not err.is_terminal)
+        # The name of a model is text, whatever brackets it has.
+        name = TextColumn("{task.description}", style="progress.description", markup=False)
+        columns = (name, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
         self._what = ""
         self._task = self._bar.add_task("", total=None)
 

@@ -139,7 +139,7 @@ def _progress(total: int) -> Iterator[Callable[[Summary], None]]:
         TextColumn("answers"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
+        TextColumn("{task.fields[speed]}", markup=False),
         TimeRemainingColumn(),
         console=err,
         disable=not err.is_terminal,

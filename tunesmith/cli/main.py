@@ -102,9 +102,14 @@ def main() -> NoReturn:
     except TunesmithError as error:
         _show_traceback(debug)
         fail(error)
-    except KeyboardInterrupt:
-        err.print("Interrupted.")
+    except KeyboardInterrupt as interrupted:
+        err.print(str(interrupted) or "Interrupted.")
         raise SystemExit(130) from None
+    except SystemExit as ended:
+        # typer turns Ctrl-C into an exit of its own, without a word.
+        if isinstance(cause := getattr(ended.__context__, "__cause__", None), KeyboardInterrupt):
+            err.print(str(cause) or "Interrupted.")
+        raise
     except BrokenPipeError:
         _leave_pipe()
     except Exception as error:

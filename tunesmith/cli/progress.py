@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from tunesmith.data.report import report_table
+from tunesmith.words import counted
 
 SECONDS_BETWEEN_LINES = 10.0
 STEPS_AVERAGED = 20
@@ -34,7 +35,7 @@ class TrainingProgress:
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
@@ -65,8 +66,8 @@ class TrainingProgress:
         self._steps = steps
         share = 100 * facts["trainable"] / facts["parameters"]
         self._console.print(
-            f"Training {facts['trainable']:,} of {facts['parameters']:,} parameters ({share:.2g} %), "
-            f"{steps:,} steps."
+            f"Training {facts['trainable']:,} of {facts['parameters']:,} parameters ({share:.3g} %), "
+            f"{counted(steps, 'step')}."
         )
         self._bar.start()
         self._bar.update(self._task, total=steps, visible=True)
@@ -92,7 +93,7 @@ class TrainingProgress:
             self._console.print(f"step {line['step']}/{self._steps}  {figures}  about {duration(left)} left")
 
     def evaluated(self, line: Mapping[str, Any]) -> None:
-        before = " (before training)" if line["step"] == 0 else ""
+        before = " (before this training)" if line["step"] == 0 else ""
         self._console.print(
             f"step {line['step']}: validation loss {line['valid_loss']:.3f}, "
             f"perplexity {line['valid_perplexity']:,.1f}{before}",
@@ -114,7 +115,7 @@ class TrainingProgress:
         if summary["best_loss"] is not None:
             best = f"; best validation loss {summary['best_loss']:.3f} at step {summary['best_step']}"
         self._console.print(
-            f"Done in {duration(summary['seconds'])}: {summary['step']} steps{best}.", style="bold"
+            f"Done in {duration(summary['seconds'])}: {counted(summary['step'], 'step')}{best}.", style="bold"
         )
 
 

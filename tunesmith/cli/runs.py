@@ -12,8 +12,8 @@ from typer.core import TyperCommand, TyperGroup
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
 from tunesmith.errors import UsageError
 from tunesmith.evaluate import curve, history
-from tunesmith.evaluate.redact import without_secrets
 from tunesmith.evaluate.results import COLUMNS, comparison_rows, evaluation_rows, read_results, title
+from tunesmith.redact import without_secrets
 from tunesmith.rundir import RunDir, list_runs, open_run
 
 ROOT = Path("runs")
@@ -226,6 +226,8 @@ def _results(run: RunDir) -> None:
             print_table(table(COLUMNS, comparison_rows(result), numbers=("A", "B")))
         else:
             _rows(evaluation_rows(result))
+        for note in result.get("notes") or []:
+            out.print(note)
 
 
 def _paths(run: RunDir) -> list[tuple[str, str]]:

@@ -45,10 +45,17 @@ def train(
         return
     err.print(curve.terminal(run))
     losses = summary["valid_loss"]
-    if losses["before"] is not None:
+    if losses["before"] is not None and losses["after"] is not None:
         err.print(
-            f"Validation loss {losses['before']:.3f} before, {losses['after']:.3f} after.", style="bold"
+            f"Validation loss {losses['before']:.3f} before this training, {losses['after']:.3f} after.",
+            style="bold",
         )
+        if losses["after"] > losses["before"]:
+            err.print(
+                "On the validation rows the result is worse than before this training. Often "
+                "train.learning_rate is too high, or these rows are of another kind than those trained on.",
+                style="bold red",
+            )
     err.print(f"Report: {run.report_file}")
     err.print(f"Next:   tunesmith chat {run.path}")
     err.print(

@@ -282,7 +282,7 @@ def _dataset(loaded: Sequence[_Loaded], counts: Sequence[Sequence[int]]) -> Data
     repeats = []
     for part, times in zip(loaded, counts, strict=True):
         for record in (record for record, n in zip(part.records, times, strict=True) if n):
-            earlier = first.setdefault(_content(record), record)
+            earlier = first.setdefault(content_key(record), record)
             if earlier is not record:
                 repeats.append(f"{_origin(record)} repeats {_origin(earlier)}")
     return Dataset(records, files, len(repeats), repeats)
@@ -309,7 +309,7 @@ def _draw_share(loaded: Sequence[_Loaded], share: float, seed: int) -> list[list
     for index, part in enumerate(loaded):
         for at, record in enumerate(part.records):
             if part.counts[at]:
-                groups.setdefault(_content(record), []).append((index, at))
+                groups.setdefault(content_key(record), []).append((index, at))
     rows = sum(map(len, groups.values()))
     if len(groups) < 2:
         raise DataError(
@@ -329,16 +329,16 @@ def _draw_share(loaded: Sequence[_Loaded], share: float, seed: int) -> list[list
 
 
 def _name_overlap(train: Dataset, valid: Dataset) -> None:
-    seen = {_content(record): record for record in reversed(train.records)}
+    seen = {content_key(record): record for record in reversed(train.records)}
     once = {_origin(record): record for record in valid.records}
     for record in once.values():
-        if (twin := seen.get(_content(record))) is not None:
+        if (twin := seen.get(content_key(record))) is not None:
             valid.overlap_rows.append(f"{_origin(record)} is also in training: {_origin(twin)}")
     valid.overlap = len(valid.overlap_rows)
 
 
-def _content(record: Record) -> bytes:
-    """A key of what a record says, whatever its place, id and train marks."""
+def content_key(record: Record) -> bytes:
+    """A key (16 bytes) of what a record says, whatever its place, id and train marks."""
     turns = [[turn.role, turn.content, list(turn.tool_calls)] for turn in _turns(record)]
     tools = record.tools if isinstance(record, Conversation) else ()
     what: list[Any] = [

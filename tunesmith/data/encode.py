@@ -13,6 +13,7 @@ from tunesmith.data.lengths import Window, fit
 from tunesmith.data.template import Renderer
 from tunesmith.errors import DataError, TemplateError, TunesmithError
 from tunesmith.records import Conversation, Labelled, Origin, Preference, Record, Text
+from tunesmith.words import are, counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +145,8 @@ class _Work:
         if self.too_long and self.settings.too_long == "error":
             longest = max(size for _, size in self.too_long)
             raise DataError(
-                f"{len(self.too_long)} examples are longer than data.max_length, "
+                f"{counted(len(self.too_long), 'example')} {are(len(self.too_long))} longer "
+                "than data.max_length, "
                 f"{self.settings.max_length} tokens.",
                 details=[f"{origin}: {size} tokens" for origin, size in self.too_long],
                 fix="Choose with data.too_long what happens to them: split (windows, for long texts), drop, "

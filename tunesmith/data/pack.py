@@ -1,7 +1,8 @@
 """Which rows go into which step, and into which forward pass of it.
 
 A plan depends on nothing but its arguments, so that a resumed run knows its place without having kept
-anything, and changing `microbatch_tokens` changes no result, only the memory a step takes.
+anything, and changing `microbatch_tokens` changes no result but by rounding, only the memory a step takes
+(with dropout or NEFTune it changes which noise is drawn).
 
     epoch        a permutation of all rows, by (seed, epoch)
     step         rows in that order, up to the budget of the step
@@ -60,14 +61,27 @@ def plan_epoch(
     `shared`: the tokens of all rows, where packed rows share their beginnings (data/prefixes.py). Steps stay
     the same, by raw tokens; a microbatch's budget counts tokens that are computed.
     """
+    groups = epoch_rows(
+        lengths, epoch=epoch, seed=seed, tokens_per_step=tokens_per_step, rows_per_step=rows_per_step
+    )
+    return [Step(_lay(rows, lengths, microbatch_tokens, microbatch_rows, packing, shared)) for rows in groups]
+
+
+def epoch_rows(
+    lengths: Sequence[int],
+    *,
+    epoch: int,
+    seed: int,
+    tokens_per_step: int | None,
+    rows_per_step: int | None,
+) -> list[list[int]]:
+    """The rows of each step of `plan_epoch`, without their microbatches: what it takes to count steps."""
     assert (tokens_per_step is None) != (rows_per_step is None), "one step budget"
     order = list(range(len(lengths)))
     random.Random(f"tunesmith order, seed {seed}, epoch {epoch}").shuffle(order)
     if rows_per_step is not None:
-        groups = [order[at : at + rows_per_step] for at in range(0, len(order), rows_per_step)]
-    else:
-        groups = _by_tokens(order, lengths, tokens_per_step or 0)
-    return [Step(_lay(rows, lengths, microbatch_tokens, microbatch_rows, packing, shared)) for rows in groups]
+        return [order[at : at + rows_per_step] for at in range(0, len(order), rows_per_step)]
+    return _by_tokens(order, lengths, tokens_per_step or 0)
 
 
 def plan_eval(
@@ -142,10 +156,11 @@ def _lay_families(
     """Rows with a common beginning are one thing to lay, cut where it doesn't fit into a microbatch."""
     parts: list[Order] = []
     for family in families(sort_rows(shared, rows)):
-        while family.rows:
-            count = _fitting(family, lengths, max_tokens)
-            parts.append(take(family, 0, count))
-            family = take(family, count, len(family.rows))
+        first = 0
+        while first < len(family.rows):
+            stop = _fitting(family, first, lengths, max_tokens)
+            parts.append(take(family, first, stop))
+            first = stop
     parts.sort(key=lambda part: min(part.rows))
     sizes = [unique_tokens(part, lengths) for part in parts]
     longest_first = sorted(range(len(parts)), key=lambda part: (-sizes[part], part))
@@ -153,12 +168,18 @@ def _lay_families(
     return tuple(tuple(row for part in members for row in parts[part].rows) for members in bins)
 
 
-def _fitting(family: Order, lengths: Sequence[int], max_tokens: int) -> int:
-    """How many of the family's first rows fit together, at least one."""
-    low, high = 1, len(family.rows)
+def _fitting(family: Order, first: int, lengths: Sequence[int], max_tokens: int) -> int:
+    """Where the family's rows from `first` on stop to fit together; at least one is taken.
+
+    Twice as many are tried until they don't fit: the cost goes by the rows of a pack, not by those that wait.
+    """
+    count, rest = 1, len(family.rows) - first
+    while count < rest and unique_tokens(take(family, first, first + 2 * count), lengths) <= max_tokens:
+        count *= 2
+    low, high = first + min(count, rest), first + min(2 * count, rest)
     while low < high:
         middle = (low + high + 1) // 2
-        if unique_tokens(take(family, 0, middle), lengths) <= max_tokens:
+        if unique_tokens(take(family, first, middle), lengths) <= max_tokens:
             low = middle
         else:
             high = middle - 1

@@ -6,7 +6,7 @@ In colours for a terminal; with brackets ([[trained]], {{cut}}) for a pipe or a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rich.text import Text as RichText
@@ -55,19 +55,30 @@ def trace(records: Iterable[Record], renderer: Renderer, settings: DataSettings)
 
 
 def show(
-    rows: Iterable[Shown | Encoded | Example], tokenizer: PreTrainedTokenizerBase, *, plain: bool = False
+    rows: Iterable[Shown | Encoded | Example],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    plain: bool = False,
+    most: int | None = None,
 ) -> list[RichText]:
-    """One text with the legend, then two a row: its counts, and its tokens. `plain`: brackets, no colours."""
+    """One text with the legend, then two a row: its counts, and its tokens. `plain`: brackets, no colours.
+
+    Of a row with more than `most` tokens, the first and the last are shown, and how many stand between them.
+    """
     shown = [_legend(plain)]
     for row in rows:
         traced = row if isinstance(row, Shown) else _shown(row)
-        shown += [_counts(traced, plain), _tokens(traced, tokenizer, plain)]
+        shown += [_counts(traced, plain), _tokens(traced, tokenizer, plain, most)]
     return shown
 
 
 def _trace(encoded: Encoded, settings: DataSettings) -> Shown:
+    size = len(encoded.input_ids)
+    if size > settings.max_length and settings.too_long == "error":
+        stops = f"longer than {settings.max_length} tokens: training would stop (data.too_long=error)"
+        return Shown(encoded.origin, encoded.input_ids, _kinds(encoded), "; ".join([stops, *encoded.notes]))
     windows, reason = fit(encoded, settings.max_length, settings.too_long)
-    kinds: list[Kind] = ["cut"] * len(encoded.input_ids)
+    kinds: list[Kind] = ["cut"] * size
     for window in windows:
         for position, label in zip(window.positions, window.label_mask, strict=True):
             kinds[position] = "trained" if label else "context"
@@ -78,9 +89,12 @@ def _trace(encoded: Encoded, settings: DataSettings) -> Shown:
 
 
 def _shown(row: Encoded | Example) -> Shown:
-    kinds: list[Kind] = ["trained" if label else "context" for label in row.label_mask]
     notes = row.notes if isinstance(row, Encoded) else ()
-    return Shown(row.origin, row.input_ids, kinds, "; ".join(notes))
+    return Shown(row.origin, row.input_ids, _kinds(row), "; ".join(notes))
+
+
+def _kinds(row: Encoded | Example) -> list[Kind]:
+    return ["trained" if label else "context" for label in row.label_mask]
 
 
 def _legend(plain: bool) -> RichText:
@@ -107,7 +121,20 @@ def _counts(row: Shown, plain: bool) -> RichText:
     return text
 
 
-def _tokens(row: Shown, tokenizer: PreTrainedTokenizerBase, plain: bool) -> RichText:
+def _tokens(row: Shown, tokenizer: PreTrainedTokenizerBase, plain: bool, most: int | None) -> RichText:
+    if most is None or len(row.ids) <= most:
+        return _text(row, tokenizer, plain)
+    head, tail = most - most // 2, len(row.ids) - most // 2
+    text = _text(replace(row, ids=row.ids[:head], kinds=row.kinds[:head]), tokenizer, plain)
+    trained = row.kinds[head:tail].count("trained")
+    text.append(
+        f"\n… {tail - head:,} tokens left out, {trained:,} of them trained on; --all shows them …\n",
+        style="" if plain else "bold",
+    )
+    return text + _text(replace(row, ids=row.ids[tail:], kinds=row.kinds[tail:]), tokenizer, plain)
+
+
+def _text(row: Shown, tokenizer: PreTrainedTokenizerBase, plain: bool) -> RichText:
     text = RichText()
     special = set(tokenizer.all_special_ids)
     special |= {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}

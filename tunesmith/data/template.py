@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from tunesmith.data.config import TrainOn
 from tunesmith.data.labels import Encoded, Offsets, Reply
 from tunesmith.data.mask import encode_conversation
-from tunesmith.errors import DataError, TemplateError
+from tunesmith.errors import DataError, SettingsError, TemplateError
 from tunesmith.records import Conversation, Message, Origin, Text
 from tunesmith.rundir import disk_errors
 from tunesmith.settings import nearest
@@ -46,8 +46,8 @@ class Renderer:
 
     A tokenizer without a template can still encode `Text`; a conversation then raises TemplateError.
 
-    Raises TemplateError for an unknown template name, a template that isn't valid Jinja, or a tokenizer that
-    can't tell where its tokens are in the text.
+    Raises SettingsError for an unknown template name, TemplateError for a template that isn't valid Jinja, or
+    a tokenizer that can't tell where its tokens are in the text.
     """
 
     def __init__(
@@ -223,7 +223,7 @@ class Renderer:
             )
         if template.endswith(".jinja"):
             return Path(template).name, _read(Path(template))
-        raise TemplateError(
+        raise SettingsError(
             f"There is no template {template!r}{nearest(template, TEMPLATES)}",
             fix=f"Known: {', '.join(TEMPLATES)}; or the path of a .jinja file; or null for the model's own.",
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import Any
 import torch
 
 from tunesmith.evaluate.metrics import Metric
+from tunesmith.evaluate.perplexity import RowLoss
+from tunesmith.evaluate.results import beside
 from tunesmith.evaluate.run import Evaluation, RowResult, Watch, evaluate
-from tunesmith.evaluate.statistics import Interval, paired, paired_ratio, verdict
+from tunesmith.evaluate.statistics import Interval, Paired, paired, paired_ratio, sign_flip, verdict
 from tunesmith.records import Completer, Conversation
 from tunesmith.rundir import write_atomic
 
@@ -78,9 +81,7 @@ class Comparison:
                 ([loss.nll_sum for loss in losses_a], [loss.tokens for loss in losses_a]),
                 ([loss.nll_sum for loss in losses_b], [loss.tokens for loss in losses_b]),
             )
-            told = (
-                verdict(difference, self.n, lower_is_better=True) if difference else "cannot tell with n = 1"
-            )
+            told = verdict(_of_loss(difference, losses_a, losses_b), self.n, lower_is_better=True)
         return {
             "a": self.a.loss.loss,
             "b": self.b.loss.loss,
@@ -103,8 +104,8 @@ def compare(
     A line has id, prompt, references, `prediction` (B's), and under `a` and `b` what `evaluate` writes of an
     answer. While it runs, each model's answers are in OUTPUT.a.jsonl and OUTPUT.b.jsonl.
     """
-    result_a = _measured(a, conversations, metrics, output.with_suffix(".a.jsonl"), watch)
-    result_b = _measured(b, conversations, metrics, output.with_suffix(".b.jsonl"), watch)
+    result_a = _measured(a, conversations, metrics, beside(output, ".a.jsonl"), watch)
+    result_b = _measured(b, conversations, metrics, beside(output, ".b.jsonl"), watch)
     comparison = Comparison(result_a, result_b, output, _notes(result_a, result_b))
     lines = [_line(row_a, row_b) for row_a, row_b in comparison.rows()]
     write_atomic(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
@@ -128,6 +129,14 @@ def _measured(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return result
+
+
+def _of_loss(difference: Interval | None, a: Sequence[RowLoss], b: Sequence[RowLoss]) -> Paired:
+    """The difference of two losses with the p of its rows; without an interval, one that says nothing."""
+    rows = [row_b.nll_sum - row_a.nll_sum for row_a, row_b in zip(a, b, strict=True)]
+    wins, losses = sum(row < 0 for row in rows), sum(row > 0 for row in rows)
+    interval = difference or Interval(0.0, -math.inf, math.inf)
+    return Paired(interval, wins, losses, len(rows) - wins - losses, sign_flip(rows))
 
 
 def _notes(a: Evaluation, b: Evaluation) -> list[str]:

@@ -9,12 +9,12 @@ import itertools
 import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 from tunesmith.errors import RunError
 from tunesmith.evaluate.history import History, Point, read, smooth
-from tunesmith.rundir import RunDir, disk_errors
+from tunesmith.rundir import RunDir, disk_errors, name_beside
+from tunesmith.words import counted
 
 TRAIN, VALID = "36", "1;33"  # ANSI: cyan, bold yellow
 
@@ -54,14 +54,12 @@ def write_png(run: RunDir) -> Path:
         axes.spines[["top", "right"]].set_visible(False)
     target = run.path / "loss.png"
     with disk_errors(target):
-        handle, name = tempfile.mkstemp(dir=run.path, prefix=".loss-", suffix=".png")
-        os.close(handle)
+        temporary = name_beside(target)
         try:
-            figure.savefig(name, format="png")
-            Path(name).chmod(0o644)
-            Path(name).replace(target)
+            figure.savefig(temporary, format="png")
+            temporary.replace(target)
         finally:
-            Path(name).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     return target
 
 
@@ -104,7 +102,7 @@ def _draw(history: History, width: int, height: int, colour: bool) -> list[str]:
         shown = label if row in (0, height // 2, height - 1) else ""
         tick = "┤" if shown else "│"
         lines.append(f"{shown:>{margin}} {tick}" + _painted(content, colour).rstrip())
-    end = f"{last} steps"
+    end = counted(last, "step")
     lines.append(" " * margin + " └" + "─" * columns)
     lines.append(" " * (margin + 2) + "0" + end.rjust(columns - 1))
     legend = []

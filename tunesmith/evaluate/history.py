@@ -41,13 +41,18 @@ class History:
 
     @property
     def first(self) -> float | None:
-        """Validation loss before training."""
+        """Validation loss before this training (of the base, or of the adapter that is continued)."""
         return self.valid[0].value if self.valid and self.valid[0].step == 0 else None
 
     @property
     def best(self) -> Point | None:
         """The lowest validation loss of a trained state: the one whose weights the run keeps."""
         return min((p for p in self.valid if p.step > 0), key=lambda p: p.value, default=None)
+
+    @property
+    def worse(self) -> bool:
+        """Whether even the best trained state has a higher validation loss than what training began with."""
+        return self.first is not None and self.best is not None and self.best.value > self.first
 
 
 def read(run: RunDir) -> History:

@@ -2,28 +2,35 @@
 
     one   a model or run on a file                         -> RUN/eval/<data>.eval.json and .eval.jsonl
     two   two of them, or a run and its own base           -> RUN/eval/<data>.json and .jsonl
-Without a run the files go to eval/ in the working folder. A run's report.html is written anew.
+Without a run the files go to eval/ in the working folder. Where they hold the figures of other rows, <data>-2
+is taken, and so on; the same rows measured again write the same files anew, and a run's report.html.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from tunesmith.data.prompts import read_prompts, read_references
 from tunesmith.data.read import files_of
+from tunesmith.data.trained_rows import row_key, trained_rows
 from tunesmith.errors import DataError, SettingsError, UsageError
 from tunesmith.evaluate.compare import Comparison, Side, compare
 from tunesmith.evaluate.metrics import METRICS, Metric
 from tunesmith.evaluate.report import write_report
+from tunesmith.evaluate.results import beside
 from tunesmith.evaluate.run import Base, Evaluation, Watch, evaluate
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.local import LocalModel, load
 from tunesmith.model import source
 from tunesmith.model.load import load_model
-from tunesmith.records import Conversation
+from tunesmith.records import Conversation, Message
 from tunesmith.rundir import RunDir, open_run, write_json
 from tunesmith.settings import nearest
 
@@ -38,6 +45,15 @@ class Questions:
     name: str
     conversations: list[Conversation]
     files: tuple[str, ...] = ()
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the content of all files, in their order."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            with Path(file).open("rb") as handle:
+                digest.update(hashlib.file_digest(handle, "sha256").digest())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -106,11 +122,10 @@ def measure_one(
     _check_sampling(sampling)
     _check_output(output, questions)
     model = load(name, dtype=dtype, template=template, sampling=sampling)
-    stem = f"{questions.name}.eval" if model.run else f"{_plain(name)}.{questions.name}.eval"
-    predictions = output or _folder(model.run) / f"{stem}.jsonl"
-    predictions = _as_jsonl(predictions)
+    who = "" if model.run else f"{_plain(name)}."
+    predictions = _as_jsonl(output) if output else _free(_folder(model.run), who, questions, ".eval")
     result = evaluate(model, questions.conversations, metrics, output=predictions, watch=watch)
-    return _saved(result, questions, predictions, model.run)
+    return _saved(result, questions, predictions, model.run, _learnt((name,), questions))
 
 
 def measure_two(
@@ -137,7 +152,7 @@ def measure_two(
     if b is None:
         run: RunDir | None = _run_of(a)
         side_a, side_b = _base_and_tuned(a, dtype, template, sampling)
-        stem = questions.name
+        before, after = "", ""
     else:
         names = (a, b)
         run = _run_at(b)
@@ -146,12 +161,11 @@ def measure_two(
             lambda: load(names[0], dtype=dtype, template=template, sampling=sampling),
             lambda: load(names[1], dtype=dtype, template=template, sampling=sampling),
         )
-        versus = f"{questions.name}.vs-{_plain(a)}"
-        stem = versus if run else f"{_plain(a)}-{_plain(b)}.{questions.name}"
-    predictions = output or _folder(run) / f"{stem}.jsonl"
-    predictions = _as_jsonl(predictions)
+        before, after = ("", f".vs-{_plain(a)}") if run else (f"{_plain(a)}-{_plain(b)}.", "")
+    predictions = _as_jsonl(output) if output else _free(_folder(run), before, questions, after)
     result = compare(side_a, side_b, questions.conversations, metrics, output=predictions, watch=watch)
-    return _saved(result, questions, predictions, run)
+    learnt = _learnt((a,) if b is None else (a, b), questions)
+    return _saved(result, questions, predictions, run, learnt)
 
 
 def _base_and_tuned(name: str, dtype: str, template: str | None, sampling: Sampling) -> tuple[Side, Side]:
@@ -171,13 +185,41 @@ def _base_and_tuned(name: str, dtype: str, template: str | None, sampling: Sampl
 
 
 def _saved(
-    result: Evaluation | Comparison, questions: Questions, predictions: Path, run: RunDir | None
+    result: Evaluation | Comparison,
+    questions: Questions,
+    predictions: Path,
+    run: RunDir | None,
+    learnt: list[str],
 ) -> Result:
-    content = {**result.to_json(), "data": questions.path}
-    file = predictions.with_suffix(".json")
+    content = {**result.to_json(), "data": questions.path, "data_sha256": questions.sha256}
+    content["notes"] = [*content.get("notes", []), *learnt]
+    file = beside(predictions, ".json")
     write_json(file, content)
     report = write_report(run) if run is not None and file.parent == run.eval else None
     return Result(content, result, file, report)
+
+
+def _learnt(names: Sequence[str], questions: Questions) -> list[str]:
+    """A sentence for each run that has learnt some of these very rows, question and answer."""
+    told = []
+    for name in dict.fromkeys(names):
+        known = trained_rows(Path(name))
+        count = sum(any(key in known for key in _keys(row)) for row in questions.conversations)
+        if count:
+            told.append(
+                f"{count} of these {len(questions.conversations)} rows {'was' if count == 1 else 'were'} "
+                f"trained on by {name}: figures on them show what it knows by heart. "
+                "Rows that it has never seen tell more."
+            )
+    return told
+
+
+def _keys(row: Conversation) -> list[str]:
+    """The keys that the row has as a training row, with each of its references as the answer."""
+    return [
+        row_key(replace(row, messages=(*row.messages, Message("assistant", reference))))
+        for reference in row.references
+    ]
 
 
 def _check_sampling(sampling: Sampling) -> None:
@@ -197,7 +239,7 @@ def _check_output(output: Path | None, questions: Questions) -> None:
             f"--output {output} is a folder.", fix=f"Give a file in it: {output / 'predictions.jsonl'}."
         )
     predictions = _as_jsonl(output)
-    for file in (predictions, *(predictions.with_suffix(end) for end in (".json", ".a.jsonl", ".b.jsonl"))):
+    for file in (predictions, *(beside(predictions, end) for end in (".json", ".a.jsonl", ".b.jsonl"))):
         if file.exists() and any(file.samefile(read) for read in questions.files):
             raise UsageError(
                 f"--output {output} would overwrite {file}, which holds the rows or their answers.",
@@ -225,8 +267,33 @@ def _folder(run: RunDir | None) -> Path:
 
 
 def _as_jsonl(output: Path) -> Path:
-    """OUTPUT.json is where the result goes; the predictions stand beside it."""
-    return output.with_suffix(".jsonl") if output.suffix == ".json" else output
+    """OUTPUT.json is where the result goes; the predictions stand beside it, in OUTPUT.jsonl."""
+    name = output.name if output.suffix == ".jsonl" else output.name.removesuffix(".json") + ".jsonl"
+    return output.with_name(name)
+
+
+def _free(folder: Path, before: str, questions: Questions, after: str) -> Path:
+    """Where the predictions go: the data's name between others, numbered where other rows were measured."""
+    for number in count(1):
+        name = questions.name if number == 1 else f"{questions.name}-{number}"
+        predictions = folder / f"{before}{name}{after}.jsonl"
+        figures = beside(predictions, ".json")
+        if not (predictions.exists() or figures.exists()) or _same_rows(figures, questions):
+            return predictions
+    raise AssertionError("there are always more numbers")
+
+
+def _same_rows(figures: Path, questions: Questions) -> bool:
+    """Whether these figures are of the rows that are asked now: by their content, by path in older files."""
+    try:
+        content = json.loads(figures.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if not isinstance(content, dict):
+        return False
+    if known := content.get("data_sha256"):
+        return bool(known == questions.sha256)
+    return Path(str(content.get("data"))).resolve() == Path(questions.path).resolve()
 
 
 def _plain(name: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -18,10 +17,11 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
+from tunesmith.evaluate.chinese import in_chinese
 from tunesmith.evaluate.drawing import curve_svg
 from tunesmith.evaluate.history import History, duration, model_name, read
-from tunesmith.evaluate.redact import short_paths, without_secrets
 from tunesmith.evaluate.results import comparison_rows, evaluation_rows, interval, read_results
+from tunesmith.redact import short_paths, without_secrets
 from tunesmith.rundir import RunDir, read_jsonl, write_atomic
 
 FEW_ROWS = 5  # of a result's answers that are open at once
@@ -44,7 +44,13 @@ def render(run: RunDir) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"verdict": _verdict, "number": _number, "cut": _cut, "label": _label}
+    environment.filters |= {
+        "verdict": _verdict,
+        "number": _number,
+        "cut": _cut,
+        "label": _label,
+        "told": _told,
+    }
     environment.globals |= {"t": _both}
     script = _part("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -105,14 +111,15 @@ def _result(result: dict[str, Any]) -> dict[str, Any]:
         return {**shown, "error": result["error"], "file": result["file"]}
     rows = read_jsonl(Path(result["file"]).with_suffix(".jsonl"))
     shown |= {"n": result["n"], "answers": [_answer(row) for row in rows[:SHOWN_ROWS]], "rows": len(rows)}
+    notes = result.get("notes") or []
     if result["kind"] == "evaluation":
-        return {**shown, "a": None, "b": result["model"], "table": evaluation_rows(result), "notes": []}
+        return {**shown, "a": None, "b": result["model"], "table": evaluation_rows(result), "notes": notes}
     a, b = result["a"], result["b"]
     cards = [
         (name, f"{m['a']:.3f}", f"{m['b']:.3f}", interval(m["difference"], sign=True), m["verdict"])
         for name, m in result["metrics"].items()
     ]
-    table, notes = comparison_rows(result), result.get("notes") or []
+    table = comparison_rows(result)
     return {**shown, "a": a["model"], "b": b["model"], "table": table, "cards": cards, "notes": notes}
 
 
@@ -241,11 +248,17 @@ def _loading(run: RunDir, facts: Mapping[str, Any]) -> dict[str, str]:
     """How to use the result: the command line, and plain transformers (and peft)."""
     path, base = str(run.path), facts.get("base") or {}
     folder = _path_words(f"{path}/{run.weights.name if run.weights else 'adapter'}")
-    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", f"folder = {folder}"]
+    lines = [
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        f"folder = {folder}  # seen from where it was trained",
+    ]
     if run.weights == run.model:
         lines.append("model = AutoModelForCausalLM.from_pretrained(folder)")
     else:
         lines.insert(0, "from peft import PeftModel")
+        if base.get("kind") != "hub":
+            lines.append(f"# {base.get('name')}, where it lies on the machine that trained it")
         lines.append(f"model = AutoModelForCausalLM.from_pretrained({_base_words(base)})")
         lines.append("model = PeftModel.from_pretrained(model, folder)")
     lines += [
@@ -302,17 +315,15 @@ def _label(name: str) -> Markup | str:
     return _both(name, f"{LABELS[name]} {name}" if name in METRIC_NAMES else LABELS[name])
 
 
+def _told(text: Any) -> Markup | str:
+    """A sentence of ours in both languages; anything else as it is."""
+    chinese = in_chinese(str(text))
+    return str(text) if chinese == str(text) else _both(str(text), chinese)
+
+
 def _verdict(text: str) -> Markup:
     kind = text.split(" ", 1)[0] if text in ("better", "worse") else "open"
-    chinese = {"better": "更好", "worse": "更差"}.get(text, text)
-    chinese = re.sub(r"cannot tell with n = (\d+)", r"n = \1 看不出差别", chinese)
-    chinese = re.sub(r"; about (\d+) are needed", r"；约需 \1 条", chinese)
-    chinese = chinese.replace("the tokenizers differ: see bits_per_byte", "分词器不同：请看 bits_per_byte")
-    return (
-        Markup('<span class="verdict {}">{}</span>').format(kind, _both(text, chinese))
-        if text
-        else Markup("")
-    )
+    return Markup('<span class="verdict {}">{}</span>').format(kind, _told(text)) if text else Markup("")
 
 
 def _number(value: Any) -> str:

@@ -40,6 +40,11 @@ def read_results(run: RunDir) -> list[dict[str, Any]]:
     return results
 
 
+def beside(predictions: Path, ending: str) -> Path:
+    """The file of this ending beside a file of predictions (.jsonl); other dots of its name stay."""
+    return predictions.with_name(predictions.name.removesuffix(".jsonl") + ending)
+
+
 def title(result: Mapping[str, Any]) -> str:
     """What was measured on what: one line."""
     data = Path(str(result.get("data", "?"))).name

@@ -128,8 +128,12 @@ class Sampling(Settings):
         drawn = [name for name in SAMPLING_ONLY if getattr(self, name) is not None]
         if self.temperature == 0:
             found.append(
-                "temperature 0 can't be drawn from: for the likeliest answer set do_sample false instead"
+                "temperature 0 draws nothing: leave temperature out; do_sample false is set and takes the "
+                "likeliest token already"
+                if self.do_sample is False
+                else "temperature 0 can't be drawn from: for the likeliest answer set do_sample false instead"
             )
+            drawn.remove("temperature")
         if self.do_sample is False and drawn:
             found.append(
                 f"do_sample false takes the likeliest token, so {_names(drawn)} would do nothing: "

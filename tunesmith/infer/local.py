@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,15 @@ from tunesmith.errors import GenerateError, ModelError, RunError, SettingsError,
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.generate import generate, stream
 from tunesmith.model import adapters, saved, source
-from tunesmith.model.load import context_length, end_ids, fingerprint, load_model, load_tokenizer
+from tunesmith.model.config import QuantizationSettings
+from tunesmith.model.load import (
+    context_length,
+    end_ids,
+    fingerprint,
+    load_model,
+    load_tokenizer,
+    stored_dtype,
+)
 from tunesmith.model.source import Source
 from tunesmith.records import ROLES, Completion, Conversation, Message, Origin
 from tunesmith.rundir import RunDir, open_run
@@ -93,6 +101,7 @@ def load(
 ) -> LocalModel:
     """Load a model by alias, hub id, folder or GGUF file, or by the folder of a run or an adapter.
 
+    Weights that were tuned as a whole keep the number format they were saved in, unless `dtype` names one.
     A run's own template is used, and checked against the one it was trained with; `template` (a name or a
     .jinja file) replaces it.
 
@@ -110,12 +119,17 @@ def load(
     model: PreTrainedModel
     if adapter is not None:
         base = _base(adapter, meta)
-        model = adapters.attach(load_model(base, device), adapter)
+        # Held as it was in training: the same memory, and the base that the adapter learnt to correct.
+        held = QuantizationSettings.model_validate(q) if (q := meta.get("quantization")) else None
+        model = adapters.attach(load_model(base, device, quantization=held), adapter)
         # An adapter of another tool may have come without a tokenizer.
         own = (adapter / "tokenizer_config.json").is_file()
         tokenizer = load_tokenizer(Source(name, "folder", adapter.resolve()) if own else base)
     else:
         base = source.resolve(str(weights) if run is not None else name)
+        if meta and dtype == "auto":
+            # bf16 keeps 8 bits of a weight: most of what full tuning changed would be rounded away.
+            device = replace(device, dtype=stored_dtype(base) or device.dtype)
         model = load_model(base, device)
         tokenizer = load_tokenizer(base)
     # Asked as it was trained: a model that learnt to think gets the prompt that thinking begins with.
@@ -140,9 +154,11 @@ def _weights(run: RunDir) -> Path:
         raise RunError(
             f"{run.path} is still being trained.", fix="Wait until it's finished, or load its base model."
         )
+    step, left = run.stopped_at()
     raise RunError(
-        f"{run.path} has no final weights: its training was interrupted.",
-        fix="Train it to the end, or load another run (`tunesmith runs list`).",
+        f"{run.path} has no final weights: its training was interrupted at {step}; {left}.",
+        fix="A training can't be taken up again yet: train anew in another folder "
+        f"(`tunesmith train {run.job_file} output=…`), or load another run (`tunesmith runs list`).",
     )
 
 

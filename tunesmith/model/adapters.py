@@ -27,17 +27,12 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.device import available_memory
 from tunesmith.errors import ModelError
-from tunesmith.model import fused_lora, saved
+from tunesmith.model import fused_lora, saved, targets
 from tunesmith.model.config import AdapterSettings
 from tunesmith.model.load import require_free
 
 # Weight, gradient and AdamW's two averages, in fp32.
 _BYTES_PER_TRAINED = 16
-# In a mixture PEFT 0.21 takes these names, of dense layers too, for the experts' before transformers 5.
-_EXPERT_NAMES = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
-# PEFT 0.21 refuses this layer in these families.
-_MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
-_MAMBA_NAMES = ("out_proj",)
 
 
 def prepare(
@@ -47,8 +42,9 @@ def prepare(
 
     The same seed gives the same bytes; torch's own random state is left as it was.
 
-    Raises ModelError: a target that doesn't exist (lists those that do), more layers than there are, an
-    adapter to continue that belongs to another base or differs from the job. PlanError where memory can't do.
+    Raises SettingsError: a target that doesn't exist (lists those that do), more layers than there are.
+    ModelError: an adapter to continue that belongs to another base or differs from the job. PlanError where
+    memory can't do.
     """
     if not settings.uses_peft:
         return _unfreeze(model, settings)
@@ -119,44 +115,8 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
             yield
 
 
-def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every linear layer by its full name, except the output head and what PEFT refuses (`_refused`)."""
-    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    taken = _refused(model)
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        and module is not head
-        and name.rpartition(".")[2] not in taken
-    }
-
-
-def untuned(model: nn.Module) -> str | None:
-    """Which weights LoRA on `all` leaves as they are, beside norms, embeddings and head; None: no others."""
-    model = model.get_base_model() if isinstance(model, PeftModel) else model
-    if experts := sum(p.numel() for p in expert_weights(model).values()):
-        share = experts / trainable_count(model)[1]
-        return f"the experts and their router, {share:.0%} of the model"
-    if refused := _refused(model):
-        return f"{', '.join(refused)} of the Mamba layers, whose kernels read these weights directly"
-    return None
-
-
-def _refused(model: nn.Module) -> tuple[str, ...]:
-    """Names of linear layers that PEFT doesn't take as what they are in this model."""
-    if expert_weights(model):
-        return _EXPERT_NAMES
-    return _MAMBA_NAMES if getattr(getattr(model, "config", None), "model_type", None) in _MAMBA else ()
-
-
-def expert_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights of all experts of a layer, [experts, out, in], by their full name; empty elsewhere."""
-    return {name: p for name, p in model.named_parameters() if p.ndim == 3 and ".experts." in name}
-
-
 def _new(model: PreTrainedModel, settings: AdapterSettings) -> PeftModel:
-    layers = _targets(model, settings)
+    layers = targets.chosen(model, settings)
     if settings.init != "default":
         smallest = min(int(n) for layer in layers.values() for n in cast(torch.Tensor, layer.weight).shape)
         if settings.rank > smallest:
@@ -170,55 +130,17 @@ def _new(model: PreTrainedModel, settings: AdapterSettings) -> PeftModel:
         r=settings.rank,
         lora_alpha=alpha,
         lora_dropout=settings.dropout,
-        target_modules=_shortest_names(model, layers),
+        target_modules=targets.shortest_names(model, layers),
         use_rslora=settings.rslora,
         use_dora=settings.type == "dora",
         init_lora_weights=True if settings.init == "default" else settings.init,
-        # GPT-2's Conv1D holds its weight as [in, out].
-        fan_in_fan_out=any(isinstance(layer, Conv1D) for layer in layers.values()),
+        # GPT-2's Conv1D holds its weight as [in, out]; quantised it doesn't, but its adapter may go on.
+        fan_in_fan_out=any(
+            isinstance(layer, Conv1D) or getattr(layer, "source_cls", None) is Conv1D
+            for layer in layers.values()
+        ),
     )
     return cast(PeftModel, get_peft_model(model, config))
-
-
-def _targets(model: PreTrainedModel, settings: AdapterSettings) -> dict[str, nn.Module]:
-    """The layers that the job names. Raises ModelError that lists every wrong name and the right ones."""
-    linear = linear_layers(model)
-    if settings.targets == "all":
-        return linear
-    wanted = (settings.targets,) if isinstance(settings.targets, str) else settings.targets
-    head, tied = model.get_output_embeddings(), bool(model.config.get_text_config().tie_word_embeddings)
-    modules = dict(model.named_modules())
-    found: dict[str, nn.Module] = {}
-    problems = []
-    for target in wanted:
-        matches = {n: m for n, m in modules.items() if n == target or n.endswith("." + target)}
-        usable = {n: m for n, m in matches.items() if isinstance(m, nn.Linear | Conv1D)}
-        if target.rpartition(".")[2] in _refused(model):
-            problems.append(f"{target}: PEFT can't tune it in this family; LoRA leaves {untuned(model)}")
-        elif not matches:
-            problems.append(f"{target}: the model has no layer of this name")
-        elif not usable:
-            problems.append(f"{target}: not a linear layer ({type(next(iter(matches.values()))).__name__})")
-        elif tied and head in usable.values():
-            problems.append(f"{target}: the output head shares its weights with the embeddings in this model")
-        found |= usable
-    if problems:
-        names = sorted({name.rpartition(".")[2] for name in linear})
-        raise ModelError(
-            "adapter.targets names layers that can't be tuned.",
-            details=problems,
-            fix=f"Use all, or names of linear layers; this model has {', '.join(names)}.",
-        )
-    return found
-
-
-def _shortest_names(model: nn.Module, layers: Mapping[str, nn.Module]) -> list[str]:
-    """Last parts of names (q_proj) where they mean exactly these layers, else full names."""
-    short = {name.rpartition(".")[2] for name in layers}
-    meant = {
-        name for name, _ in model.named_modules() if any(name == s or name.endswith("." + s) for s in short)
-    }
-    return sorted(short) if meant == set(layers) else sorted(layers)
 
 
 def _unfreeze(model: PreTrainedModel, settings: AdapterSettings) -> PreTrainedModel:
@@ -231,13 +153,7 @@ def _unfreeze(model: PreTrainedModel, settings: AdapterSettings) -> PreTrainedMo
     trained: list[nn.Module] = [model]
     if settings.type == "freeze":
         model.requires_grad_(False)
-        layers, wanted = decoder_layers(model), settings.last_layers or 1
-        if wanted > len(layers):
-            raise ModelError(
-                f"adapter.last_layers is {wanted}, but the model has {len(layers)} layers.",
-                fix=f"Use at most {len(layers)}.",
-            )
-        trained = list(layers[-wanted:])
+        trained = targets.last_layers(model, settings)
     parameters = [p for module in trained for p in module.parameters()]
     held = sum(p.numel() * p.element_size() for p in parameters)
     needed = sum(p.numel() for p in parameters) * _BYTES_PER_TRAINED - held
@@ -249,17 +165,6 @@ def _unfreeze(model: PreTrainedModel, settings: AdapterSettings) -> PreTrainedMo
         module.float().requires_grad_(True)
     model.tie_weights()
     return model
-
-
-def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The layers of a model, with an adapter or without, in order. Raises ModelError where there are none."""
-    count = cast(Any, model).config.get_text_config().num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise ModelError(
-        f"The layers of a {type(model).__name__} weren't found.", fix="Use adapter.type lora or full."
-    )
 
 
 def _continued(model: PreTrainedModel, settings: AdapterSettings, base_fingerprint: str) -> PeftModel:
@@ -276,13 +181,20 @@ def _continued(model: PreTrainedModel, settings: AdapterSettings, base_fingerpri
         "targets": sorted({name.rpartition(".")[2] for name in tuned}),
     }
     wanted = settings.model_dump(include=set(own)) | {"targets": own["targets"]}
-    if (targets := set(_targets(model, settings))) != tuned:
-        wanted["targets"] = sorted({name.rpartition(".")[2] for name in targets})
+    if (chosen := set(targets.chosen(model, settings))) != tuned:
+        wanted["targets"] = sorted({name.rpartition(".")[2] for name in chosen})
         if wanted["targets"] == own["targets"]:
-            wanted["targets"], own["targets"] = sorted(targets), sorted(tuned)
+            wanted["targets"], own["targets"] = sorted(chosen), sorted(tuned)
     if different := [key for key in own if own[key] != wanted[key]]:
+        was = saved.read_meta(folder).get("adapter") or {}
+        why = (
+            f" It was trained with init={was['init']}, rank {was['rank']}, alpha {_shown(was['alpha'])}, "
+            "and is kept as a plain LoRA of twice the rank and alpha, which fits the original base."
+            if str(was.get("init", "default")) != "default"
+            else ""
+        )
         raise ModelError(
-            f"The adapter to continue, {folder}, differs from the job.",
+            f"The adapter to continue, {folder}, differs from the job.{why}",
             details=[
                 f"{k}: the adapter has {_shown(own[k])}, the job {_shown(wanted[k])}" for k in different
             ],

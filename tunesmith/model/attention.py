@@ -18,7 +18,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from tunesmith.model import attention_cuda, attention_kernels, attention_masked
 from tunesmith.model.families import SEGMENTS, can_pack
-from tunesmith.model.fused_lora import product_dtype
 from tunesmith.model.segments import plan
 
 
@@ -150,7 +149,11 @@ def _attend(
     assert attention_mask.dtype is torch.int64, "a mask in place of segments"
     assert not dropout, "attention dropout isn't supported"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    q, k, v = (x[0].transpose(0, 1).to(product_dtype(query)) for x in (query, key, value))
+    # Over fp32 masters queries and keys come in fp32 (rotary, norms), values in bf16. Autocast, which would
+    # bring them together, doesn't know this operation.
+    kind = query.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
+    q, k, v = (x[0].transpose(0, 1).to(dtype) for x in (query, key, value))
     if query.is_cuda:
         given = (attention_mask, scale, sliding_window or 0, softcap or 0.0)
         return attention_cuda.attend(q, k, v, *given)[None], None

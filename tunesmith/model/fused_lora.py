@@ -9,14 +9,15 @@ into fp32 on the way. Here x, h = x A^T and the two small matrices are kept; the
 
 PEFT builds, saves, merges, disables and mixes adapters as before: a layer only gets this subclass of its
 class. Whatever isn't exactly one plain adapter at work (dropout, DoRA, several adapters, merged, disabled, a
-bias of its own, a quantised or trained base) goes through PEFT's forward.
+bias of its own, a trained base) goes through PEFT's forward. Quantised bases bring their own class
+(quantize.py).
 
 Source: Hu et al. 2021, arXiv 2106.09685. Shapes: T tokens, D and E the layer's input and output size, R rank.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,16 +29,21 @@ from transformers.pytorch_utils import Conv1D
 def fuse(model: nn.Module) -> None:
     """Give every plain LoRA layer below `model` the fused forward."""
     for layer in model.modules():
-        # Exactly PEFT's class on exactly these bases: a quantised layer may be a subclass of nn.Linear.
-        if type(layer) is lora.Linear and type(layer.get_base_layer()) in (nn.Linear, Conv1D):  # type: ignore[operator]
+        if not isinstance(layer, lora.LoraLayer) or isinstance(layer, Fused):
+            continue
+        base = layer.get_base_layer()
+        # Exactly PEFT's class on exactly these bases: a layer of another kind may be a subclass of nn.Linear.
+        if type(layer) is lora.Linear and type(base) in (nn.Linear, Conv1D):
             layer.__class__ = FusedLinear
+        elif (own := getattr(base, "fused_lora", None)) is not None:
+            layer.__class__ = own
 
 
 def unfuse(model: nn.Module) -> None:
     """Back to PEFT's forward everywhere."""
     for layer in model.modules():
-        if isinstance(layer, FusedLinear):
-            layer.__class__ = lora.Linear
+        if isinstance(layer, Fused):
+            layer.__class__ = layer.plain
 
 
 def why_not(model: nn.Module) -> str | None:
@@ -73,12 +79,11 @@ def at_work(layer: lora.Linear) -> str | None:
 
 def own_masters(model: nn.Module) -> set[int]:
     """Ids of the fp32 masters that fused layers bring into the base's number format by themselves."""
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, Fused)]
     return {
         id(part[name].weight)
-        for layer in model.modules()
-        if isinstance(layer, FusedLinear)
-        and (name := at_work(layer))
-        and not layer.base_layer.weight.requires_grad
+        for layer in layers
+        if (name := at_work(layer)) and not layer.base_layer.weight.requires_grad
         for part in (layer.lora_A, layer.lora_B)
     }
 
@@ -89,8 +94,21 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
-class FusedLinear(lora.Linear):  # type: ignore[misc]
+class Fused:
+    """Marks a LoRA layer with a fused forward; `plain` is PEFT's class that it was."""
+
+    plain: ClassVar[type]
+    base_layer: Any
+    lora_A: Any
+    lora_B: Any
+    scaling: Any
+    get_base_layer: Any
+
+
+class FusedLinear(Fused, lora.Linear):  # type: ignore[misc]
     """PEFT's LoRA layer with the fused forward, where that applies."""
+
+    plain = lora.Linear
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """x [..., D] -> [..., E]."""

@@ -122,7 +122,11 @@ def _explain(error: Exception, name: str, model_id: str, revision: str | None, h
         offline = constants.HF_HUB_OFFLINE
         return ModelError(
             f"{model_id} isn't on this machine, and "
-            + ("HF_HUB_OFFLINE forbids the download." if offline else f"the hub can't be reached ({cause})."),
+            + (
+                "HF_HUB_OFFLINE forbids the download."
+                if offline
+                else f"the hub can't be reached ({cause.rstrip('.')})."
+            ),
             fix="Unset HF_HUB_OFFLINE once to download it."
             if offline
             else f"Check the network and the proxy ({constants.ENDPOINT}); set HF_ENDPOINT for a mirror, "

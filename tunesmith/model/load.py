@@ -23,15 +23,17 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 from transformers.utils import logging as hf_logging
 
-from tunesmith.device import Device, available_memory
+from tunesmith.device import DTYPES, Device, available_memory
 from tunesmith.errors import ModelError, PlanError
-from tunesmith.model import gguf_file, weights
+from tunesmith.model import gguf_file, quantize, weights
+from tunesmith.model.config import QuantizationSettings
 from tunesmith.model.source import Source, home
 from tunesmith.rundir import disk_errors, new_folder
 
@@ -47,6 +49,7 @@ _VOLATILE = (
     "use_cache",
 )
 _SAMPLE = 512
+DTYPES_BY_NAME = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 
 
 def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
@@ -65,23 +68,34 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
             f"{source.name} has no tokenizer (none of {', '.join(known)}).",
             fix="Copy the tokenizer's files of this model into its folder.",
         )
-    with _quiet(), _explained(source, "its tokenizer can't be read"):
+    with quiet(), _explained(source, "its tokenizer can't be read"):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def load_model(source: Source, device: Device, *, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The model in eval mode on its device, its weights in `dtype` (None: the device's).
+def load_model(
+    source: Source,
+    device: Device,
+    *,
+    dtype: torch.dtype | None = None,
+    quantization: QuantizationSettings | None = None,
+) -> PreTrainedModel:
+    """The model in eval mode on its device, its weights in `dtype` (None: the device's) or quantised.
 
     Its `name_or_path` is what `peft` writes as base: the hub id, or a folder of this machine.
 
-    Raises PlanError where memory can't hold it; ModelError where it can't be read or lacks weights.
+    Raises PlanError where memory can't hold it; ModelError where it can't be read or quantised, or lacks
+    weights; MissingExtraError and SettingsError of `quantization`.
     """
     dtype = dtype or device.dtype
+    options: dict[str, Any] = {}
+    if quantization is not None:
+        options["quantization_config"] = quantize.bitsandbytes_config(quantization, device)
+        options["device_map"] = {"": str(device.torch_device)}
     folder = local_folder(source)
-    _check_memory(source, folder, device, dtype)
-    with _quiet(), _explained(source, "its weights can't be loaded"):
+    with quiet(), _explained(source, "its weights can't be loaded"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        _check_memory(source, folder, config, device, dtype, quantization)
         architecture = AutoModelForCausalLM._model_mapping[type(config)]
         capped = getattr(config, "attn_logit_softcapping", None)  # gemma2: SDPA would refuse, or not cap
         model, report = architecture.from_pretrained(
@@ -92,6 +106,7 @@ def load_model(source: Source, device: Device, *, dtype: torch.dtype | None = No
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            **options,
         )
     # transformers fills a missing weight with random numbers and goes on; that is never what a person wants.
     if missing := sorted(report["missing_keys"]):
@@ -103,7 +118,25 @@ def load_model(source: Source, device: Device, *, dtype: torch.dtype | None = No
     base_name = source.id if source.kind == "hub" and source.id else str(folder)
     model.name_or_path = base_name
     model.config._name_or_path = base_name
+    if quantization is not None:
+        quantize.take_over(model, quantize.compute_dtype(quantization, device))
+        return cast(PreTrainedModel, model.eval())  # on its device already
     return cast(PreTrainedModel, model.to(device.torch_device).eval())
+
+
+def stored_dtype(source: Source) -> torch.dtype | None:
+    """The number format that a model's config names for its weights, None where it names none."""
+    config = _read_json(local_folder(source) / "config.json")
+    return DTYPES_BY_NAME.get(str(config.get("dtype") or config.get("torch_dtype")))
+
+
+def outline(source: Source) -> PreTrainedModel:
+    """The model without its weights (on torch's meta device): the names and sizes of its layers."""
+    with _explained(source, "its config.json can't be used"), quiet(), torch.device("meta"):
+        config = AutoConfig.from_pretrained(
+            local_folder(source), local_files_only=True, trust_remote_code=False
+        )
+        return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config))
 
 
 def local_folder(source: Source) -> Path:
@@ -202,7 +235,7 @@ def _dequantise(source: Source, header: gguf_file.Header, target: Path) -> None:
     place = {"gguf_file": source.path.name, "local_files_only": True}
     # The progress bar of this reader is tqdm's own and has no switch.
     silence = redirect_stderr(io.StringIO())
-    with silence, _quiet(), _explained(source, "this GGUF file can't be read by transformers"):
+    with silence, quiet(), _explained(source, "this GGUF file can't be read by transformers"):
         tokenizer = AutoTokenizer.from_pretrained(source.path.parent, **place)
         model = AutoModelForCausalLM.from_pretrained(
             source.path.parent,
@@ -210,7 +243,7 @@ def _dequantise(source: Source, header: gguf_file.Header, target: Path) -> None:
             quantization_config=GgufConfig(dequantize=True),
             **place,
         )
-    with new_folder(target) as folder, _quiet():
+    with new_folder(target) as folder, quiet():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
@@ -226,8 +259,20 @@ def _file_key(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _check_memory(source: Source, folder: Path, device: Device, dtype: torch.dtype) -> None:
-    needed = weights.parameter_bytes(weights.tensors(folder), dtype.itemsize)
+def _check_memory(
+    source: Source,
+    folder: Path,
+    config: PretrainedConfig,
+    device: Device,
+    dtype: torch.dtype,
+    quantization: QuantizationSettings | None,
+) -> None:
+    if quantization is None:
+        needed = weights.parameter_bytes(weights.tensors(folder), dtype.itemsize)
+    else:
+        outline = quantize.outline(config)
+        quantize.check_support(source.name, config, outline)
+        needed = quantize.held_bytes(outline, quantization, dtype.itemsize)
     require_free(f"Loading {source.name}", needed, available_memory(device.kind))
 
 
@@ -268,7 +313,7 @@ def _explained(source: Source, what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars and no chatter of transformers inside; the caller's own settings come back."""
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()

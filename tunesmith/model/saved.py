@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import ModelError
 from tunesmith.model import weights
+from tunesmith.model.load import quiet
 
 META = "tunesmith.json"
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -83,6 +84,12 @@ def read_lora_config(folder: Path) -> LoraConfig:
         raise ModelError(
             f"{file} can't be read: {type(error).__name__}: {error}.", fix="Copy the adapter again."
         ) from None
+    if config.bias != "none":
+        raise ModelError(
+            f"The adapter {folder} was trained with biases of its base as well (bias: {config.bias}), which "
+            "tunesmith doesn't read.",
+            fix="Merge it into its base with peft, and use the merged model.",
+        )
     return cast(LoraConfig, config)
 
 
@@ -183,7 +190,8 @@ def verify_adapter(model: PeftModel, folder: Path, initial: Mapping[str, torch.T
 def write_model(model: PreTrainedModel, folder: Path) -> None:
     """A whole model as safetensors, read back and compared."""
     _make_generation_config_savable(model)
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
     if len({p.dtype for p in model.parameters()}) > 1:
         # After freeze, the trained layers are fp32 in a bf16 model. transformers would read all of it in the
         # format that config.json names, and round what was learnt.

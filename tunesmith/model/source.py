@@ -22,6 +22,7 @@ from typing import Literal
 
 from tunesmith.errors import ModelError, SettingsError
 from tunesmith.model import gguf_file, hub, weights
+from tunesmith.rundir import RunDir
 
 Kind = Literal["embedded", "hub", "modelscope", "folder", "gguf"]
 
@@ -68,12 +69,17 @@ def resolve(name: str, revision: str | None = None) -> Source:
         return _gguf(name, path, revision)
     if path.is_dir():
         _no_revision(name, revision)
+        if (path / "job.yaml").is_file() and not (path / "config.json").is_file():
+            raise _a_run(name, RunDir(path))
         _check_folder(path, name)
         return Source(name, "folder", path.resolve())
     if path.is_file():
         raise _not_a_model_file(path)
     if _is_path(name) or _in_a_folder_of_runs(path):
         raise ModelError(f"There is no model or run {name}.{_near_folders(path)}", fix=f"Give {_choices()}.")
+    if "/" not in name and (near := difflib.get_close_matches(name.lower(), ALIASES, n=1, cutoff=0.8)):
+        # Asked of the hub, a misspelt alias would look like a fault of the network.
+        raise ModelError(f"There is no model {name}. Did you mean {near[0]}?", fix=f"Give {_choices()}.")
     return _hub(name, name, revision)
 
 
@@ -169,6 +175,17 @@ def _no_revision(name: str, revision: str | None) -> None:
             f"revision={revision} goes with a hub model; {name} is on this machine.",
             fix="Leave revision away.",
         )
+
+
+def _a_run(name: str, run: RunDir) -> ModelError:
+    if run.model.is_dir():
+        return ModelError(f"{name} is a run; its model is in a folder of it.", fix=f"Give {run.model}.")
+    base = (run.job().get("job") or {}).get("model", "its base")
+    return ModelError(
+        f"{name} is a run: an adapter on {base}, not a whole model.",
+        fix=f"To train it further, give model={base} and adapter.continue_from={name}; "
+        f"to use it, tunesmith chat {name}.",
+    )
 
 
 def _not_a_model_file(path: Path) -> ModelError:

@@ -76,10 +76,9 @@ def verify(folder: Path) -> None:
 
 
 def prune(run: RunDir, *, keep: int, best: Path | None) -> None:
-    """Remove all but the newest `keep` checkpoints; the best one always stays."""
-    for folder in checkpoints(run)[:-keep]:
-        if folder != best:
-            shutil.rmtree(folder)
+    """Remove all but the newest `keep` checkpoints besides the best one, which always stays."""
+    for folder in [folder for folder in checkpoints(run) if folder != best][:-keep]:
+        shutil.rmtree(folder)
 
 
 def checkpoints(run: RunDir) -> list[Path]:

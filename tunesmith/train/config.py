@@ -10,11 +10,18 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from tunesmith.data.config import DataSettings
 from tunesmith.errors import SettingsError
-from tunesmith.model.config import AdapterSettings, Dtype
+from tunesmith.model.config import AdapterSettings, Dtype, QuantizationSettings
 from tunesmith.settings import Settings, as_tuple, build, merge, parse_overrides, read_yaml
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Tracker = Literal["tensorboard", "wandb", "swanlab", "mlflow", "trackio"]
+Optimizer = Literal["adamw", "adamw_8bit", "sgd", "muon", "adafactor"]
+# Which optimizers take a setting.
+TAKEN_BY = {
+    "betas": ("adamw", "adamw_8bit", "muon"),
+    "epsilon": ("adamw", "adamw_8bit", "muon"),
+    "momentum": ("sgd", "muon"),
+}
 Schedule = Literal[
     "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial", "constant",
     "constant_with_warmup", "inverse_sqrt", "warmup_stable_decay",
@@ -43,18 +50,32 @@ class TrainSettings(Settings):
         None, ge=1, description="tokens in one optimizer step; by default 4096, fewer where the data is small"
     )
     batch_size: int | None = Field(
-        None, ge=1, description="rows in one forward pass, instead of tokens_per_step"
+        None,
+        ge=1,
+        description="rows in one optimizer step, times accumulate, instead of tokens_per_step; not packed: "
+        "also rows in one forward pass",
     )
-    accumulate: int | None = Field(None, ge=1, description="with batch_size: forward passes in one step")
+    accumulate: int | None = Field(
+        None, ge=1, description="with batch_size: a step has batch_size x accumulate rows"
+    )
     microbatch_tokens: int | Literal["auto"] = Field(
-        "auto", description="tokens in one forward pass; never changes results"
+        "auto",
+        description="tokens in one forward pass; changes no result apart from rounding, and from which noise "
+        "is drawn with dropout or NEFTune",
     )
-    optimizer: Literal["adamw"] = Field("adamw", description="torch's fused AdamW, fp32 states")
+    optimizer: Optimizer = Field(
+        "adamw", description="by name (docs/train.md); adamw_8bit is approximate and needs the extra quant"
+    )
     weight_decay: float = Field(0.0, ge=0, description="on matrices; never on biases, norms, embeddings")
-    betas: Annotated[tuple[Beta, Beta], BeforeValidator(as_tuple)] = Field(
-        (0.9, 0.999), description="of AdamW"
+    betas: Annotated[tuple[Beta, Beta] | None, BeforeValidator(as_tuple)] = Field(
+        None, description="of AdamW (also 8-bit, and beside Muon); null: 0.9, 0.999"
     )
-    epsilon: float = Field(1e-8, gt=0, description="of AdamW")
+    epsilon: float | None = Field(
+        None, gt=0, description="of AdamW (also 8-bit, and beside Muon); null: 1e-8"
+    )
+    momentum: float | None = Field(
+        None, ge=0, lt=1, description="of sgd and muon; null: 0.9 for sgd, 0.95 for muon"
+    )
     clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient; null: off")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share spread evenly over all tokens")
     neftune: float = Field(0.0, ge=0, description="alpha of NEFTune's noise on embeddings; 0: off")
@@ -62,8 +83,10 @@ class TrainSettings(Settings):
     compile: bool | Literal["auto"] = Field(
         "auto", description="compile the layers; auto: where a run is long enough to earn about 20 s"
     )
-    checkpoint_activations: bool = Field(
-        False, description="recompute each layer in the backward pass to save memory"
+    checkpoint_activations: bool | int | Literal["auto"] = Field(
+        "auto",
+        description="recompute layers in the backward pass to save memory: all, or every N-th; auto: where "
+        "memory asks for it",
     )
     eval_every: int = Field(50, ge=0, description="steps between validation losses; 0: only at the ends")
     save_every: int = Field(200, ge=0, description="steps between checkpoints; 0: only at the end")
@@ -83,11 +106,20 @@ class TrainSettings(Settings):
         if self.tokens_per_step is not None and self.batch_size is not None:
             raise ValueError("set tokens_per_step (in tokens) or batch_size x accumulate (in rows), not both")
         if self.accumulate is not None and self.batch_size is None:
-            raise ValueError("accumulate counts forward passes of batch_size rows: set batch_size too")
+            raise ValueError("accumulate multiplies batch_size, the rows of a step: set batch_size too")
         if isinstance(self.microbatch_tokens, int) and self.microbatch_tokens < 1:
             raise ValueError("microbatch_tokens is at least 1, or auto")
         if self.schedule == "constant" and self.warmup not in (0, type(self).model_fields["warmup"].default):
             raise ValueError("schedule constant has no warmup: use constant_with_warmup, or leave it out")
+        for name, takers in TAKEN_BY.items():
+            if getattr(self, name) is not None and self.optimizer not in takers:
+                raise ValueError(
+                    f"{name} doesn't belong to optimizer {self.optimizer}, but to {', '.join(takers)}: "
+                    "leave it out"
+                )
+        every = self.checkpoint_activations
+        if isinstance(every, int) and not isinstance(every, bool) and every < 1:
+            raise ValueError("checkpoint_activations is true, false, auto, or every N-th layer from 1")
         if self.early_stopping and not self.eval_every:
             raise ValueError("early_stopping counts evaluations: set eval_every above 0")
         if self.seed >= 2**63:
@@ -111,6 +143,9 @@ class Job(Settings):
     )
     data: DataSettings
     adapter: AdapterSettings = AdapterSettings.model_validate({})
+    quantization: QuantizationSettings | None = Field(
+        None, description="the base in 4 or 8 bits (approximate): nf4, int8, or a mapping"
+    )
     train: TrainSettings = TrainSettings.model_validate({})
 
     @model_validator(mode="before")
@@ -124,6 +159,16 @@ class Job(Settings):
             raise ValueError(
                 f"adapter.type {self.adapter.type} needs a train.learning_rate of its own: the default suits "
                 "LoRA, and is about fifty times too high for whole weights; try 2e-5"
+            )
+        if self.quantization is not None and not self.adapter.uses_peft:
+            raise ValueError(
+                f"quantization goes with adapter.type lora or dora: {self.adapter.type} trains whole "
+                "weights, and those of a quantised base can't be; leave quantization out, or use lora"
+            )
+        if self.quantization is not None and self.adapter.init != "default":
+            raise ValueError(
+                f"adapter.init {self.adapter.init} changes the base's weights, and those of a quantised base "
+                "can't be; use adapter.init default"
             )
         needing = [name for name in ("early_stopping", "sample_every") if getattr(self.train, name)]
         if needing and self.data.valid is None:
@@ -139,11 +184,12 @@ def load_job(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Job:
 
     The job.yaml of a run repeats that run in a new folder; its paths are relative to where you are, as then.
     """
-    content = read_yaml(path)
+    content, typed = read_yaml(path), parse_overrides(overrides)
     if isinstance(content.get("job"), Mapping) and "versions" in content:
-        return build(Job, _laid_over({**content["job"], "output": None}, overrides), str(path))
-    job = build(Job, _laid_over(content, overrides), str(path))
-    return job.model_copy(update={"data": _anchor(job.data, path.parent, parse_overrides(overrides))})
+        content = {**content["job"], "output": None}
+        return build(Job, _laid_over(content, overrides), str(path), _long_form(typed))
+    job = build(Job, _laid_over(content, overrides), str(path), _long_form(typed))
+    return job.model_copy(update={"data": _anchor(job.data, path.parent, typed)})
 
 
 def job_from(content: Any, overrides: Sequence[str] = ()) -> Job:
@@ -164,8 +210,10 @@ def _laid_over(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str
 
 def _long_form(content: Mapping[str, Any]) -> dict[str, Any]:
     """`adapter: dora` as the mapping that it is short for, so that single settings can be laid over it."""
-    adapter = content.get("adapter")
-    return {**content, "adapter": {"type": adapter}} if isinstance(adapter, str) else dict(content)
+    return {
+        key: {"type": value} if key in ("adapter", "quantization") and isinstance(value, str) else value
+        for key, value in content.items()
+    }
 
 
 def _anchor(data: DataSettings, folder: Path, overrides: dict[str, Any]) -> DataSettings:

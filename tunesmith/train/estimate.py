@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tunesmith.model import adapters
+from tunesmith.model import adapters, targets
 from tunesmith.train.head import head_of
 
 # Bytes of optimizer states for each trained number. Muon keeps one average for matrices; Adafactor keeps
@@ -212,7 +212,7 @@ def _head(model: nn.Module) -> torch.Tensor | None:
 
 def _chosen_experts(model: nn.Module) -> int:
     """Numbers of the experts that a token passes."""
-    whole = sum(p.numel() for p in adapters.expert_weights(model).values())
+    whole = sum(p.numel() for p in targets.expert_weights(model).values())
     if not whole:
         return 0
     config: Any = model.config

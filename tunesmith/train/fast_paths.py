@@ -16,8 +16,8 @@ from torch import nn
 
 from tunesmith.data.pack import computed_tokens, padded_tokens
 from tunesmith.model import fused_lora
-from tunesmith.model.adapters import expert_weights, untuned
 from tunesmith.model.attention import can_segment, can_share, describe
+from tunesmith.model.targets import expert_weights, untuned
 from tunesmith.train.config import Job
 from tunesmith.train.head import why_full
 from tunesmith.train.loop import Training
@@ -77,7 +77,7 @@ def _cost(training: Training) -> float:
     masked = MASKED[training.device.dtype.itemsize]
     hidden = training.model.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
     total = 0.0
-    for step in training.plans[0]:
+    for step in training.plans.first:
         for rows in step.microbatches:
             sizes = [len(training.train[row].input_ids) for row in rows]
             width = sum(sizes) if training.packing else max(sizes)
@@ -89,7 +89,7 @@ def _cost(training: Training) -> float:
 def _bucketed(training: Training, why: str) -> str:
     """Why rows aren't packed, and how much of what is computed is padding."""
     lengths = [len(example.input_ids) for example in training.train]
-    steps = training.plans[0]
+    steps = training.plans.first
     real = sum(lengths[row] for step in steps for rows in step.microbatches for row in rows)
     share = 1 - real / padded_tokens(steps, lengths)
     return f"Rows are batched by length, not packed: {why}. {share:.1%} of the tokens are padding."
@@ -97,7 +97,7 @@ def _bucketed(training: Training, why: str) -> str:
 
 def _shared(training: Training) -> list[str]:
     """What sharing saves, counted over the first epoch."""
-    steps = training.plans[0] if training.plans else []
+    steps = training.plans.first
     rows = [example.input_ids for example in training.train]
     raw = sum(len(rows[i]) for step in steps for pack in step.microbatches for i in pack)
     unique = computed_tokens(steps, rows)

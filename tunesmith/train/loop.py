@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tunesmith.data.batch import Batch, collate
 from tunesmith.data.encode import Example
-from tunesmith.data.pack import Step, plan_epoch, plan_eval
+from tunesmith.data.pack import Step, plan_eval
 from tunesmith.device import Device, peak_memory
 from tunesmith.errors import TrainError
 from tunesmith.model.attention import segment_attention
@@ -27,6 +27,7 @@ from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint
 from tunesmith.train.compiling import Compiled
 from tunesmith.train.config import TrainSettings
+from tunesmith.train.epochs import Epochs
 from tunesmith.train.forward import mixed_precision
 from tunesmith.train.listener import Listener
 from tunesmith.train.neftune import Neftune
@@ -65,29 +66,33 @@ class Training:
     segments: bool = False  # attention by segments (model/attention.py)
     sharing: bool = False  # of common beginnings, which needs it
     compiled: Compiled = field(default_factory=Compiled)
-    plans: list[list[Step]] = field(init=False)
+    plans: Epochs = field(init=False)
+    valid_plan: list[tuple[int, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.plans = plan_epochs(self)
+        self.plan()
+
+    def plan(self) -> None:
+        """Lay out steps and validation by the settings as they are now."""
+        self.plans, self.valid_plan = plan_epochs(self), plan_valid(self)
 
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole training."""
-        return sum(len(plan) for plan in self.plans)
+        return self.plans.steps
 
     @property
     def tokens(self) -> int:
-        """Tokens of the whole training."""
-        lengths = [len(example.input_ids) for example in self.train]
-        return sum(lengths[i] for plan in self.plans for step in plan for b in step.microbatches for i in b)
+        """Tokens of the whole training, about."""
+        return self.plans.tokens
 
-    def trial_pass(self) -> None:
-        """Forward and backward pass of the first microbatch, which leaves nothing behind."""
-        examples = [self.train[i] for i in self.plans[0][0].microbatches[0]]
+    def trial_pass(self, examples: Sequence[Example] | None = None) -> None:
+        """Forward and backward pass of the first microbatch (or of `examples`); leaves nothing behind."""
+        examples = examples or [self.train[i] for i in self.plans.first[0].microbatches[0]]
         with torch.random.fork_rng(), segment_attention(self.model, self.segments):
             self.model.train()
             with mixed_precision(self.device, self.model):
-                loss, _ = self.objective.loss(self.model, _batch(self, examples))
+                loss, _ = loss_of(self, examples)
             loss.backward()  # type: ignore[no-untyped-call]
         self.model.zero_grad(set_to_none=True)
 
@@ -108,37 +113,32 @@ class Outcome:
         return {**asdict(self), "best": str(self.best) if self.best else None}
 
 
-def plan_epochs(training: Training) -> list[list[Step]]:
-    """The steps of every epoch, cut to `epochs` (a fraction cuts the last one) or `max_steps`."""
-    settings = training.settings
-    lengths = [len(example.input_ids) for example in training.train]
+def plan_epochs(training: Training) -> Epochs:
+    """The steps of every epoch, as the settings ask."""
+    settings, lengths = training.settings, [len(example.input_ids) for example in training.train]
     rows = settings.rows_per_step
-    plans: list[list[Step]] = []
-    steps = 0
-    while True:
-        epoch = len(plans)
-        if settings.max_steps is None and epoch >= settings.epochs:
-            return plans
-        plan = plan_epoch(
-            lengths,
-            epoch=epoch,
-            seed=settings.seed,
-            tokens_per_step=None if rows else settings.tokens_per_step or default_tokens_per_step(lengths),
-            rows_per_step=rows,
-            microbatch_tokens=microbatch_tokens(training),
-            microbatch_rows=None if training.packing else settings.batch_size,
-            packing=training.packing,
-            shared=[example.input_ids for example in training.train] if training.sharing else None,
-        )
-        if settings.max_steps is not None:
-            plan = plan[: settings.max_steps - steps]
-        elif settings.epochs - epoch < 1:
-            # Rounded first: 1.1 - 1 is a little more than 0.1, which would be a step too many.
-            plan = plan[: math.ceil(round(len(plan) * (settings.epochs - epoch), 6))]
-        plans.append(plan)
-        steps += len(plan)
-        if settings.max_steps is not None and steps >= settings.max_steps:
-            return plans
+    return Epochs(
+        lengths,
+        epochs=settings.epochs,
+        max_steps=settings.max_steps,
+        seed=settings.seed,
+        tokens_per_step=None if rows else settings.tokens_per_step or default_tokens_per_step(lengths),
+        rows_per_step=rows,
+        microbatch_tokens=microbatch_tokens(training),
+        microbatch_rows=None if training.packing else settings.batch_size,
+        packing=training.packing,
+        shared=[example.input_ids for example in training.train] if training.sharing else None,
+    )
+
+
+def plan_valid(training: Training) -> list[tuple[int, ...]]:
+    """The forward passes of every evaluation."""
+    return plan_eval(
+        [len(example.input_ids) for example in training.valid],
+        microbatch_tokens=microbatch_tokens(training),
+        packing=training.packing,
+        shared=[example.input_ids for example in training.valid] if training.sharing else None,
+    )
 
 
 def default_tokens_per_step(lengths: Sequence[int]) -> int:
@@ -200,12 +200,6 @@ def run_loop(training: Training) -> Outcome:
 def valid_loss(training: Training) -> tuple[float, int]:
     """Summed loss (nats) and label tokens over the validation rows; no dropout, noise or smoothing."""
     examples, model = training.valid, training.model
-    plan = plan_eval(
-        [len(e.input_ids) for e in examples],
-        microbatch_tokens=microbatch_tokens(training),
-        packing=training.packing,
-        shared=[example.input_ids for example in examples] if training.sharing else None,
-    )
     objective, total, count = sft(), 0.0, 0
     was_training = model.training
     model.eval()
@@ -214,7 +208,7 @@ def valid_loss(training: Training) -> tuple[float, int]:
         mixed_precision(training.device, model),
         segment_attention(model, training.segments),
     ):
-        for indexes in plan:
+        for indexes in training.valid_plan:
             batch = _batch(training, [examples[i] for i in indexes])
             loss, labels = objective.loss(model, batch)
             total, count = total + float(loss), count + labels
@@ -272,6 +266,12 @@ def _step(
     }
 
 
+def loss_of(training: Training, examples: Sequence[Example]) -> tuple[Tensor, Batch]:
+    """Summed loss of these rows as one forward pass, and how they were laid out."""
+    batch = _batch(training, examples)
+    return training.objective.loss(training.model, batch)[0], batch
+
+
 def _batch(training: Training, examples: Sequence[Example]) -> Batch:
     batch = collate(
         examples,
@@ -283,7 +283,7 @@ def _batch(training: Training, examples: Sequence[Example]) -> Batch:
     return batch.to(training.device.torch_device)
 
 
-def _all_steps(plans: Sequence[Sequence[Step]]) -> Iterator[tuple[float, Step]]:
+def _all_steps(plans: Iterable[Sequence[Step]]) -> Iterator[tuple[float, Step]]:
     """(epochs done after this step, step) in order."""
     for number, plan in enumerate(plans):
         for i, step in enumerate(plan, 1):

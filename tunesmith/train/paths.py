@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tunesmith.data.batch import Batch, collate
 from tunesmith.data.encode import Example
 from tunesmith.data.pack import plan_eval
-from tunesmith.model import adapters, fused_lora
+from tunesmith.model import fused_lora, targets
 from tunesmith.model.attention import can_segment, can_share, segment_attention
 from tunesmith.model.families import packed_inputs
 from tunesmith.train import compiling
@@ -223,7 +223,7 @@ def _recomputed(model: nn.Module, job: Job) -> Iterator[None]:
 
 @contextmanager
 def _compiled(model: nn.Module, job: Job) -> Iterator[None]:
-    compiled = compiling.Compiled(list(adapters.decoder_layers(model)))
+    compiled = compiling.Compiled(list(targets.decoder_layers(model)))
     compiled.build(lambda: None)
     with _recomputed(model, job), compiled.on():
         yield

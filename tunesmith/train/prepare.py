@@ -6,10 +6,10 @@ data, template, target names) fails before a run folder exists.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedModel
@@ -20,21 +20,33 @@ from tunesmith.data.report import build_report
 from tunesmith.data.template import Renderer
 from tunesmith.device import pick
 from tunesmith.errors import PlanError
-from tunesmith.model import adapters
+from tunesmith.model import adapters, quantize, targets
 from tunesmith.model.families import can_pack
-from tunesmith.model.load import context_length, end_ids, fingerprint, load_model, load_tokenizer
+from tunesmith.model.load import (
+    context_length,
+    end_ids,
+    fingerprint,
+    load_model,
+    load_tokenizer,
+    local_folder,
+    outline,
+)
 from tunesmith.model.source import Source, resolve
 from tunesmith.records import Conversation, Record
 from tunesmith.rundir import RunDir
-from tunesmith.train import compiling, fast_paths
+from tunesmith.train import compiling, fast_paths, optim, probe
 from tunesmith.train.config import Job
 from tunesmith.train.listener import Listener
 from tunesmith.train.loop import Training, default_tokens_per_step
 from tunesmith.train.objectives import sft
-from tunesmith.train.optim import check_schedule
+from tunesmith.train.optim import check_schedule, check_tensors
 from tunesmith.train.seeds import seed_everything
 from tunesmith.train.track import Tracking
+from tunesmith.words import are, counted
 
+Note = Callable[[str], None]
+
+APPROXIMATE = "Approximate"
 FEW_STEPS = 10
 FEW_ROWS = 20
 
@@ -51,6 +63,8 @@ class Prepared:
     valid_rows: Dataset | None
     report: dict[str, Any]
     training: Training
+    notes: list[str]  # what the listener was told, for the run's log
+    approximate: list[str]  # what isn't exact, and how far off it is
 
 
 def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
@@ -58,11 +72,18 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
 
     Raises a TunesmithError of the part that failed.
     """
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        listener.note(text)
+
     seed_everything(job.train.seed)
     device = pick(job.train.dtype)
     train_rows, valid_rows = load_data(job.data, job.train.seed)
     source = resolve(job.model, job.revision)
-    listener.note(f"Model {job.model}, on {device.name}, {device.dtype_name}.")
+    note(f"Model {job.model}, on {device.name}, {device.dtype_name}.")
+    targets.check_names(outline(source), job.adapter)
     tokenizer = load_tokenizer(source)
     renderer = Renderer(
         tokenizer, job.data.template, end_ids=end_ids(source), thinking=thinks(train_rows.records)
@@ -73,13 +94,13 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
     listener.data(report)
 
     job = with_step_size(job, encoded.examples)
-    model = load_model(source, device)
+    model = load_model(source, device, quantization=job.quantization)
+    quantised = _quantised(job, model, source)
     _check_context(model, encoded, valid_encoded)
     packing, why = can_pack(model.config) if job.data.packing else (False, "data.packing is false")
     base = fingerprint(source)
     model = adapters.prepare(model, job.adapter, seed=job.train.seed, base_fingerprint=base)
-    if job.train.checkpoint_activations:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    check_tensors(model, job.train)
     segments, sharing, said = fast_paths.choose(job, model, packing)
 
     training = Training(
@@ -99,10 +120,29 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
     )
     check_schedule(job.train, training.steps)
     training, settled = fast_paths.settle(training, why)
-    for note in (*said, *settled, *fast_paths.others_off(job, model), *_warnings(job, training)):
-        listener.note(note)
-    _compile(training, job, listener)
-    return Prepared(job, source, base, renderer, train_rows, valid_rows, report, training)
+    job = probe.settle(training, job, note)
+    told = optim.notes(model, job.train)
+    for line in (
+        *quantised,
+        *told,
+        *said,
+        *settled,
+        *fast_paths.others_off(job, model),
+        *_warnings(job, training),
+    ):
+        note(line)
+    _compile(training, job, note)
+    approximate = [line for line in (*quantised, *told) if line.startswith(APPROXIMATE)]
+    return Prepared(job, source, base, renderer, train_rows, valid_rows, report, training, notes, approximate)
+
+
+def _quantised(job: Job, model: PreTrainedModel, source: Source) -> list[str]:
+    """The line that says how far a quantised base is from the one it was made of."""
+    if job.quantization is None:
+        return []
+    error = quantize.relative_error(model, local_folder(source))
+    off = "" if error is None else f" Its weights are {error:.2%} off (relative, a sample of the layers)."
+    return [f"{APPROXIMATE}: the base is held as {job.quantization.type}.{off} Gradients are exact for it."]
 
 
 def with_step_size(job: Job, examples: Sequence[Example]) -> Job:
@@ -126,7 +166,8 @@ def _check_context(model: PreTrainedModel, *data: EncodedData | None) -> None:
     beyond = [e for e in examples if context is not None and len(e.input_ids) > context]
     if beyond:
         raise PlanError(
-            f"{len(beyond)} of {len(examples)} examples are longer than the model reads, {context} tokens.",
+            f"{len(beyond)} of {counted(len(examples), 'example')} {are(len(beyond))} longer "
+            f"than the model reads, {context} tokens.",
             details=[f"{example.origin}: {len(example.input_ids)} tokens" for example in beyond],
             fix=f"Set data.max_length={context}, and choose with data.too_long what happens to longer ones.",
         )
@@ -135,31 +176,42 @@ def _check_context(model: PreTrainedModel, *data: EncodedData | None) -> None:
 def _warnings(job: Job, training: Training) -> list[str]:
     """What a person should know before waiting for the result."""
     told = []
-    if training.steps < FEW_STEPS:
+    # Who has set max_steps knows how few they are, and more epochs wouldn't change it.
+    if training.steps < FEW_STEPS and job.train.max_steps is None:
         told.append(
-            f"Note: {len(training.train):,} examples give only {training.steps} steps; more train.epochs, or "
-            "smaller steps (train.tokens_per_step, train.batch_size), let the model learn more from them."
+            f"Note: {counted(len(training.train), 'example')} "
+            f"{'gives' if len(training.train) == 1 else 'give'} only {counted(training.steps, 'step')}; more "
+            "train.epochs, or smaller steps (train.tokens_per_step, train.batch_size), let the model learn "
+            "more."
         )
     if 0 < len(training.valid) < FEW_ROWS:
         told.append(
-            f"Note: the validation loss is that of {len(training.valid)} examples only: a rough guess. "
+            f"Note: the validation loss is that of {counted(len(training.valid), 'example')} only: a rough "
+            "guess. "
             "data.valid takes more rows."
+        )
+    context = context_length(cast(PreTrainedModel, training.model))
+    longest = job.data.max_length
+    if context is not None and longest > context and "max_length" in job.data.model_fields_set:
+        told.append(
+            f"Note: data.max_length is {longest:,}, but this model reads {context:,} tokens at most. No row "
+            "is longer, so nothing is lost; longer ones would be refused."
         )
     if job.adapter.init != "default" and training.device.dtype is not torch.float32:
         told.append("Note: PiSSA rounds what is left of the base to bf16; with train.dtype=fp32 it is exact.")
     return told
 
 
-def _compile(training: Training, job: Job, listener: Listener) -> None:
+def _compile(training: Training, job: Job, note: Note) -> None:
     """Compile layers and loss where the job or the length of the run asks for it."""
     _, parameters = adapters.trainable_count(training.model)
     eager = training.objective
     training.objective = sft(job.train.label_smoothing, fused=True)
     training.compiled = compiling.start(
         job.train.compile,
-        lambda: adapters.decoder_layers(training.model),
+        lambda: targets.decoder_layers(training.model),
         training.trial_pass,
-        listener.note,
+        note,
         earns=compiling.worthwhile(parameters, training.tokens, training.device),
     )
     if not training.compiled.active:

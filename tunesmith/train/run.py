@@ -18,17 +18,19 @@ from transformers import PreTrainedModel
 from tunesmith import rundir
 from tunesmith.data.check import Dataset
 from tunesmith.data.template import Renderer
+from tunesmith.data.trained_rows import write_trained_rows
 from tunesmith.errors import TrainError
 from tunesmith.model import adapters
-from tunesmith.records import Conversation
+from tunesmith.records import Conversation, Record
 from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint
 from tunesmith.train.config import Job
 from tunesmith.train.forward import mixed_precision
 from tunesmith.train.listener import Listener, Silent
 from tunesmith.train.loop import Outcome, run_loop
+from tunesmith.train.optim import check_installed as check_optimizer
 from tunesmith.train.prepare import Prepared, prepare
-from tunesmith.train.track import check_installed, tracking
+from tunesmith.train.track import check_ready, tracking
 
 AnswerHook = Callable[[PreTrainedModel, Renderer, Sequence[Conversation]], list[str]]
 
@@ -44,7 +46,8 @@ def train(
     """
     listener = listener or Silent()
     rundir.check_free(output)
-    check_installed(job.train.track)
+    check_ready(job.train.track)
+    check_optimizer(job.train)
     ready = prepare(job, output, listener)
     training = ready.training
     training.sample = _sampler(ready, listener, answer)
@@ -53,7 +56,10 @@ def train(
     run = rundir.create(output)
     with run.lock(), _log_file(run), tracking(job.train.track, run, facts["job"]) as training.tracking:
         rundir.write_json(run.data_report_file, ready.report)
+        write_trained_rows(run, _learnt(ready), job.adapter.continue_from)
         rundir.write_atomic(run.job_file, yaml.safe_dump(facts, allow_unicode=True, sort_keys=False))
+        for note in ready.notes:
+            log.info("%s", note)
         log.info("training starts: %s steps", training.steps)
         listener.started(training.steps, facts)
         outcome = run_loop(training)
@@ -61,11 +67,6 @@ def train(
         log.info("training finished: %s", outcome)
     listener.finished({"run": str(run.path), **outcome.summary()})
     return run
-
-
-def default_output(job: Job, stem: str) -> Path:
-    """The job's own `output`, or runs/<stem>-<n>."""
-    return Path(job.output) if job.output else rundir.next_free(stem)
 
 
 def _sampler(ready: Prepared, listener: Listener, answer: AnswerHook | None) -> Callable[[int], None]:
@@ -107,6 +108,7 @@ def _save_final(
         "base_path": facts["base"]["path"],
         "base_fingerprint": facts["base"]["fingerprint"],
         "adapter": facts["job"]["adapter"],
+        "quantization": facts["job"]["quantization"],
         "template": facts["template"],
         "version": facts["versions"]["tunesmith"],
     }
@@ -135,6 +137,12 @@ def _facts(ready: Prepared) -> dict[str, Any]:
         "dtype": training.device.dtype_name,
         "threads": torch.get_num_threads(),
         "steps": training.steps,
+        # Which of the ways to the same gradients was taken.
+        "packing": training.packing,
+        "segments": training.segments,
+        "sharing": training.sharing,
+        "compiled": training.compiled.active,
+        "approximate": ready.approximate,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "data_sha256": _hashes(ready.train_rows, ready.valid_rows),
         "versions": {
@@ -142,6 +150,13 @@ def _facts(ready: Prepared) -> dict[str, Any]:
             **{name: version(name) for name in ("tunesmith", "torch", "transformers", "peft", "tokenizers")},
         },
     }
+
+
+def _learnt(ready: Prepared) -> list[Record]:
+    """The records that a step holds: fewer than all where max_steps or epochs end the training earlier."""
+    steps = (step for plan in ready.training.plans for step in plan)
+    examples = {i for step in steps for pack in step.microbatches for i in pack}
+    return [ready.train_rows.records[row] for row in {ready.training.train[i].row for i in examples}]
 
 
 def _hashes(*sets: Dataset | None) -> dict[str, str]:
@@ -162,8 +177,18 @@ def _log_file(run: RunDir) -> Iterator[None]:
         logger.addHandler(handler)
     try:
         yield
+    except KeyboardInterrupt:
+        step, left = run.stopped_at()
+        log.error("stopped: interrupted at %s", step)
+        raise KeyboardInterrupt(
+            f"Interrupted at {step}. {run.path} keeps its records; {left}.\n"
+            f"Next:   tunesmith runs show {run.path}\n"
+            f"        tunesmith train {run.job_file} output=…     (anew, in another folder)"
+        ) from None
     except BaseException as error:
-        log.error("stopped: %s", error, exc_info=not isinstance(error, TrainError | KeyboardInterrupt))
+        ended = isinstance(error, SystemExit)
+        told = f"ended by a signal (exit code {error})" if ended else str(error) or type(error).__name__
+        log.error("stopped: %s", told, exc_info=not (ended or isinstance(error, TrainError)))
         raise
     finally:
         for logger in loggers:

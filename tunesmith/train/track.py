@@ -1,21 +1,42 @@
-"""Experiment trackers, through `accelerate.tracking`. All are off unless the job names them."""
+"""Experiment trackers, through `accelerate.tracking`. All are off unless the job names them.
+
+    tracker       where the figures are                                without network
+    tensorboard   RUN/tensorboard                                      always
+    wandb         wandb.ai, and RUN/wandb                              WANDB_MODE=offline
+    swanlab       swanlab.cn, and RUN/swanlab                          SWANLAB_MODE=offline
+    mlflow        mlflow.db here, or the server MLFLOW_TRACKING_URI    unless that server is elsewhere
+    trackio       trackio's own folder, TRACKIO_DIR                    unless TRACKIO_SPACE_ID is set
+
+A tracker never asks a question (a training left alone would wait for the answer for ever), never writes to
+stdout (results are there) and is told no secret.
+"""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
+import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, Literal
 
 from accelerate import PartialState
 from accelerate import tracking as trackers
 
 from tunesmith.errors import MissingExtraError, TrainError
+from tunesmith.redact import short_paths, without_secrets
 from tunesmith.rundir import RunDir
 
 log = logging.getLogger("tunesmith")
 
+Ending = Literal["finished", "failed", "interrupted"]
+
+PROJECT = "tunesmith"
 PACKAGES = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
@@ -23,13 +44,30 @@ PACKAGES = {
     "mlflow": "mlflow",
     "trackio": "trackio",
 }
+_HELP = {
+    "tensorboard": "Check that the run folder can be written",
+    "wandb": "Log in with `wandb login`, keep everything on this machine with WANDB_MODE=offline",
+    "swanlab": "Log in with `swanlab login`, keep everything on this machine with SWANLAB_MODE=offline",
+    "mlflow": "Check MLFLOW_TRACKING_URI (unset: the file mlflow.db in this folder)",
+    "trackio": "Check TRACKIO_SPACE_ID and TRACKIO_SERVER_URL (unset: this machine)",
+}
+# How each of them calls a run that didn't reach its end.
+_MLFLOW_STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+_SWANLAB_STATE = {"finished": "success", "failed": "crashed", "interrupted": "aborted"}
+_WANDB_EXIT_CODE = {"finished": 0, "failed": 1, "interrupted": 130}
 
 
-def check_installed(names: Sequence[str]) -> None:
-    """Raise MissingExtraError for a tracker whose package isn't there, before anything is loaded."""
+def check_ready(names: Sequence[str]) -> None:
+    """Raise what can be known before anything is loaded.
+
+    MissingExtraError for a package that isn't there, TrainError where wandb has no credentials.
+    """
     for name in names:
         if importlib.util.find_spec(PACKAGES[name]) is None:
             raise MissingExtraError(f"train.track: {name}", PACKAGES[name], "track")
+    if "wandb" in names and os.environ.get("WANDB_MODE", "online") == "online":
+        with _failing("wandb"), _left_alone():
+            importlib.import_module("wandb").login()
 
 
 class Tracking:
@@ -48,7 +86,8 @@ class Tracking:
         }
         for tracker in list(self._started):
             try:
-                tracker.log(values, step=step)
+                with _left_alone():
+                    tracker.log(values, step=step)
             except Exception as error:  # a service that is gone must not end a training of hours
                 self._started.remove(tracker)
                 log.warning("%s failed and hears no more of this run: %s", tracker.name, error)
@@ -56,45 +95,126 @@ class Tracking:
 
 @contextmanager
 def tracking(names: Sequence[str], run: RunDir, job: Mapping[str, Any]) -> Iterator[Tracking]:
-    """Start the trackers, give them the job's settings, and end them however the block ends."""
+    """Start the trackers with the job's settings, and end them however the block ends.
+
+    Raises TrainError if one can't start; the run folder, in which nothing is yet, is then removed.
+    """
     started: list[Any] = []
+    ending: Ending = "failed"
     if names:
         PartialState(cpu=True)
     try:
-        for name in names:
-            try:
-                tracker = _make(name, run)
-                tracker.start()
-            except Exception as error:  # whatever a tracker's service raises, the cause is shown
-                raise TrainError(
-                    f"The tracker {name} can't start: {error}",
-                    fix=f"Log in to {name}, or take it out of train.track.",
-                ) from error
-            started.append(tracker)
-            tracker.store_init_configuration(_flat(job))
+        try:
+            for name in names:
+                with _failing(name), _left_alone(), _own_interrupt():
+                    _start(name, run, _flat(short_paths(without_secrets(job))), started)
+        except BaseException:
+            run.discard()
+            raise
         yield Tracking(started)
+        ending = "finished"
+    except (KeyboardInterrupt, SystemExit):
+        ending = "interrupted"
+        raise
     finally:
         for tracker in started:
             try:
-                tracker.finish()
+                with _left_alone():
+                    _finish(tracker, ending)
             except Exception as error:  # the run itself is complete
                 log.warning("%s could not be closed: %s", tracker.name, error)
 
 
-def _make(name: str, run: RunDir) -> Any:
-    if name == "tensorboard":
-        return trackers.TensorBoardTracker("tensorboard", logging_dir=str(run.path))
-    if name == "wandb":
-        return trackers.WandBTracker("tunesmith", name=run.path.name, dir=str(run.path))
-    if name == "swanlab":
-        return trackers.SwanLabTracker(
-            "tunesmith", experiment_name=run.path.name, logdir=str(run.path / "swanlab")
-        )
+def _start(name: str, run: RunDir, config: Mapping[str, Any], started: list[Any]) -> None:
+    """Start one tracker, tell it the settings, and add it to those that have to be ended."""
     if name == "mlflow":
-        return trackers.MLflowTracker(
-            "tunesmith", logging_dir=str(run.path / "mlflow"), run_name=run.path.name
+        # Its own word for a figure sent to its makers; nobody asked for that.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # The terminal's text isn't theirs: log.txt has what matters, and answers may be private.
+    if name == "tensorboard":
+        tracker = trackers.TensorBoardTracker("tensorboard", logging_dir=str(run.path))
+    elif name == "wandb":
+        tracker = trackers.WandBTracker(
+            PROJECT,
+            name=run.path.name,
+            dir=str(run.path),
+            config=config,
+            settings={"console": "off"},
         )
-    return trackers.TrackioTracker("tunesmith", name=run.path.name)
+    elif name == "swanlab":
+        swanlab = importlib.import_module("swanlab")
+        tracker = trackers.SwanLabTracker(
+            PROJECT,
+            name=run.path.name,
+            log_dir=_made(run.path / "swanlab"),
+            config=config,
+            settings=swanlab.Settings(terminal=swanlab.Settings.Terminal(proxy_type="none")),
+        )
+    elif name == "mlflow":
+        tracker = trackers.MLflowTracker(PROJECT, run_name=run.path.name)
+    else:
+        tracker = trackers.TrackioTracker(PROJECT, name=run.path.name, config=config)
+    tracker.start()
+    started.append(tracker)
+    if name in ("tensorboard", "mlflow"):  # the others have it; accelerate would add a setting of its own
+        tracker.store_init_configuration(config)
+
+
+def _finish(tracker: Any, ending: Ending) -> None:
+    """End one tracker, with its word for how the run ended."""
+    if tracker.name == "wandb":
+        tracker.run.finish(exit_code=_WANDB_EXIT_CODE[ending])
+    elif tracker.name == "swanlab":
+        error = "see log.txt in the run folder" if ending == "failed" else None
+        tracker.run.finish(state=_SWANLAB_STATE[ending], error=error)
+    elif tracker.name == "mlflow":
+        importlib.import_module("mlflow").end_run(_MLFLOW_STATUS[ending])
+    elif tracker.name == "trackio":
+        importlib.import_module("trackio").finish()  # the run's own would be done again when Python ends
+    else:
+        tracker.finish()
+
+
+@contextmanager
+def _failing(name: str) -> Iterator[None]:
+    """Whatever a tracker's library raises, as an error with its cause and a remedy."""
+    try:
+        yield
+    except Exception as error:
+        raise TrainError(
+            f"The tracker {name} can't start: {str(error).strip() or type(error).__name__}",
+            fix=f"{_HELP[name]}, or take {name} out of train.track.",
+        ) from error
+
+
+@contextmanager
+def _left_alone() -> Iterator[None]:
+    """No terminal to ask at, and what is printed goes to stderr."""
+    before = sys.stdin
+    with Path(os.devnull).open(encoding="utf-8") as nothing, redirect_stdout(sys.stderr):
+        sys.stdin = nothing
+        try:
+            yield
+        finally:
+            sys.stdin = before
+
+
+@contextmanager
+def _own_interrupt() -> Iterator[None]:
+    """Ctrl-C stays ours: swanlab would end its run in the middle of a step, and print on stdout."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _made(folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder)
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +113,13 @@ def _probe(job: Job, imports: int, note: Callable[[str], None]) -> Probe:
         for_valid = 0.0
         if valid:
             training.valid = valid[:VALID_ROWS]
+            training.plan()
             begun = time.monotonic()
             valid_loss(training)
             for_valid = (time.monotonic() - begun) / sum(len(e.input_ids) for e in training.valid)
             training.valid = ()
-        training.plans = [chosen]
+        training.plans = replace(training.plans, max_steps=len(chosen))
+        training.plans.__dict__["first"] = chosen  # what cached_property would find by planning
         training.settings = training.settings.model_copy(
             update={"warmup": 0.0, "eval_every": 0, "save_every": 0, "sample_every": 0}
         )
@@ -151,7 +153,7 @@ class _Steps(Silent):
 
 def _chosen(training: Training) -> list[Step]:
     """The step with the largest microbatch, and two from the middle of the training."""
-    steps = [step for plan in training.plans for step in plan]
+    steps = training.plans.first[: training.steps]
     largest = max(steps, key=lambda step: max(_laid(training, batch) for batch in step.microbatches))
     middle = len(steps) // 2
     return [largest, *[step for step in steps[middle : middle + STEPS] if step is not largest][: STEPS - 1]]

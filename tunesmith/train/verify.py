@@ -178,7 +178,7 @@ def _prepared(job: Job) -> Training:
 
 def _first_rows(training: Training, tokens: int) -> list[Example]:
     """Rows of the first step while they fit into `tokens`; two at least, where there are two."""
-    order = [i for step in training.plans[0] for batch in step.microbatches for i in batch]
+    order = [i for step in training.plans.first for batch in step.microbatches for i in batch]
     rows: list[Example] = []
     taken = 0
     for index in order:

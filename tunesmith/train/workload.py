@@ -116,7 +116,8 @@ def count(job: Job, model: nn.Module, rows: Rows, device: Device) -> Workload:
     ids = [example.input_ids for example in rows.train]
     lengths = [len(row) for row in ids]
     label_counts = [sum(example.label_mask) for example in rows.train]
-    batches = [b for plan in training.plans for step in plan for b in step.microbatches]
+    steps = [step for plan in training.plans for step in plan]
+    batches = [b for step in steps for b in step.microbatches]
     raw = [sum(lengths[i] for i in batch) for batch in batches]
     computed = [unique_tokens(sort_rows(ids, b), lengths) for b in batches] if training.sharing else raw
     if training.segments:
@@ -136,7 +137,7 @@ def count(job: Job, model: nn.Module, rows: Rows, device: Device) -> Workload:
     return Workload(
         rows=len(rows.train),
         steps=training.steps,
-        tokens=training.tokens,
+        tokens=sum(raw),
         computed=sum(computed),
         laid=sum(laid),
         labels=sum(labels),
@@ -146,7 +147,7 @@ def count(job: Job, model: nn.Module, rows: Rows, device: Device) -> Workload:
         microbatch=laid[largest],
         microbatch_rows=1 if training.packing else len(batches[largest]),
         microbatch_labels=max(labels),
-        microbatches_a_step=max(len(step.microbatches) for plan in training.plans for step in plan),
+        microbatches_a_step=max(len(step.microbatches) for step in steps),
         lengths=len(set(laid)),
         packed=training.packing,
         segments=training.segments,
