@@ -153,8 +153,8 @@ def test_a_7b_model_on_a_card_by_arithmetic_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("adapter", "words"),
     [
-        ({}, ["model=Qwen/Qwen2.5-3B-Instruct"]),
-        ({"type": "full", "rank": 16, "alpha": 16}, ["adapter.type=lora"]),
+        ({}, ["quantization.type=nf4"]),
+        ({"type": "full"}, ["adapter.type=lora"]),
     ],
 )
 def test_a_job_that_does_not_fit_comes_with_one_that_does(

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tunesmith.train.prepare import prepare
 
 STEPS = 3
 VALID_ROWS = 16
+LOOKED_AT = 500  # steps among which the largest microbatch is looked for
 
 
 @dataclass(frozen=True)
@@ -152,8 +154,8 @@ class _Steps(Silent):
 
 
 def _chosen(training: Training) -> list[Step]:
-    """The step with the largest microbatch, and two from the middle of the training."""
-    steps = training.plans.first[: training.steps]
+    """The step with the largest microbatch, and two from the middle."""
+    steps = list(islice((step for plan in training.plans for step in plan), LOOKED_AT))
     largest = max(steps, key=lambda step: max(_laid(training, batch) for batch in step.microbatches))
     middle = len(steps) // 2
     return [largest, *[step for step in steps[middle : middle + STEPS] if step is not largest][: STEPS - 1]]
