@@ -109,6 +109,17 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ("train/test_head.py", "model/test_fused_lora.py", "train/test_compiling.py"),
     ),
     (
+        "`plan`: memory by part, disk and time before a training, for this machine or a card by name; where it doesn't fit, "
+        "a job that does",
+        "`plan`：训练前给出各部分内存、磁盘与时间，针对本机或指定显卡；放不下时给出可行的配置",
+        ("train/test_plan.py", "cli/test_plan.py"),
+    ),
+    (
+        "`verify`: a job's gradients by each fast path against the naive computation, on its own rows and model",
+        "`verify`：在自己的数据和模型上，逐一比较各加速路径与朴素计算的梯度",
+        ("train/test_verify.py", "cli/test_verify.py"),
+    ),
+    (
         "Bases in 4 bits (NF4) and 8 bits, with LoRA and DoRA: gradients equal those through the unpacked weights; the error "
         "measured and said",
         "4 比特（NF4）与 8 比特底座，配合 LoRA、DoRA：梯度与解包后的权重一致；量化误差会测量并说明",

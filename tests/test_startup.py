@@ -27,7 +27,7 @@ HEAVY = {
     "matplotlib",
     "fastapi",
 }
-VERBS = {"data", "train", "chat", "generate", "eval", "compare", "runs", "doctor"}
+VERBS = {"data", "train", "plan", "verify", "chat", "generate", "eval", "compare", "runs", "doctor"}
 
 # Runs the command, then says on stderr's last line what was imported.
 PROBE = """

@@ -17,7 +17,20 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tunesmith.api import check, compare, evaluate, generate, load, open_run, report, runs, summary, train
+    from tunesmith.api import (
+        check,
+        compare,
+        evaluate,
+        generate,
+        load,
+        open_run,
+        plan,
+        report,
+        runs,
+        summary,
+        train,
+        verify,
+    )
     from tunesmith.errors import TunesmithError
     from tunesmith.infer.config import Sampling
     from tunesmith.train.config import Job
@@ -32,10 +45,12 @@ __all__ = [
     "generate",
     "load",
     "open_run",
+    "plan",
     "report",
     "runs",
     "summary",
     "train",
+    "verify",
 ]
 
 _ELSEWHERE = {

@@ -2,6 +2,8 @@
 
 check      read data files and say what is in them
 train      a job -> a run folder
+plan       what a job will take in memory, disk and time, and whether it fits
+verify     a job's gradients against the naive computation
 runs, open_run, summary    look at run folders
 load       a model or a run that answers: model.chat(…), model.stream(…), model.complete(…)
 generate   answers for every prompt of a file
@@ -12,7 +14,7 @@ report     write a run's report.html again
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -35,8 +37,11 @@ from tunesmith.infer.predictions import Existing, Summary, write_predictions
 from tunesmith.records import Conversation
 from tunesmith.rundir import RunDir
 from tunesmith.settings import build
+from tunesmith.train import fit
+from tunesmith.train import verify as verification
 from tunesmith.train.config import Job, job_from, load_job
 from tunesmith.train.listener import Listener
+from tunesmith.train.plan import Plan, Planner, calibrate, target_of
 from tunesmith.train.run import train as train_job
 
 SAMPLE_TOKENS = 64
@@ -72,6 +77,47 @@ def train(
     curve.write_png(run)
     report(run)
     return run
+
+
+def plan(
+    job: Job | Mapping[str, Any] | str | Path,
+    *settings: str,
+    card: str | None = None,
+    memory: str | None = None,
+    probe: bool = True,
+    note: Callable[[str], None] = lambda _: None,
+) -> Plan:
+    """What a training would take, before anything is downloaded or trained; `.fits` is the verdict.
+
+    For this machine, or for a `card` by name ("4090") or `memory` ("24GB"). `probe`: run three real steps
+    where the model is here, in a process of their own. Where it doesn't fit, `.fitting` has the words of a
+    job that does. Raises SettingsError, DataError, ModelError.
+    """
+    resolved = _job(job, settings)
+    note("Counting rows and a step of shapes alone …")
+    planner = Planner(resolved, target_of(resolved, card, memory))
+    made = planner.plan(resolved)
+    if probe and made.fits and made.target.here and planner.described.source is not None:
+        calibrate(made, planner, note)
+    if not made.fits:
+        made.fitting = fit.search(made, planner, note)
+    return made
+
+
+def verify(
+    job: Job | Mapping[str, Any] | str | Path,
+    *settings: str,
+    tokens: int = verification.TOKENS,
+    note: Callable[[str], None] = lambda _: None,
+) -> verification.Verdict:
+    """Compare the gradients of a job's first rows (about `tokens`) with the naive computation in fp32.
+
+    `.exact` is True where all fast paths agree. `job` may be a run's folder too. Raises PlanError where
+    memory can't hold the model in fp32.
+    """
+    if isinstance(job, str | Path) and Path(job).is_dir():
+        job = open_run(job).job_file
+    return verification.verify(_job(job, settings), tokens, note)
 
 
 def load(
@@ -193,6 +239,10 @@ def _sample_answers(
     """Short greedy answers, for a look while training runs."""
     sampling = Sampling.model_validate({"max_new_tokens": SAMPLE_TOKENS})
     return [answers[0].text for answers in answers_of(model, renderer, conversations, sampling)]
+
+
+def _job(job: Job | Mapping[str, Any] | str | Path, settings: Sequence[str]) -> Job:
+    return load_job(Path(job), list(settings)) if isinstance(job, str | Path) else job_from(job, settings)
 
 
 def _name(model: str | Path | RunDir) -> str:

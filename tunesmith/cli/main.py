@@ -55,6 +55,8 @@ VERBS: dict[str, Verb] = {
         {"show": "tunesmith.cli.data_show"},
     ),
     "train": Verb("tunesmith.cli.train", "Train what a job file describes."),
+    "plan": Verb("tunesmith.cli.plan", "Say what a training takes in memory, disk and time."),
+    "verify": Verb("tunesmith.cli.verify", "Compare a job's gradients with the naive computation."),
     "chat": Verb("tunesmith.cli.chat", "Talk to a model or a run."),
     "generate": Verb("tunesmith.cli.generate", "Answer every prompt of a file."),
     "eval": Verb("tunesmith.cli.eval", "Measure a model or a run on rows with answers."),

@@ -32,7 +32,7 @@ def can_segment(model: nn.Module) -> tuple[bool, str]:
     if device.type == "cuda":
         kind, why = _cuda_kind(model, shared=False)
         return kind is not None, "" if kind else why
-    if device.type != "cpu":
+    if device.type not in ("cpu", "meta"):  # meta: a plan of shapes alone
         return False, f"there is no kernel of ours for {device.type}"
     return True, ""
 

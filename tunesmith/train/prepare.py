@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tunesmith.data.check import Dataset, load_data
-from tunesmith.data.encode import EncodedData, encode
+from tunesmith.data.encode import EncodedData, Example, encode
 from tunesmith.data.report import build_report
 from tunesmith.data.template import Renderer
 from tunesmith.device import pick
@@ -86,14 +86,14 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
     targets.check_names(outline(source), job.adapter)
     tokenizer = load_tokenizer(source)
     renderer = Renderer(
-        tokenizer, job.data.template, end_ids=end_ids(source), thinking=_thinks(train_rows.records)
+        tokenizer, job.data.template, end_ids=end_ids(source), thinking=thinks(train_rows.records)
     )
     encoded = encode(train_rows.records, renderer, job.data)
     valid_encoded = encode(valid_rows.records, renderer, job.data) if valid_rows else None
     report = build_report(train_rows, valid_rows, encoded, valid_encoded, renderer)
     listener.data(report)
 
-    job = _with_step_size(job, encoded)
+    job = with_step_size(job, encoded.examples)
     model = load_model(source, device, quantization=job.quantization)
     quantised = _quantised(job, model, source)
     _check_context(model, encoded, valid_encoded)
@@ -145,15 +145,15 @@ def _quantised(job: Job, model: PreTrainedModel, source: Source) -> list[str]:
     return [f"{APPROXIMATE}: the base is held as {job.quantization.type}.{off} Gradients are exact for it."]
 
 
-def _with_step_size(job: Job, encoded: EncodedData) -> Job:
+def with_step_size(job: Job, examples: Sequence[Example]) -> Job:
     """The job with its default step size written out, so that the run's job.yaml says what was done."""
     if job.train.tokens_per_step is not None or job.train.batch_size is not None:
         return job
-    size = default_tokens_per_step([len(example.input_ids) for example in encoded.examples])
+    size = default_tokens_per_step([len(example.input_ids) for example in examples])
     return job.model_copy(update={"train": job.train.model_copy(update={"tokens_per_step": size})})
 
 
-def _thinks(records: Sequence[Record]) -> bool:
+def thinks(records: Sequence[Record]) -> bool:
     """Whether most answers hold thinking: the result is then asked as those rows were, with thinking on."""
     answers = [r.answer for r in records if isinstance(r, Conversation) and r.answer is not None]
     return sum("</think>" in answer for answer in answers) * 2 > len(answers)

@@ -1,0 +1,103 @@
+"""`tunesmith plan`: what it prints, exit codes, one JSON object."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.train.test_run import make_job
+
+MAIN = "import sys; from tunesmith.cli.main import main; main()"
+
+
+def tunesmith(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "COLUMNS": "160"}
+    return subprocess.run(
+        [sys.executable, "-c", MAIN, *map(str, words)],
+        cwd=cwd, capture_output=True, encoding="utf-8", env=environment,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    content = make_job(tmp_path).model_dump(mode="json", exclude_unset=True)
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return file
+
+
+def test_with_three_real_steps(job: Path) -> None:
+    done = tunesmith("plan", job, cwd=job.parent)
+    assert done.returncode == 0, done.stderr
+    assert "measured in three steps" in done.stdout
+    assert "memory, peak" in done.stdout
+    assert "step 3 of 3" in done.stderr
+    assert "It fits." in done.stderr
+
+
+def test_json_is_one_object(job: Path) -> None:
+    done = tunesmith("plan", job, "--no-probe", "--json", cwd=job.parent)
+    told = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert told["fits"] is True
+    assert told["probe"] is None
+    assert told["memory"]["peak"] == sum(
+        size for name, size in told["memory"].items() if name not in ("peak", "available")
+    )
+    assert not (job.parent / "runs").exists()
+
+
+def test_what_does_not_fit_ends_with_2_and_the_words_of_a_job_that_does(job: Path) -> None:
+    words = ["model=Qwen/Qwen2.5-7B-Instruct", "train.dtype=bf16", "--memory", "12GB"]
+    done = tunesmith("plan", job, *words, cwd=job.parent)
+    assert done.returncode == 2
+    assert "It doesn't fit" in done.stderr
+    fitting = done.stdout.splitlines()[-1].split()
+    assert all("=" in word for word in fitting)
+    assert tunesmith("plan", job, *words, *fitting, cwd=job.parent).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nothing.yaml"], "nothing.yaml"),
+        (["job.yaml", "data.train=nothing.jsonl"], "nothing.jsonl"),
+        (["job.yaml", "train.epoch=3"], "epochs"),
+        (["job.yaml", "--card", "4091"], "4090"),
+        (["job.yaml", "--memory", "much"], "24GB"),
+        (["job.yaml", "model=someone/unknown", "--no-probe"], "config.json"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_input_is_one_message(job: Path, words: list[str], said: str) -> None:
+    done = tunesmith("plan", *words, cwd=job.parent)
+    assert done.returncode in (1, 2)
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_ctrl_c_ends_it_and_the_steps_that_it_measures(job: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", MAIN, "plan", str(job), "train.max_steps=100000"],
+        cwd=job.parent, stderr=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8",
+        start_new_session=True,
+    )  # fmt: skip
+    assert child.stderr is not None
+    for line in child.stderr:
+        if "probe" in line or "Three real steps" in line:
+            break
+    os.killpg(child.pid, signal.SIGINT)
+    told = child.communicate(timeout=60)[1]
+    assert child.returncode == 130
+    assert "Traceback" not in told
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child.pid, 0)

@@ -1,0 +1,107 @@
+"""`tunesmith plan JOB.yaml [key=value …]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunesmith import api
+from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
+from tunesmith.cli.progress import duration
+from tunesmith.train.plan import Plan
+
+app = typer.Typer(add_completion=False)
+
+EXAMPLES = """\b
+Examples:
+  tunesmith plan job.yaml                                 this machine; three real steps are measured
+  tunesmith plan job.yaml --no-probe train.epochs=1       by arithmetic alone
+  tunesmith plan job.yaml --card 4090 model=Qwen/Qwen2.5-7B-Instruct
+  tunesmith plan job.yaml --memory 24GB --json
+Exit code 2: it doesn't fit; the settings of a job that does are printed.
+"""
+
+
+@app.command(epilog=EXAMPLES)
+def plan(
+    job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.", show_default=False)],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings that win over the file's.")
+    ] = None,
+    card: Annotated[
+        str | None, typer.Option(help="Plan for a graphics card by name, such as 4090 or A100.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Plan for a graphics card with so much memory, such as 24GB.")
+    ] = None,
+    no_probe: Annotated[bool, typer.Option("--no-probe", help="Don't run three real steps.")] = False,
+    as_json: Annotated[bool, json_option] = False,
+) -> None:
+    """Say what a training takes in memory, disk and time, before anything is downloaded or trained."""
+    found = api.plan(
+        job, *(settings or []), card=card, memory=memory, probe=not no_probe,
+        note=lambda text: err.print(text, style="dim"),
+    )  # fmt: skip
+    if as_json:
+        print_json(found.to_json())
+    else:
+        _show(found)
+    if not found.fits:
+        raise typer.Exit(2)
+
+
+def _show(plan: Plan) -> None:
+    sizes, work = plan.sizes, plan.work
+    how = "counted" if work.exact else "guessed from characters"
+    rows: list[tuple[object, ...]] = [
+        ("parameters", f"{sizes.parameters:,}", f"counted; model from: {plan.origin}"),
+        ("trained", f"{sizes.trained:,} ({100 * sizes.trained / sizes.parameters:.2g} %)", "counted"),
+        ("rows, steps", f"{work.rows:,}, {work.steps:,}", how),
+        ("tokens", f"{work.tokens:,}", how),
+        ("  of them computed", f"{work.computed:,}", f"{how}; common beginnings once"),
+        ("largest microbatch", f"{work.microbatch:,} tokens", how),
+    ]
+    exact = ("weights", "gradients", "optimizer")
+    rows += [
+        (f"memory: {name}", _bytes(size), "counted" if name in exact else "estimated")
+        for name, size in plan.parts.items()
+    ]
+    told = "measured in three steps" if plan.probe else "estimated"
+    rows.append(("memory, peak", f"{_bytes(plan.peak)} of {_bytes(plan.target.memory)}", told))
+    rows += [(f"disk: {name}", _bytes(size), "counted") for name, size in plan.disk.items() if size]
+    if plan.seconds is None:
+        rows.append(("time", "unknown", "give the card's name: --card"))
+    else:
+        rows += [
+            (f"time: {name}", duration(value), told) for name, value in plan.seconds.items() if value >= 1
+        ]
+        rows.append(("time in all", duration(sum(plan.seconds.values())), told))
+    print_table(table(("what", "how much", "how known"), rows, numbers=("how much",)), out)
+    err.print(
+        f"For {plan.target.name}, {plan.target.device.dtype_name}" + (", compiled." if plan.compiled else ".")
+    )
+    if plan.fits:
+        err.print("It fits.", style="bold")
+        return
+    err.print(
+        f"It doesn't fit: {_bytes(plan.peak)} needed, {_bytes(plan.target.memory)} free.", style="bold red"
+    )
+    if plan.fitting is None:
+        err.print(
+            "What to do: no change of settings was found that fits; use a larger machine or a smaller model."
+        )
+    else:
+        err.print("What to do: this would fit, by arithmetic; add to the command:")
+        out.print(" ".join(plan.fitting))
+
+
+def _bytes(size: float) -> str:
+    return (
+        f"{size / 2**30:.2f} GiB"
+        if size >= 2**30
+        else f"{size / 2**20:,.0f} MiB"
+        if size >= 2**20
+        else f"{size / 1024:,.0f} KiB"
+    )

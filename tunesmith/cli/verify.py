@@ -1,0 +1,63 @@
+"""`tunesmith verify JOB.yaml|RUN [key=value …]`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunesmith import api
+from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
+from tunesmith.train.verify import TOKENS, Line
+
+app = typer.Typer(add_completion=False)
+
+EXAMPLES = """\b
+Examples:
+  tunesmith verify job.yaml
+  tunesmith verify runs/tang-1 --tokens 300
+  tunesmith verify job.yaml adapter.type=full train.learning_rate=2e-5 --json
+Exit code 1: a fast path's gradients differ from the naive ones.
+"""
+
+
+@app.command(epilog=EXAMPLES)
+def verify(
+    job: Annotated[
+        Path,
+        typer.Argument(metavar="JOB.yaml|RUN", help="The job file, or a run's folder.", show_default=False),
+    ],
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings that win over the file's.")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of rows to compare on, about.")] = TOKENS,
+    as_json: Annotated[bool, json_option] = False,
+) -> None:
+    """Compare the gradients of a job's own first rows with the naive computation in fp32."""
+    verdict = api.verify(
+        job, *(settings or []), tokens=tokens, note=lambda text: err.print(text, style="dim")
+    )
+    if as_json:
+        print_json(verdict.to_json())
+    else:
+        rows = [_row(line) for line in verdict.lines]
+        columns = ("computation", "all gradients", "worst tensor", "tolerance", "verdict", "note")
+        print_table(table(columns, rows, numbers=columns[1:4]), out)
+        err.print(
+            f"Relative to the naive computation in fp32, on {verdict.rows} rows, {verdict.tokens:,} tokens."
+        )
+        told = "Every fast path gives the naive gradients." if verdict.exact else "A fast path is wrong."
+        err.print(told, style="bold" if verdict.exact else "bold red")
+        if not verdict.exact:
+            err.print("What to do: please report this, with the model and what `tunesmith doctor` shows.")
+    if not verdict.exact:
+        raise typer.Exit(1)
+
+
+def _row(line: Line) -> tuple[str, ...]:
+    if line.overall is None or line.worst is None:
+        return (line.name, "", "", "", line.state, line.note)
+    note = "; ".join(part for part in (line.tensor, line.note) if part)
+    limit = "" if line.tolerance is None else f"{line.tolerance:.0e}"
+    return (line.name, f"{line.overall:.1e}", f"{line.worst:.1e}", limit, line.state, note)
