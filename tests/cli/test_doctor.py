@@ -68,7 +68,12 @@ def test_a_cache_that_can_t_be_written_fails(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_extras_are_those_of_the_package() -> None:
     found = _findings()
-    assert {name for name in found if name.startswith("extra ")} == {"extra track", "extra modelscope"}
+    assert {name for name in found if name.startswith("extra ")} == {
+        "extra track",
+        "extra modelscope",
+        "extra quant",
+        "extra bench",
+    }
 
 
 def _findings() -> dict[str, doctor.Finding]:
