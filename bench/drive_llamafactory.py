@@ -24,26 +24,9 @@ except (ImportError, OSError):
 
 from datasets import Dataset, DatasetDict
 from llamafactory.train.tuner import run_exp
-from transformers import TrainerCallback
 
 from bench.pace import Pace, read_spec
-
-
-class Turns(TrainerCallback):
-    """Blocks before each step; fetching and laying out its rows counts to the step before it."""
-
-    def __init__(self, pace: Pace) -> None:
-        self._pace = pace
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._pace.wait()
-
-    def on_log(self, *_: Any, logs: dict[str, Any] | None = None, **__: Any) -> None:
-        if logs and "loss" in logs:
-            self._pace.loss = float(logs["loss"])
-
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        self._pace.wait()
+from bench.turns import Turns
 
 
 def packed(rows: list[dict[str, Any]], rows_per_step: int, cutoff: int) -> tuple[list[dict[str, Any]], int]:

@@ -12,28 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers import AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from bench.base import build_model
 from bench.pace import Pace, read_spec
-
-
-class Turns(TrainerCallback):
-    """Blocks before each step; fetching and laying out its rows counts to the step before it."""
-
-    def __init__(self, pace: Pace) -> None:
-        self._pace = pace
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._pace.wait()
-
-    def on_log(self, *_: Any, logs: dict[str, Any] | None = None, **__: Any) -> None:
-        if logs and "loss" in logs:
-            self._pace.loss = float(logs["loss"])
-
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        self._pace.wait()
+from bench.turns import Turns
 
 
 def config(spec: dict[str, Any], folder: str) -> SFTConfig:

@@ -22,7 +22,7 @@ from tunesmith.data.pack import plan_epoch
 from tunesmith.data.template import Renderer
 from tunesmith.model.load import end_ids, load_tokenizer, local_folder
 from tunesmith.model.source import resolve
-from tunesmith.train.config import Job, job_from
+from tunesmith.train.config import job_from
 
 ROOT = Path(__file__).parent.parent
 MODEL = "smollm2-135m"
@@ -108,8 +108,6 @@ def missing(workload: Workload) -> str | None:
     for module in workload.needs:
         if find_spec(module) is None:
             return f"{module} isn't installed"
-    if workload.quantization and "quantization" not in Job.model_fields:
-        return "tunesmith has no quantization yet"
     return None
 
 

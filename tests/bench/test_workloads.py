@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.workloads import describe, examples_of, handbook_rows, lay_out, tang_rows, workloads
-from tunesmith.train.config import Job, job_from
+from tunesmith.train.config import job_from
 
 
 def words(rows: list[dict[str, str]], key: str) -> float:
@@ -66,8 +66,6 @@ def test_others_get_the_tokens_and_the_order_that_ours_trains_on(tmp_path: Path)
 @pytest.mark.parametrize("name", ["handbook", "tang", "full", "qlora"])
 def test_jobs_are_valid(name: str, tmp_path: Path) -> None:
     workload = workloads()[name]
-    if workload.quantization and "quantization" not in Job.model_fields:
-        pytest.skip("tunesmith has no quantization yet")
     job = job_from(workload.job(tmp_path / "rows.jsonl"))
     assert job.train.rows_per_step == workload.rows_per_step
 
