@@ -80,6 +80,20 @@ def test_completion_imports_no_verb_and_nothing_heavy(environment: dict[str, str
     assert not modules & {f"tunesmith.cli.{verb}" for verb in VERBS}
 
 
+WRONG = [
+    ["train", "no.yaml"], ["plan", "no.yaml"], ["verify", "no.yaml"], ["eval", "any", "--data", "no.jsonl"],
+    ["compare", "a", "b", "--data", "no.jsonl"], ["chat", "any", "temprature=1"],
+    ["generate", "any", "--input", "no.txt", "--output", "x.jsonl"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "words", [*([verb, "--help"] for verb in sorted(VERBS - {"doctor"})), *WRONG], ids=" ".join
+)
+def test_help_and_mistakes_of_every_verb_wait_for_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    assert not _modules(words, cwd=tmp_path) & HEAVY
+
+
 @pytest.mark.parametrize(
     "words", [["runs", "list"], ["runs", "list", "--json"], ["runs", "--help"]], ids=" ".join
 )

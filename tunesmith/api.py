@@ -27,6 +27,7 @@ from tunesmith.data.check import Dataset, read_prompts
 from tunesmith.data.template import Renderer
 from tunesmith.evaluate import curve, measure
 from tunesmith.evaluate.measure import Result
+from tunesmith.evaluate.questions import Questions, choose_metrics, read_questions
 from tunesmith.evaluate.report import write_report
 from tunesmith.evaluate.run import Watch
 from tunesmith.infer import local
@@ -39,7 +40,7 @@ from tunesmith.rundir import RunDir
 from tunesmith.settings import build
 from tunesmith.train import fit
 from tunesmith.train import verify as verification
-from tunesmith.train.config import Job, job_from, load_job
+from tunesmith.train.config import VERIFIED_TOKENS, Job, job_from, load_job
 from tunesmith.train.listener import Listener
 from tunesmith.train.plan import Plan, Planner, calibrate, target_of
 from tunesmith.train.run import train as train_job
@@ -107,7 +108,7 @@ def plan(
 def verify(
     job: Job | Mapping[str, Any] | str | Path,
     *settings: str,
-    tokens: int = verification.TOKENS,
+    tokens: int = VERIFIED_TOKENS,
     note: Callable[[str], None] = lambda _: None,
 ) -> verification.Verdict:
     """Compare the gradients of a job's first rows (about `tokens`) with the naive computation in fp32.
@@ -149,36 +150,42 @@ def generate(
 
 def evaluate(
     model: str | Path | RunDir,
-    data: str,
+    data: str | Questions,
     *,
     references: str | None = None,
     metrics: Sequence[str] | None = None,
     limit: int | None = None,
     output: str | Path | None = None,
+    dtype: str = "auto",
+    template: str | None = None,
     watch: Watch | None = None,
     **sampling: Any,
 ) -> Result:
     """Loss, perplexity and metrics of one model on rows with answers; `.content` is what `--json` prints.
 
-    `references` is a file with the answers, a line a row, where the rows lack them. Answers are greedy unless
+    `data` is a file, or rows that `read_questions` gave. `references` is a file with the answers, a line a
+    row, where the rows lack them. Answers are greedy unless
     `sampling` says otherwise. `watch(what, done, rows)` is told of each row.
     """
-    questions = measure.read_questions(data, references, limit)
-    chosen = measure.choose_metrics(metrics, questions)
+    questions = data if isinstance(data, Questions) else read_questions(data, references, limit)
+    chosen = choose_metrics(metrics, questions)
     return measure.measure_one(
-        _name(model), questions, chosen, build(Sampling, sampling), output=_path(output), watch=watch
-    )
+        _name(model), questions, chosen, build(Sampling, sampling),
+        output=_path(output), dtype=dtype, template=template, watch=watch,
+    )  # fmt: skip
 
 
 def compare(
     a: str | Path | RunDir,
     b: str | Path | RunDir | None = None,
     *,
-    data: str,
+    data: str | Questions,
     references: str | None = None,
     metrics: Sequence[str] | None = None,
     limit: int | None = None,
     output: str | Path | None = None,
+    dtype: str = "auto",
+    template: str | None = None,
     watch: Watch | None = None,
     **sampling: Any,
 ) -> Result:
@@ -187,12 +194,13 @@ def compare(
     `.content` is what `--json` prints, `.measured.rows()` the answers of both, side by side.
     `watch(what, done, rows)` is told of each row.
     """
-    questions = measure.read_questions(data, references, limit)
-    chosen = measure.choose_metrics(metrics, questions)
+    questions = data if isinstance(data, Questions) else read_questions(data, references, limit)
+    chosen = choose_metrics(metrics, questions)
     second = None if b is None else _name(b)
     return measure.measure_two(
-        _name(a), second, questions, chosen, build(Sampling, sampling), output=_path(output), watch=watch
-    )
+        _name(a), second, questions, chosen, build(Sampling, sampling),
+        output=_path(output), dtype=dtype, template=template, watch=watch,
+    )  # fmt: skip
 
 
 def open_run(path: str | Path) -> RunDir:

@@ -15,8 +15,9 @@ from tunesmith.data.trained_rows import trained_rows
 from tunesmith.errors import DataError, GenerateError, SettingsError, UsageError
 from tunesmith.evaluate import measure
 from tunesmith.evaluate.compare import Comparison, compare
-from tunesmith.evaluate.measure import choose_metrics, measure_one, measure_two, read_questions
+from tunesmith.evaluate.measure import measure_one, measure_two
 from tunesmith.evaluate.metrics import METRICS
+from tunesmith.evaluate.questions import choose_metrics, read_questions
 from tunesmith.evaluate.run import Base, evaluate
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.local import load

@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 
+import tunesmith
 from tunesmith.cli.console import err
 from tunesmith.errors import TunesmithError
 from tunesmith.infer.chat import Chat
 from tunesmith.infer.config import for_chat
-from tunesmith.infer.local import load
 from tunesmith.model.config import Dtype
 from tunesmith.records import Completion
 from tunesmith.settings import parse_overrides
@@ -56,7 +56,7 @@ def chat(
     """Talk to a model or a run. Without a terminal, each line of stdin is a message."""
     asked = parse_overrides(settings or [])
     for_chat(asked)  # wrong settings are told before the model is loaded
-    talk = Chat(load(model, dtype=dtype, template=template), system=system, asked=asked)
+    talk = Chat(tunesmith.load(model, dtype=dtype, template=template), system=system, asked=asked)
     terminal = sys.stdin.isatty()
     if terminal:
         err.print(f"{talk.model.name} on {talk.model.device.name}. /help lists the commands.", style="dim")

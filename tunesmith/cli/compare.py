@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.text import Text
 
+import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
 from tunesmith.cli.eval import (
     DataFile,
@@ -22,9 +23,10 @@ from tunesmith.cli.eval import (
     tell_files,
 )
 from tunesmith.errors import UsageError
-from tunesmith.evaluate.compare import Comparison
-from tunesmith.evaluate.measure import measure_two
 from tunesmith.evaluate.results import COLUMNS, comparison_rows, title
+
+if TYPE_CHECKING:
+    from tunesmith.evaluate.compare import Comparison
 
 app = typer.Typer(add_completion=False)
 
@@ -67,16 +69,15 @@ def compare(
     questions, chosen = asked(data, references, metrics, limit)
     b = names[1] if len(names) == 2 else None
     with Watching() as watch:
-        result = measure_two(
-            names[0], b, questions, chosen, sampling,
-            output=output, dtype=dtype, template=template, watch=watch,
+        result = tunesmith.compare(
+            names[0], b, data=questions, metrics=chosen, output=output,
+            dtype=dtype, template=template, watch=watch, **sampling.given(),
         )  # fmt: skip
     if as_json:
         print_json(result.content)
         return
-    assert isinstance(result.measured, Comparison)
     if show:
-        show_rows(result.measured, show)
+        show_rows(cast("Comparison", result.measured), show)
     out.print(title(result.content), style="bold")
     print_table(table(COLUMNS, comparison_rows(result.content), numbers=("A", "B")))
     for note in result.content["notes"]:

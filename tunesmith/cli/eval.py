@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
 from tunesmith.errors import UsageError
-from tunesmith.evaluate.measure import Questions, Result, choose_metrics, measure_one, read_questions
-from tunesmith.evaluate.metrics import METRICS, Metric
+from tunesmith.evaluate.metrics import METRICS
+from tunesmith.evaluate.questions import Questions, choose_metrics, read_questions
 from tunesmith.evaluate.results import evaluation_rows, title
 from tunesmith.infer.config import Sampling
 from tunesmith.settings import build, parse_overrides
+
+if TYPE_CHECKING:
+    from tunesmith.evaluate.measure import Result
 
 app = typer.Typer(add_completion=False)
 
@@ -73,9 +77,10 @@ def eval_(
         )
     questions, chosen = asked(data, references, metrics, limit)
     with Watching() as watch:
-        result = measure_one(
-            names[0], questions, chosen, sampling, output=output, dtype=dtype, template=template, watch=watch
-        )
+        result = tunesmith.evaluate(
+            names[0], questions, metrics=chosen, output=output,
+            dtype=dtype, template=template, watch=watch, **sampling.given(),
+        )  # fmt: skip
     if as_json:
         print_json(result.content)
         return
@@ -122,14 +127,14 @@ def split(words: list[str]) -> tuple[list[str], Sampling]:
 
 def asked(
     data: Path, references: Path | None, metrics: str | None, limit: int | None
-) -> tuple[Questions, list[Metric]]:
-    """The rows and the metrics; says which ones where the person didn't choose."""
+) -> tuple[Questions, list[str]]:
+    """The rows and the metrics by name; says which ones where the person didn't choose."""
     questions = read_questions(str(data), str(references) if references else None, limit)
     names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics is not None else None
-    chosen = choose_metrics(names, questions)
+    chosen = [metric.name for metric in choose_metrics(names, questions)]
     if names is None:
-        why = " (every reference has the verse's form)" if "verse_form" in [m.name for m in chosen] else ""
-        err.print(f"{len(questions.conversations)} rows; metrics: {', '.join(m.name for m in chosen)}{why}.")
+        why = " (every reference has the verse's form)" if "verse_form" in chosen else ""
+        err.print(f"{len(questions.conversations)} rows; metrics: {', '.join(chosen)}{why}.")
     return questions, chosen
 
 

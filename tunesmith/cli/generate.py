@@ -6,20 +6,23 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json
 from tunesmith.data.prompts import read_prompts
 from tunesmith.errors import DataError, UsageError
 from tunesmith.infer.config import Sampling
-from tunesmith.infer.local import LocalModel, load
 from tunesmith.infer.predictions import Existing, Summary, check_output, prediction, write_predictions
 from tunesmith.model.config import Dtype
 from tunesmith.records import Conversation, Message, Origin
 from tunesmith.settings import build, parse_overrides
+
+if TYPE_CHECKING:
+    from tunesmith.infer.local import LocalModel
 
 app = typer.Typer(add_completion=False)
 
@@ -69,7 +72,7 @@ def generate(
     if output is not None:
         check_output(output, existing)
     prompts = _one(prompt, system) if prompt is not None else _read(input or "")
-    answerer = load(model, dtype=dtype, template=template, sampling=sampling)
+    answerer = tunesmith.load(model, dtype=dtype, template=template, **sampling.given())
     answerer.batch_size = batch_size
     if output is None:
         _show_answers(answerer, prompts[0], as_json)

@@ -171,10 +171,11 @@ def _load(name: str, rest: Sequence[str] = ()) -> Any:
     """The verb's real command, as its module defines it; `rest` tells which of its own verbs is meant."""
     verb = VERBS[name]
     verb_app: typer.Typer = importlib.import_module(verb.module).app
-    meant = rest[:1] if rest and rest[0] in verb.verbs else verb.apart
     for part, module in verb.apart.items():
-        if part in meant:
+        if part in rest[:1]:
             verb_app.add_typer(importlib.import_module(module).app)
+        else:
+            verb_app.command(part, help=verb.verbs[part])(_table_entry)
     verb_app.rich_markup_mode = None  # one look for all verbs, and job words in [brackets] stay as they are
     command = typer.main.get_command(verb_app)
     command.params = [p for p in command.params if p.name not in COMPLETION]

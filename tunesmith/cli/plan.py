@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunesmith import api
+import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
 from tunesmith.cli.progress import duration
-from tunesmith.train.plan import Plan
+from tunesmith.train.config import load_job
+
+if TYPE_CHECKING:
+    from tunesmith.train.plan import Plan
 
 app = typer.Typer(add_completion=False)
 
@@ -40,7 +43,8 @@ def plan(
     as_json: Annotated[bool, json_option] = False,
 ) -> None:
     """Say what a training takes in memory, disk and time, before anything is downloaded or trained."""
-    found = api.plan(
+    load_job(job, settings or [])  # a mistake in it is told before torch is imported, which takes seconds
+    found = tunesmith.plan(
         job, *(settings or []), card=card, memory=memory, probe=not no_probe,
         note=lambda text: err.print(text, style="dim"),
     )  # fmt: skip

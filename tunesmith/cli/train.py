@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from tunesmith import api
+import tunesmith  # its functions import torch, seconds, when they are first called
 from tunesmith.cli.console import err, json_option, out, print_json
 from tunesmith.cli.progress import TrainingProgress
 from tunesmith.errors import SettingsError
 from tunesmith.evaluate import curve
 from tunesmith.settings import known_keys
-from tunesmith.train.config import Job
+from tunesmith.train.config import Job, load_job
 
 app = typer.Typer(add_completion=False)
 
@@ -37,9 +37,10 @@ def train(
 ) -> None:
     """Train what a job file describes, and leave everything in a run folder."""
     _refuse_options(settings or [])
+    load_job(job, settings or [])  # a mistake in it is told at once
     with TrainingProgress(err) as progress:
-        run = api.train(job, *(settings or []), listener=progress)
-    summary = api.summary(run)
+        run = tunesmith.train(job, *(settings or []), listener=progress)
+    summary = tunesmith.summary(run)
     if as_json:
         print_json(summary)
         return

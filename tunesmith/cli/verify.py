@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tunesmith import api
+import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
-from tunesmith.train.verify import TOKENS, Line
+from tunesmith.train.config import VERIFIED_TOKENS, load_job
+
+if TYPE_CHECKING:
+    from tunesmith.train.verify import Line
 
 app = typer.Typer(add_completion=False)
 
@@ -31,11 +34,15 @@ def verify(
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings that win over the file's.")
     ] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of rows to compare on, about.")] = TOKENS,
+    tokens: Annotated[
+        int, typer.Option(min=1, help="Tokens of rows to compare on, about.")
+    ] = VERIFIED_TOKENS,
     as_json: Annotated[bool, json_option] = False,
 ) -> None:
     """Compare the gradients of a job's own first rows with the naive computation in fp32."""
-    verdict = api.verify(
+    if not job.is_dir():
+        load_job(job, settings or [])  # a mistake in it is told before torch is imported, which takes seconds
+    verdict = tunesmith.verify(
         job, *(settings or []), tokens=tokens, note=lambda text: err.print(text, style="dim")
     )
     if as_json:

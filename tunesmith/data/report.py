@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from tunesmith.data.check import Dataset
-from tunesmith.data.encode import EncodedData
-from tunesmith.data.template import Renderer
+
+if TYPE_CHECKING:
+    from tunesmith.data.encode import EncodedData
+    from tunesmith.data.template import Renderer
 
 
 def build_report(

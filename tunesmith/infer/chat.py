@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import GenerateError, SettingsError
 from tunesmith.infer.config import NEW_TOKENS, Sampling, for_chat
-from tunesmith.infer.local import LocalModel
 from tunesmith.records import Completion, Conversation, Message, Origin
 from tunesmith.settings import nearest, parse_overrides
+
+if TYPE_CHECKING:
+    from tunesmith.infer.local import LocalModel
 
 LEAST_ROOM = 16  # tokens that an answer should have at least; below that the conversation counts as full
 

@@ -13,12 +13,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.errors import RunError
-from tunesmith.infer.local import LocalModel
 from tunesmith.records import Completion, Conversation
 from tunesmith.rundir import disk_errors
+
+if TYPE_CHECKING:
+    from tunesmith.infer.local import LocalModel
 
 Existing = Literal["refuse", "resume", "replace"]
 """What happens to an output file that is there already."""

@@ -27,6 +27,8 @@ Schedule = Literal[
     "constant_with_warmup", "inverse_sqrt", "warmup_stable_decay",
 ]  # fmt: skip
 
+VERIFIED_TOKENS = 1024  # of the first rows, about, on which `tunesmith verify` compares gradients
+
 
 def _as_names(value: Any) -> Any:
     return (value,) if isinstance(value, str) else as_tuple(value)

@@ -33,13 +33,12 @@ from tunesmith.model import adapters
 from tunesmith.model.describe import describe
 from tunesmith.model.load import require_free
 from tunesmith.train import dryrun, paths
-from tunesmith.train.config import Job
+from tunesmith.train.config import VERIFIED_TOKENS, Job
 from tunesmith.train.listener import Silent
 from tunesmith.train.loop import Training
 from tunesmith.train.paths import FastPath, Found, Gradients
 from tunesmith.train.prepare import prepare
 
-TOKENS = 1024
 # A single tensor sums less and rounds more than the whole gradient.
 TENSOR_FACTOR = 10.0
 # These optimizers round what they keep of the gradients.
@@ -82,7 +81,7 @@ class Verdict:
         }
 
 
-def verify(job: Job, tokens: int = TOKENS, note: Callable[[str], None] = lambda _: None) -> Verdict:
+def verify(job: Job, tokens: int = VERIFIED_TOKENS, note: Callable[[str], None] = lambda _: None) -> Verdict:
     """Compare on the job's first rows, about `tokens` of them. Raises PlanError where memory can't do."""
     _check_memory(job, tokens)
     note("Loading the model in fp32 …")
