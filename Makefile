@@ -6,6 +6,8 @@
 # PYTHON chooses the interpreter that .venv is made from:  make test PYTHON=python3.12
 
 PYTHON ?= python3
+# Test processes side by side; each takes up to 1.5 GB.
+JOBS   ?= 2
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
@@ -33,7 +35,7 @@ demo: $(STAMP)
 
 # Lint first: the last lines are pytest's own summary.
 test: lint
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-slow: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
