@@ -180,6 +180,7 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves(place: Path) -> None:
         terminal.type("/show\r")
         terminal.until("max_new_tokens  480")
         terminal.until("> ")
+        time.sleep(0.5)  # readline shows the prompt before it listens: a signal in between waits for a key
         terminal.type(CTRL_C)
         terminal.until("Ctrl-C again or Ctrl-D leaves")
         terminal.type("/set max_new_tokens 3\r")
@@ -193,6 +194,7 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves(place: Path) -> None:
     finally:
         if terminal.process.poll() is None:
             terminal.process.send_signal(signal.SIGKILL)
+            terminal.process.wait()
         os.close(terminal.master)
 
 

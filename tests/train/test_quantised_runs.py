@@ -50,9 +50,6 @@ def test_a_run_learns_and_answers_from_the_base_it_was_trained_on(
     assert own == (again.adapter / "adapter_model.safetensors").read_bytes()
 
 
-@pytest.mark.xfail(
-    reason="on some machines the compiler refuses it; the run then goes on without, and says so", strict=False
-)
 def test_compiled_layers_take_a_quantised_base(tmp_path: Path) -> None:
     losses = []
     for compile_layers in (False, True):
