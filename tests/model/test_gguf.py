@@ -17,7 +17,7 @@ from tests.model import tiny_gguf
 from tunesmith.device import Device
 from tunesmith.errors import ModelError
 from tunesmith.model import gguf_file
-from tunesmith.model.load import end_ids, fingerprint, load_model, load_tokenizer, local_folder
+from tunesmith.model.load import end_ids, fingerprint, load_model, load_tokenizer, local_folder, outline
 from tunesmith.model.source import resolve
 
 FP32 = Device(torch.device("cpu"), torch.float32, "CPU")
@@ -54,6 +54,11 @@ def test_a_gguf_file_gives_the_model_and_tokenizer_it_was_written_from(file, hom
     assert capfd.readouterr() == ("", "")
     # the same model whether it is named by the file or by its copy
     assert fingerprint(source) == fingerprint(resolve(str(folder)))
+
+
+def test_its_outline_may_be_asked_for_before_there_is_a_copy(file):
+    model = outline(resolve(str(file)))
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
 
 
 def test_the_copy_is_made_once_and_belongs_to_the_content(file, tmp_path):

@@ -132,10 +132,9 @@ def stored_dtype(source: Source) -> torch.dtype | None:
 
 def outline(source: Source) -> PreTrainedModel:
     """The model without its weights (on torch's meta device): the names and sizes of its layers."""
+    folder = local_folder(source)  # a GGUF file may be dequantised for it, which the meta device forbids
     with _explained(source, "its config.json can't be used"), quiet(), torch.device("meta"):
-        config = AutoConfig.from_pretrained(
-            local_folder(source), local_files_only=True, trust_remote_code=False
-        )
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config))
 
 
