@@ -23,7 +23,7 @@ LAYERS = [
 ]
 LEVEL = {stage: len(LAYERS) - 1 - row for row, stages in enumerate(LAYERS) for stage in stages}
 LINES = 400
-SOURCES = {".py", ".js", ".css", ".html", ".jinja"}
+SOURCES = {".py", ".cpp", ".js", ".css", ".html", ".jinja"}
 BANNED = {"utils", "util", "common", "commons", "helpers", "helper", "misc"}
 # The two places where a module is looked up when it's needed: the table of verbs, and the public names.
 LAZY = {"cli/main.py", "__init__.py"}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from tunesmith.model import attention_cuda, attention_kernels, attention_masked
+from tunesmith.model import attention_cuda, attention_kernels, attention_masked, attention_native
 from tunesmith.model.families import SEGMENTS, can_pack
 from tunesmith.model.segments import plan
 
@@ -80,6 +80,8 @@ def attention(
     blocks = plan(segments, q.shape[1], k.shape[1])
     if softcap or 0 < window < blocks.longest_row:
         return attention_masked.forward(q, k, v, blocks, scale, window, softcap)
+    if attention_native.fits(q):
+        return attention_native.forward(q, k, v, segments, scale)
     return attention_kernels.forward(q, k, v, blocks, scale)
 
 
@@ -105,6 +107,8 @@ def attention_backward(
     blocks = plan(segments, q.shape[1], k.shape[1])
     if softcap or 0 < window < blocks.longest_row:
         return attention_masked.backward(dout, q, k, v, out, lse, blocks, scale, window, softcap)
+    if attention_native.fits(q):
+        return attention_native.backward(dout, q, k, v, out, lse, segments, scale)
     return attention_kernels.backward(dout, q, k, v, out, lse, blocks, scale)
 
 

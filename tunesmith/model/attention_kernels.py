@@ -65,16 +65,16 @@ def backward(
     folded = q.dtype is torch.float32 or math.frexp(scale)[0] == 0.5
     inner, outer = (1.0, scale) if folded else (scale, 1.0)
     # In bf16 `out` is rounded already, which weighs as much as rounding the products.
-    delta = torch.mul(dout, out, out=_scratch("delta", tuple(q.shape), q)).sum(-1, dtype=torch.float32)
+    delta = torch.mul(dout, out, out=scratch("delta", tuple(q.shape), q)).sum(-1, dtype=torch.float32)
     qx = _extend("q", q, lse.neg() / inner, outer)
     dx = _extend("dout", dout, delta.neg_())
     kx, vx = _extend("k", k, None), _extend("v", v, None)
     width = qx.shape[-1]
 
     total = plan.gather.shape[0]
-    dq_own = _scratch("dq", (total, per_kv * size), q)
-    dk_own = _scratch("dk", (total, size), q)
-    dv_own = _scratch("dv", (total, size), q)
+    dq_own = scratch("dq", (total, per_kv * size), q)
+    dk_own = scratch("dk", (total, size), q)
+    dv_own = scratch("dv", (total, size), q)
     for group in plan.groups:
         batch, length = kv_heads * group.count, group.length
         rows = slice(group.offset, group.offset + batch * length)
@@ -101,7 +101,7 @@ def backward(
             rows = slice(piece.begin, piece.end)
             shape = (kv_heads, m, per_kv * width)
             qs, dos = (
-                _scratch(name, shape, q).copy_(x[rows].view(m, kv_heads, -1).transpose(0, 1))
+                scratch(name, shape, q).copy_(x[rows].view(m, kv_heads, -1).transpose(0, 1))
                 for name, x in (("qs", qx), ("dos", dx))
             )
             qs, dos = qs.view(kv_heads, m * per_kv, width), dos.view(kv_heads, m * per_kv, width)
@@ -124,7 +124,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _probabilities(qs: Tensor, ks: Tensor, inner: float) -> Tensor:
-    p = _scratch("p", (qs.shape[0], qs.shape[1], ks.shape[1]), qs)
+    p = scratch("p", (qs.shape[0], qs.shape[1], ks.shape[1]), qs)
     torch.bmm(qs, ks.transpose(1, 2), out=p)
     if inner != 1.0:
         p.mul_(inner)
@@ -132,7 +132,7 @@ def _probabilities(qs: Tensor, ks: Tensor, inner: float) -> Tensor:
 
 
 def _score_gradients(dos: Tensor, vs: Tensor, p: Tensor) -> Tensor:
-    ds = _scratch("ds", tuple(p.shape), p)
+    ds = scratch("ds", tuple(p.shape), p)
     torch.bmm(dos, vs.transpose(1, 2), out=ds)
     return ds.mul_(p)
 
@@ -140,7 +140,7 @@ def _score_gradients(dos: Tensor, vs: Tensor, p: Tensor) -> Tensor:
 def _extend(name: str, x: Tensor, number: Tensor | None, factor: float = 1.0) -> Tensor:
     """x [T, N, D] * factor -> [T + 1, N, E]: number [T, N] in PARTS columns (None: ones), and a zero row."""
     tokens, count, size = x.shape
-    wide = _scratch(name, (tokens + 1, count, size + 16 // x.element_size()), x)
+    wide = scratch(name, (tokens + 1, count, size + 16 // x.element_size()), x)
     if factor == 1.0:
         wide[:tokens, :, :size] = x
     else:
@@ -158,10 +158,10 @@ def _extend(name: str, x: Tensor, number: Tensor | None, factor: float = 1.0) ->
 
 
 def _take(name: str, x: Tensor, index: Tensor, width: int) -> Tensor:
-    return torch.index_select(x.view(-1, width), 0, index, out=_scratch(name, (index.shape[0], width), x))
+    return torch.index_select(x.view(-1, width), 0, index, out=scratch(name, (index.shape[0], width), x))
 
 
-def _scratch(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+def scratch(name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
     """Uninitialised memory that is used again: new pages cost more than the work done in them."""
     kept: dict[tuple[str, torch.dtype], Tensor] = _local.__dict__.setdefault("buffers", {})
     key, size = (name, like.dtype), math.prod(shape)

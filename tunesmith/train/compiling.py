@@ -10,6 +10,7 @@ choice of `auto` depends on the job and the machine's kind alone, so that a repe
 
 from __future__ import annotations
 
+import ctypes
 import sysconfig
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +23,8 @@ import torch
 from torch import nn
 
 from tunesmith.device import Device
+from tunesmith.errors import ModelError
+from tunesmith.model import attention_native
 
 WARM_UP = 20.0
 """Seconds of compilation at most on a two-core machine; a run must win more than twice that."""
@@ -56,6 +59,7 @@ class Compiled:
     """Decoder layers that run compiled inside `on`, and plainly elsewhere."""
 
     layers: Sequence[nn.Module] = ()
+    kernel: ctypes.CDLL | None = None  # attention in C++, where there is one
     _calls: list[object] = field(default_factory=list, init=False)
 
     @property
@@ -69,7 +73,8 @@ class Compiled:
         for layer, call in zip(self.layers, self._calls, strict=False):
             layer._compiled_call_impl = call  # type: ignore[assignment]
         try:
-            yield
+            with attention_native.using(self.kernel):
+                yield
         finally:
             for layer in self.layers:
                 layer._compiled_call_impl = None
@@ -96,10 +101,12 @@ def start(
     note: Callable[[str], None],
     *,
     earns: bool,
+    device: Device | None = None,
 ) -> Compiled:
     """The layers compiled, where they are wanted, can be, and (auto) `earns` says that it pays.
 
     `trial` is a forward and backward pass that leaves nothing behind; `note` takes the one line to be said.
+    `device` is where, and in what number format.
     """
     if wanted is False or (wanted == "auto" and not earns):
         return Compiled()
@@ -108,7 +115,7 @@ def start(
         note(f"{cost}: there isn't {lack}.")
         return Compiled()
     try:
-        compiled = Compiled(list(layers()))
+        compiled = Compiled(list(layers()), _kernel(device, note))
         seconds = compiled.build(trial)
     except Exception as error:  # whatever a model's code makes the compiler stumble over
         reason = (str(error).strip().splitlines() or [""])[0]
@@ -116,3 +123,15 @@ def start(
         return Compiled()
     note(f"Layers compiled in {seconds:.0f} s.")
     return compiled
+
+
+def _kernel(device: Device | None, note: Callable[[str], None]) -> ctypes.CDLL | None:
+    """Attention in C++; None where the machine or the number format has none, or (said) it can't be built."""
+    here = device is not None and device.kind == "cpu" and device.dtype is torch.bfloat16
+    if not here or not attention_native.supported():
+        return None
+    try:
+        return attention_native.build(torch._inductor.cpp_builder.get_cpp_compiler())
+    except (ModelError, OSError) as error:
+        note(f"Attention runs without its kernel in C++, slower: {error}")
+        return None

@@ -213,6 +213,7 @@ def _compile(training: Training, job: Job, note: Note) -> None:
         training.trial_pass,
         note,
         earns=compiling.worthwhile(parameters, training.tokens, training.device),
+        device=training.device,
     )
     if not training.compiled.active:
         training.objective = eager
