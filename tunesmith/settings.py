@@ -62,6 +62,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
                 f"{path}{where}: a tab stands at the beginning of this line.",
                 fix="YAML is indented with spaces only: use two spaces instead of each tab.",
             ) from None
+        if path.suffix in (".jsonl", ".csv", ".tsv", ".parquet", ".txt"):
+            raise SettingsError(
+                f"{path} is data, not a job.",
+                fix=f"Name it in a job file, for example in job.yaml: data: {{train: {path.name}}}",
+            ) from None
         raise SettingsError(
             f"{path}{where}: {problem}.", fix="Write `key: value` lines, nested ones indented by two spaces."
         ) from None
@@ -91,19 +96,23 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
         *parents, last = key.strip().split(".")
         for parent in parents:
             child = node.setdefault(parent, {})
+            if isinstance(child, str) and parent == parents[-1]:
+                child = node[parent] = {"type": child}  # `adapter=freeze adapter.last_layers=2`
             if not isinstance(child, dict):
                 raise SettingsError(
                     f"{word!r} contradicts an earlier word about {parent!r}.", fix="Keep one of them."
                 )
             node = child
-        if isinstance(node.get(last), dict):
-            raise SettingsError(f"{word!r} contradicts an earlier word about it.", fix="Keep one of them.")
+        earlier = node.get(last)
         try:
-            node[last] = yaml.load(value, Loader=_Loader) if value else ""
+            given = yaml.load(value, Loader=_Loader) if value else ""
         except yaml.YAMLError:
             raise SettingsError(
                 f"The value of {word!r} can't be read.", fix="Quote it: 'key=\"value\"'."
             ) from None
+        if isinstance(earlier, dict) and not isinstance(given, str):
+            raise SettingsError(f"{word!r} contradicts an earlier word about it.", fix="Keep one of them.")
+        node[last] = {**earlier, "type": given} if isinstance(earlier, dict) else given
         if isinstance(node[last], dict) and _wide_key(node[last]):
             raise _full_width(repr(word))
     return content
@@ -247,8 +256,38 @@ def _place(cls: type[BaseModel], problem: Any, typed: Mapping[str, Any], file: s
     return f"{file} and on the command line" if given and file else file
 
 
+# What people write who come from PEFT, transformers and LLaMA-Factory.
+_ELSEWHERE = {
+    "adapter.rank": ("r", "lora_r", "lora_rank"),
+    "adapter.alpha": ("lora_alpha",),
+    "adapter.dropout": ("lora_dropout",),
+    "adapter.targets": ("target_modules", "lora_target"),
+    "adapter.type": ("finetuning_type",),
+    "train.learning_rate": ("lr",),
+    "train.epochs": ("num_train_epochs", "num_epochs"),
+    "train.batch_size": ("per_device_train_batch_size",),
+    "train.accumulate": ("gradient_accumulation_steps",),
+    "train.schedule": ("lr_scheduler_type", "lr_scheduler", "scheduler"),
+    "train.warmup": ("warmup_ratio", "warmup_steps"),
+    "train.dtype": ("bf16", "fp16", "torch_dtype"),
+    "train.optimizer": ("optim",),
+    "train.eval_every": ("eval_steps",),
+    "train.save_every": ("save_steps",),
+    "train.track": ("report_to",),
+    "train.checkpoint_activations": ("gradient_checkpointing",),
+    "train.neftune": ("neftune_noise_alpha",),
+    "data.max_length": ("cutoff_len", "max_seq_length", "max_seq_len"),
+    "data.train": ("dataset", "train_file"),
+    "data.valid": ("val_size", "eval_dataset", "validation_file"),
+    "output": ("output_dir",),
+    "model": ("model_name_or_path",),
+}
+
+
 def _suggestion(cls: type[BaseModel], path: Sequence[str]) -> str:
     known = known_keys(cls)
+    if meant := [key for key, names in _ELSEWHERE.items() if path[-1] in names and key in known]:
+        return f"; here it is {meant[0]!r}"
     parent, wrong = ".".join(path[:-1]), path[-1]
     siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
     if near := difflib.get_close_matches(wrong, siblings, n=1, cutoff=0.6):

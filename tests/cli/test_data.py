@@ -90,9 +90,23 @@ def test_show_marks_what_is_trained_on(run: Any, tmp_path: Path) -> None:
     assert f"[[{row['output']}" in out
     assert f"[[{row['input']}" not in out
     assert "2 of 4000 rows" in err
+    assert "can't be trained on whole" not in err
     code, _, err = run("show", TANG / "train.json", "--model", model, "max_lenth=5")
     assert code == 2
     assert "max_length" in err
     code, _, err = run("show", TANG / "train.json", "--model", model, "--from", 5000)
     assert code == 1
     assert "4000 good rows" in err
+
+
+def test_show_tells_of_rows_that_it_does_not_show(run: Any, tmp_path: Path) -> None:
+    model = save_tiny("qwen2", tmp_path / "model")
+    rows = [{"instruction": "q", "output": "a"}] * 9 + [{"instruction": "long " * 99, "output": "answer"}]
+    rows.append({"instruction": "q", "output": "ends <|im_end|> early"})
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    code, _, err = run("show", file, "--model", model, "-n", 1, "max_length=64", "too_long=truncate_left")
+    assert code == 0
+    assert "2 rows can't be trained on whole" in err
+    assert f"{file}:10" in err or "row 10" in err
+    assert "<|im_end|>" in err

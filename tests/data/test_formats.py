@@ -120,7 +120,7 @@ def test_the_reason_is_told() -> None:
     assert recognise(rows_of([good] * 3)).reason == "alpaca, because every row has instruction and output"
     assert (
         recognise(rows_of([*[good] * 3, {"x": 1}])).reason
-        == "alpaca, because 3 of 4 rows have instruction and output"
+        == "alpaca, because 3 of 4 readable rows have instruction and output"
     )
     turns = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
     assert (

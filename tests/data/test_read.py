@@ -199,11 +199,15 @@ def test_a_single_row_a_whole_file_and_jsonl_under_the_name_json(tmp_path: Path)
         ("utf-8-sig", "utf-8 with BOM"),
         ("utf-16", "utf-16-le with BOM"),
         ("gb18030", "gb18030"),
+        ("gb18030-sig", "gb18030 with BOM"),
     ],
 )
 def test_encodings(tmp_path: Path, name: str, encoding: str) -> None:
     text = CHINESE.split("\n")[0]
-    file = read_file(write(tmp_path, "rows.json", text.encode(name)))
+    mark = "\ufeff" if name == "gb18030-sig" else ""
+    file = read_file(
+        write(tmp_path, "rows.json", (mark + text).encode(name.removesuffix("-sig") if mark else name))
+    )
     assert file.encoding == encoding
     assert file.rows[0].value == json.loads(text)[0]
 

@@ -13,7 +13,7 @@ from tests.families import tiny_tokenizer
 from tunesmith.data.check import load
 from tunesmith.data.config import DataFile, DataSettings
 from tunesmith.data.encode import encode
-from tunesmith.data.report import build_report, report_table
+from tunesmith.data.report import build_report, named_rows, report_table
 from tunesmith.data.show import show, trace
 from tunesmith.data.template import Renderer
 from tunesmith.records import Conversation, Message, Origin
@@ -126,6 +126,18 @@ def test_report_and_table(tmp_path: Path) -> None:
     assert "dropped: longer than 64 tokens" in text
     assert f"{train['label_tokens']} ({train['label_tokens'] / train['tokens']:.0%})" in text
     assert "<|im_end|>" in text
+
+
+def test_rows_are_named_before_the_training(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "a.jsonl", [("你好", "您好！"), *[("long " * 80, "x")] * 9])
+    file.write_text(file.read_text("utf-8") + "{broken\n", encoding="utf-8")
+    dataset = load([DataFile(path=str(file))], bad_rows="drop")
+    data = encode(dataset.records, QWEN2, options(max_length=64, too_long="truncate_left"))
+    lines = named_rows(build_report(dataset, None, data, None, QWEN2), most=3)
+    assert lines[0].startswith(f"{file}:11: left out: ")
+    assert lines[1].startswith(f"{file}:2: cut: ")
+    assert "64 of " in lines[1]
+    assert lines[3:] == ["… and 7 more: data-report.json in the run's folder names all."]
 
 
 def test_report_without_validation_rows(tmp_path: Path) -> None:

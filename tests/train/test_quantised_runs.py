@@ -40,6 +40,8 @@ def test_a_run_learns_and_answers_from_the_base_it_was_trained_on(
     model = local.load(str(run.path), dtype="fp32").model
     assert len(quantize.quantised_layers(model)) == 3 * 7
     whole = load_model(resolve(str(tmp_path / "model")), FP32)
+    facts = run.job()
+    assert facts["parameters"] - facts["trainable"] == whole.num_parameters(), "packed ones each for itself"
     tuned = adapters.attach(whole, run.adapter, base_fingerprint=meta["base_fingerprint"])
     assert not torch.equal(logits(tuned), logits(model))
     assert float((logits(tuned) - logits(model)).norm() / logits(model).norm()) < 0.5

@@ -334,6 +334,23 @@ def test_a_runs_own_job_repeats_it(tmp_path: Path) -> None:
     assert files[0] == files[1]
 
 
+def test_a_runs_own_job_finds_its_data_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    job = make_job(tmp_path)
+    files = tuple(file.model_copy(update={"path": Path(file.path).name}) for file in job.data.train)
+    run = train(
+        job.model_copy(update={"data": job.data.model_copy(update={"train": files})}), tmp_path / "first"
+    )
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = load_job(run.job_file)
+    assert [Path(file.path) for file in again.data.train] == [tmp_path / file.path for file in files]
+    moved = load_job(run.job_file, ["data.train=here.jsonl"])
+    assert [file.path for file in moved.data.train] == ["here.jsonl"]
+
+
 def test_a_tracker_that_fails_does_not_end_the_run() -> None:
     class Gone:
         name = "gone"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -16,11 +17,15 @@ from tunesmith.data.template import Renderer
 from tunesmith.errors import DataError
 from tunesmith.model.load import load_tokenizer
 from tunesmith.model.source import resolve
+from tunesmith.records import Record
 from tunesmith.settings import build, parse_overrides
+from tunesmith.words import counted
 
 app = typer.Typer(add_completion=False)
 
 MOST = 400  # tokens of a row: about a screen
+LOOKED_AT = 5000  # rows that are encoded to say how many can't be trained on whole: a few seconds
+NAMED = 5
 
 EXAMPLES = """\b
 Examples:
@@ -81,5 +86,22 @@ def show(
     ):
         out.print(text)
     err.print(f"{len(chosen)} of {len(dataset.records)} rows, template: {renderer.name}")
+    _tell_the_rest(dataset.records, renderer, data)
     if dataset.bad_rows:
         err.print(f"{len(dataset.bad_rows)} rows can't be used: tunesmith data check {file}")
+
+
+def _tell_the_rest(records: Sequence[Record], renderer: Renderer, data: DataSettings) -> None:
+    """Rows that wouldn't be trained on whole, wherever they stand: whoever looks at three would miss them."""
+    found = [
+        f"{row.origin}: " + (row.remark or f"{row.kinds.count('cut')} of {len(row.ids)} tokens cut")
+        for row in data_show.trace(records[:LOOKED_AT], renderer, data)
+        if not row.ids or "cut" in row.kinds
+    ]
+    looked = f" of the first {LOOKED_AT:,}" if len(records) > LOOKED_AT else ""
+    if found:
+        err.print(f"{counted(len(found), 'row')}{looked} can't be trained on whole:", style="bold")
+    for line in found[:NAMED]:
+        err.print(f"  {line}")
+    if len(found) > NAMED:
+        err.print(f"  … and {len(found) - NAMED:,} more")

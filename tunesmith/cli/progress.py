@@ -19,7 +19,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from tunesmith.data.report import report_table
+from tunesmith.data.report import named_rows, report_table
 from tunesmith.words import counted
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -61,6 +61,8 @@ class TrainingProgress:
 
     def data(self, report: Mapping[str, Any]) -> None:
         self._console.print(report_table(dict(report)))
+        for line in named_rows(dict(report)):
+            self._console.print(f"  {line}", style="dim")
 
     def started(self, steps: int, facts: Mapping[str, Any]) -> None:
         self._steps = steps

@@ -22,6 +22,7 @@ from tunesmith.data.prompts import read_references as read_references
 from tunesmith.data.read import BadRow, files_of, joined, not_read, read_file
 from tunesmith.errors import DataError
 from tunesmith.records import Conversation, Labelled, Message, Origin, Preference, Record, Text
+from tunesmith.words import counted
 
 
 @dataclass
@@ -313,8 +314,10 @@ def _draw_share(loaded: Sequence[_Loaded], share: float, seed: int) -> list[list
     rows = sum(map(len, groups.values()))
     if len(groups) < 2:
         raise DataError(
-            f"{rows} row{'s' * (rows != 1)} (different ones: {len(groups)}) can't be shared with validation.",
-            fix="Add rows, name a file in data.valid, or leave data.valid out.",
+            f"{counted(rows, 'row')} can't be shared between training and validation"
+            + (": all are the same." if rows > 1 else "."),
+            fix="Name a file in data.valid, or train without validation: data.valid=null. "
+            "A text file is one row, however long.",
         )
     order = list(groups.values())
     random.Random(f"{seed}/valid").shuffle(order)

@@ -150,7 +150,7 @@ class _Work:
                 f"{self.settings.max_length} tokens.",
                 details=[f"{origin}: {size} tokens" for origin, size in self.too_long],
                 fix="Choose with data.too_long what happens to them: split (windows, for long texts), drop, "
-                f"truncate_left or truncate_right; data.max_length={longest} would fit them all.",
+                f"truncate_left or truncate_right; data.max_length={longest} would fit these.",
             )
 
     def report(self, rows: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Bytes of a text file -> text: UTF-8, UTF-16 with its mark, then GB18030; never a guess that garbles.
+"""Bytes of a text file -> text: by its mark, else UTF-8, else GB18030; never a guess that garbles.
 
 GB18030 accepts almost any bytes, so damaged UTF-8, Big5 or Western text would come out as wrong Chinese.
 GB18030 it is only where the result looks like text; otherwise the error names the byte.
@@ -17,6 +17,7 @@ _MARKS = (
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
+    ("\ufeff".encode("gb18030"), "gb18030"),
 )
 _FIX = "Save the file as UTF-8 (in an editor: save with encoding; or: iconv -f ENCODING -t UTF-8)."
 

@@ -43,7 +43,7 @@ def recognise(rows: Sequence[RawRow], *, answers: bool = True) -> Format:
     if shape is None or count * 2 <= len(rows):
         raise nothing_fits(rows, {_format(shape, answers).name: count for shape, count in shapes_known})
     format = _format(shape, answers)
-    many = "every row has" if count == len(rows) else f"{count} of {len(rows)} rows have"
+    many = "every row has" if count == len(rows) else f"{count} of {len(rows)} readable rows have"
     if len(rows) == 1:
         many = "the only row has"
     what = _what(shape, format)

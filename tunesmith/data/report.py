@@ -67,6 +67,19 @@ def report_table(report: dict[str, Any]) -> Table:
     return table
 
 
+def named_rows(report: dict[str, Any], most: int = 5) -> list[str]:
+    """A line for each row that is left out, dropped, cut or split: file, line, why; `most` of them."""
+    lines = []
+    for part in (report[name] for name in ("train", "valid") if report.get(name)):
+        lines += [f"{bad['origin']}: left out: {bad['reason']}" for bad in part["bad_rows"]]
+        for row in part["named"]:
+            kept = f", {row['kept_tokens']} of {row['tokens']} tokens kept" if row["what"] == "cut" else ""
+            lines.append(f"{row['origin']}: {row['what']}: {row['reason']}{kept}")
+    if (more := len(lines) - most) > 0:
+        lines[most:] = [f"… and {more:,} more: data-report.json in the run's folder names all."]
+    return lines
+
+
 def _part(dataset: Dataset, encoded: EncodedData) -> dict[str, Any]:
     read = dataset.to_json()
     # `rows` is what was encoded, kept + dropped; the files may hold more (bad rows, weights, a share).

@@ -12,6 +12,7 @@ PEFT sees to that for adapters (autocast_adapter_dtype).
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -92,9 +93,14 @@ def attach(model: PreTrainedModel, folder: Path, *, base_fingerprint: str | None
 
 
 def trainable_count(model: nn.Module) -> tuple[int, int]:
-    """(trained numbers, all numbers); tied weights count once."""
+    """(trained numbers, all numbers); tied weights count once, packed 4-bit ones each for itself."""
     parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+    return sum(p.numel() for p in parameters if p.requires_grad), sum(map(_numbers, parameters))
+
+
+def _numbers(parameter: nn.Parameter) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return math.prod(state.shape) if state is not None else parameter.numel()
 
 
 @contextmanager

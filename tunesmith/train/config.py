@@ -184,12 +184,16 @@ class Job(Settings):
 def load_job(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Job:
     """Read a job file; `key=value` words win over it. Its data paths are relative to its own folder.
 
-    The job.yaml of a run repeats that run in a new folder; its paths are relative to where you are, as then.
+    The job.yaml of a run repeats that run in a new folder; its paths are relative to the folder that it was
+    started in, or, where that is gone, to where you are.
     """
     content, typed = read_yaml(path), parse_overrides(overrides)
     if isinstance(content.get("job"), Mapping) and "versions" in content:
+        started_in = Path(str(content.get("folder", "")))
         content = {**content["job"], "output": None}
-        return build(Job, _laid_over(content, overrides), str(path), _long_form(typed))
+        job = build(Job, _laid_over(content, overrides), str(path), _long_form(typed))
+        known = started_in.is_absolute() and started_in.is_dir()
+        return job.model_copy(update={"data": _anchor(job.data, started_in, typed)}) if known else job
     job = build(Job, _laid_over(content, overrides), str(path), _long_form(typed))
     return job.model_copy(update={"data": _anchor(job.data, path.parent, typed)})
 

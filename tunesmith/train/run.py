@@ -143,6 +143,7 @@ def _facts(ready: Prepared) -> dict[str, Any]:
         "sharing": training.sharing,
         "compiled": training.compiled.active,
         "approximate": ready.approximate,
+        "folder": str(Path.cwd()),  # what relative paths of the job are relative to
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "data_sha256": _hashes(ready.train_rows, ready.valid_rows),
         "versions": {
