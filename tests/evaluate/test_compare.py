@@ -7,12 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.evaluate.conftest import questions, rows, train, write_rows
 from tests.evaluate.made_run import Scripted, couplets
+from tests.families import save_tiny
 from tunesmith.data.prompts import read_prompts
 from tunesmith.data.trained_rows import trained_rows
-from tunesmith.errors import DataError, GenerateError, SettingsError, UsageError
+from tunesmith.errors import DataError, GenerateError, ModelError, SettingsError, UsageError
 from tunesmith.evaluate import measure
 from tunesmith.evaluate.compare import Comparison, compare
 from tunesmith.evaluate.measure import measure_one, measure_two
@@ -173,6 +175,21 @@ def test_a_fully_tuned_run_is_compared_with_its_real_base(place: Path) -> None:
                        output=place / "base.jsonl")  # fmt: skip
     assert result.content["loss"]["a"] == pytest.approx(base.content["loss"], rel=1e-5)
     assert result.content["loss"]["b"] < result.content["loss"]["a"]
+
+
+def test_a_base_that_changed_after_full_tuning_is_refused(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", rows(24))
+    write_rows(tmp_path / "valid.jsonl", rows(2))
+    save_tiny("qwen2", tmp_path / "qwen2")
+    run = train(tmp_path, "full", adapter={"type": "full"}, max_steps=1)
+    weights = tmp_path / "qwen2" / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, weights, metadata={"format": "pt"})
+    found = read_questions(str(tmp_path / "valid.jsonl"))
+    with pytest.raises(ModelError, match="was tuned from another base") as refused:
+        measure_two(str(run), None, found, ALL, SHORT, dtype="fp32")
+    assert "tunesmith compare MODEL" in refused.value.fix
+    assert not list(run.glob("eval/*"))
 
 
 def test_rows_that_were_trained_on_are_counted(place: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.trained_rows import row_key, trained_rows
-from tunesmith.errors import SettingsError, UsageError
+from tunesmith.errors import ModelError, SettingsError, UsageError
 from tunesmith.evaluate.compare import Comparison, Side, compare
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.questions import Questions
@@ -24,9 +24,10 @@ from tunesmith.evaluate.report import write_report
 from tunesmith.evaluate.results import beside
 from tunesmith.evaluate.run import Base, Evaluation, Watch, evaluate
 from tunesmith.infer.config import Sampling
-from tunesmith.infer.local import LocalModel, load
+from tunesmith.infer.local import load
 from tunesmith.model import source
-from tunesmith.model.load import load_model
+from tunesmith.model.load import fingerprint, load_model
+from tunesmith.model.source import Source
 from tunesmith.records import Conversation, Message
 from tunesmith.rundir import RunDir, open_run, write_json
 
@@ -79,7 +80,7 @@ def measure_two(
     An adapter's base is the same load with the adapter off. A run of full or freeze tuning has no base
     inside: the base is loaded by itself, and asked with the run's template.
 
-    Raises UsageError if there is one name and it is no run.
+    Raises UsageError if there is one name and it is no run, ModelError if its base has changed since.
     """
     _check_sampling(sampling)
     _check_output(output, questions)
@@ -109,13 +110,24 @@ def _base_and_tuned(name: str, dtype: str, template: str | None, sampling: Sampl
     if tuned.adapter is not None:
         return Base(tuned, base_name), tuned
 
-    def base() -> LocalModel:
-        facts = run.job()["base"]
-        path = Path(str(facts.get("path") or ""))
-        found = source.resolve(str(path) if path.exists() else base_name, facts.get("revision"))
-        return replace(tuned, name=base_name, model=load_model(found, tuned.device), run=None)
+    found = _base_of(run, base_name)
+    return lambda: replace(tuned, name=base_name, model=load_model(found, tuned.device), run=None), tuned
 
-    return base, tuned
+
+def _base_of(run: RunDir, name: str) -> Source:
+    """The base that a run was tuned from, as its fingerprint tells; no weights are read into memory."""
+    facts = run.job().get("base") or {}
+    path = str(facts.get("path") or "")
+    found = source.resolve(path if path and Path(path).exists() else name, facts.get("revision"))
+    expected = facts.get("fingerprint")
+    if expected and (now := fingerprint(found)) != expected:
+        raise ModelError(
+            f"{run.path} was tuned from another base than what {name} is now (fingerprint "
+            f"{str(expected)[:12]}, now {now[:12]}): the difference would not be that of the training.",
+            fix=f"Put back the base's files as they were, or compare with a model by name: "
+            f"tunesmith compare MODEL {run.path} --data FILE.",
+        )
+    return found
 
 
 def _saved(
