@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -300,3 +301,33 @@ def test_other_rows_of_the_same_name_overwrite_nothing(
         assert json.loads(result.file.read_text(encoding="utf-8"))["n"] == count
     # a, b beside it, a again, and b with another row
     assert names == [f"qwen2.test{n}.eval.json" for n in ("", "-2", "", "-3")]
+
+
+def test_a_limit_overwrites_no_figures_of_all_rows(place: Path, tmp_path: Path) -> None:
+    run = str(shutil.copytree(place / "runs/lora", tmp_path / "run"))
+    file = str(place / "valid.jsonl")
+    names = []
+    for limit in (None, 2, None, 2):
+        found = read_questions(file, limit=limit)
+        results = (
+            measure_one(run, found, ALL, SHORT, dtype="fp32"),
+            measure_two(run, None, found, ALL, SHORT, dtype="fp32"),
+        )
+        names.append(tuple(result.file.name for result in results))
+    assert names == [("valid.eval.json", "valid.json"), ("valid-2.eval.json", "valid-2.json")] * 2
+    assert json.loads((tmp_path / "run/eval/valid.json").read_text(encoding="utf-8"))["n"] == 8
+
+
+def test_models_of_one_name_overwrite_nothing(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a", "b"):
+        shutil.copytree(place / "qwen2", tmp_path / folder / "m")
+    found = read_questions(str(place / "valid.jsonl"), limit=1)
+    again = str(tmp_path / "a" / "m")
+    names = [measure_one(m, found, ALL, SHORT, dtype="fp32").file.name for m in ("a/m", "b/m", "a/m/", again)]
+    assert names == [f"m.valid{n}.eval.json" for n in ("", "-2", "", "")]
+    names = [measure_two(x, y, found, ALL, SHORT, dtype="fp32").file.name
+             for x, y in (("a/m", "b/m"), ("b/m", "a/m"), ("a/m", "b/m"))]  # fmt: skip
+    assert names == [f"m-m.valid{n}.json" for n in ("", "-2", "")]

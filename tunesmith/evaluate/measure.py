@@ -2,8 +2,9 @@
 
     one   a model or run on a file                         -> RUN/eval/<data>.eval.json and .eval.jsonl
     two   two of them, or a run and its own base           -> RUN/eval/<data>.json and .jsonl
-Without a run the files go to eval/ in the working folder. Where they hold the figures of other rows, <data>-2
-is taken, and so on; the same rows measured again write the same files anew, and a run's report.html.
+Without a run the files go to eval/ in the working folder. Where they hold the figures of other rows or
+of another model, <data>-2 is taken, and so on; the same rows measured again write the same files anew, and a
+run's report.html.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def measure_one(
     _check_output(output, questions)
     model = load(name, dtype=dtype, template=template, sampling=sampling)
     who = "" if model.run else f"{_plain(name)}."
-    predictions = _as_jsonl(output) if output else _free(_folder(model.run), who, questions, ".eval")
+    models = (None if model.run else name,)
+    predictions = _as_jsonl(output) if output else _free(_folder(model.run), who, questions, ".eval", models)
     result = evaluate(model, questions.conversations, metrics, output=predictions, watch=watch)
     return _saved(result, questions, predictions, model.run, _learnt((name,), questions))
 
@@ -88,6 +90,7 @@ def measure_two(
         run: RunDir | None = _run_of(a)
         side_a, side_b = _base_and_tuned(a, dtype, template, sampling)
         before, after = "", ""
+        models: tuple[str | None, ...] = (None, None)
     else:
         names = (a, b)
         run = _run_at(b)
@@ -97,7 +100,8 @@ def measure_two(
             lambda: load(names[1], dtype=dtype, template=template, sampling=sampling),
         )
         before, after = ("", f".vs-{_plain(a)}") if run else (f"{_plain(a)}-{_plain(b)}.", "")
-    predictions = _as_jsonl(output) if output else _free(_folder(run), before, questions, after)
+        models = (a, None if run else b)
+    predictions = _as_jsonl(output) if output else _free(_folder(run), before, questions, after, models)
     result = compare(side_a, side_b, questions.conversations, metrics, output=predictions, watch=watch)
     learnt = _learnt((a,) if b is None else (a, b), questions)
     return _saved(result, questions, predictions, run, learnt)
@@ -137,7 +141,7 @@ def _saved(
     run: RunDir | None,
     learnt: list[str],
 ) -> Result:
-    content = {**result.to_json(), "data": questions.path, "data_sha256": questions.sha256}
+    content = {**result.to_json(), "data": questions.path, "rows_sha256": questions.sha256}
     content["notes"] = [*content.get("notes", []), *learnt]
     file = beside(predictions, ".json")
     write_json(file, content)
@@ -218,28 +222,45 @@ def _as_jsonl(output: Path) -> Path:
     return output.with_name(name)
 
 
-def _free(folder: Path, before: str, questions: Questions, after: str) -> Path:
-    """Where the predictions go: the data's name between others, numbered where other rows were measured."""
+def _free(folder: Path, before: str, questions: Questions, after: str, models: Sequence[str | None]) -> Path:
+    """Where the predictions go: the data's name between others, numbered where something else was measured.
+
+    `models` are the names that the figures must be of; None stands for the one whose folder this is.
+    """
     for number in count(1):
         name = questions.name if number == 1 else f"{questions.name}-{number}"
         predictions = folder / f"{before}{name}{after}.jsonl"
         figures = beside(predictions, ".json")
-        if not (predictions.exists() or figures.exists()) or _same_rows(figures, questions):
+        if not (predictions.exists() or figures.exists()) or _same(figures, questions, models):
             return predictions
     raise AssertionError("there are always more numbers")
 
 
-def _same_rows(figures: Path, questions: Questions) -> bool:
-    """Whether these figures are of the rows that are asked now: by their content, by path in older files."""
+def _same(figures: Path, questions: Questions, models: Sequence[str | None]) -> bool:
+    """Whether these figures are of the rows and the models that are asked now."""
+    content = _figures(figures)
+    if content is None or content.get("rows_sha256") != questions.sha256:
+        return False
+    sides = [content] if content["kind"] == "evaluation" else [content.get("a"), content.get("b")]
+    named = [str(side.get("model")) if isinstance(side, dict) else "" for side in sides]
+    return len(named) == len(models) and all(
+        name is None or _same_model(name, before) for name, before in zip(models, named, strict=True)
+    )
+
+
+def _same_model(name: str, other: str) -> bool:
+    """Whether two names are one model: the same word, or two ways to the same folder."""
+    return name == other or (Path(name).exists() and Path(name).resolve() == Path(other).resolve())
+
+
+def _figures(file: Path) -> dict[str, Any] | None:
+    """What `eval` or `compare` wrote in a file of figures; None where it is anything else."""
     try:
-        content = json.loads(figures.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    if not isinstance(content, dict):
-        return False
-    if known := content.get("data_sha256"):
-        return bool(known == questions.sha256)
-    return Path(str(content.get("data"))).resolve() == Path(questions.path).resolve()
+        return None
+    ours = isinstance(content, dict) and content.get("kind") in ("evaluation", "comparison")
+    return content if ours else None
 
 
 def _plain(name: str) -> str:

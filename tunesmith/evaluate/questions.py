@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,11 +30,12 @@ class Questions:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the content of all files, in their order."""
+        """Of the rows that are asked, their answers included, in their order."""
         digest = hashlib.sha256()
-        for file in self.files:
-            with Path(file).open("rb") as handle:
-                digest.update(hashlib.file_digest(handle, "sha256").digest())
+        for row in self.conversations:
+            said = [message.as_dict() for message in row.prompt.messages]
+            told = [row.key, said, [dict(tool) for tool in row.tools], row.references]
+            digest.update(json.dumps(told, sort_keys=True, default=str).encode() + b"\n")
         return digest.hexdigest()
 
 
