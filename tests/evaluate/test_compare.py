@@ -79,6 +79,17 @@ def test_answers_are_on_the_disk_before_the_last_one_is_in(tmp_path: Path) -> No
     assert not (tmp_path / "p.jsonl").exists()
     assert len(read_jsonl(tmp_path / "p.jsonl.partial")) == 3
 
+    # The next attempts, one that dies at once, one that dies later and one that ends, keep those answers.
+    def fail(_: Conversation) -> str:
+        raise GenerateError("no")
+
+    for model in (Scripted("m", fail), Dying(tmp_path / "p.jsonl.partial-2")):
+        with pytest.raises(GenerateError):
+            evaluate(model, couplets(5), ALL, output=tmp_path / "p.jsonl")
+    evaluate(Scripted("m", perfect), couplets(5), ALL, output=tmp_path / "p.jsonl")
+    counts = {file.name: len(read_jsonl(file)) for file in tmp_path.iterdir()}
+    assert counts == {"p.jsonl": 5, "p.jsonl.partial": 3, "p.jsonl.partial-2": 3}
+
 
 def test_a_failure_before_the_first_answer_leaves_nothing(tmp_path: Path) -> None:
     def fail(_: Conversation) -> str:
@@ -285,6 +296,36 @@ def test_dots_in_the_name_of_the_output_stay(place: Path, tmp_path: Path) -> Non
     stems = ("out-0.5", "out-0.7", "out-0.9")
     assert kept == [(f"{stem}.json", f"{stem}.jsonl") for stem in stems]
     assert len(list(tmp_path.iterdir())) == 6
+
+
+@pytest.mark.parametrize("name", ["notes.jsonl", "notes.json", "notes.a.jsonl"])
+def test_an_output_never_replaces_what_is_no_result(place: Path, tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    # As `generate` writes them, or anything else.
+    file.write_text('{"id": "0", "prompt": "一", "prediction": "二", "references": []}\n', encoding="utf-8")
+    before = file.read_bytes()
+    found = read_questions(str(place / "valid.jsonl"), limit=1)
+    model = str(place / "qwen2")
+    for attempt in (
+        lambda: measure_one("no-such-model", found, ALL, SHORT, output=tmp_path / "notes.jsonl"),
+        lambda: measure_two("no-such-model", model, found, ALL, SHORT, output=tmp_path / "notes.json"),
+    )[".a." in name :]:
+        with pytest.raises(UsageError, match="would overwrite") as refused:
+            attempt()
+        assert name in str(refused.value)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_an_output_may_be_an_earlier_result(place: Path, tmp_path: Path) -> None:
+    model, output = str(place / "qwen2"), tmp_path / "out.jsonl"
+    output.touch()  # as mktemp makes them
+    for limit in (1, 2):
+        found = read_questions(str(place / "valid.jsonl"), limit=limit)
+        result = measure_one(model, found, ALL, SHORT, output=output, dtype="fp32")
+        assert result.content["n"] == limit
+        result = measure_two(model, model, found, ALL, SHORT, output=output, dtype="fp32")
+        assert result.content["n"] == limit
 
 
 def test_other_rows_of_the_same_name_overwrite_nothing(

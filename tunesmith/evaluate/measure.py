@@ -56,7 +56,7 @@ def measure_one(
 ) -> Result:
     """Measure the model or run `name`. `output` is the predictions' file; the result stands beside it."""
     _check_sampling(sampling)
-    _check_output(output, questions)
+    _check_output(output, questions, (".json",))
     model = load(name, dtype=dtype, template=template, sampling=sampling)
     who = "" if model.run else f"{_plain(name)}."
     models = (None if model.run else name,)
@@ -85,7 +85,7 @@ def measure_two(
     Raises UsageError if there is one name and it is no run, ModelError if its base has changed since.
     """
     _check_sampling(sampling)
-    _check_output(output, questions)
+    _check_output(output, questions, (".json", ".a.jsonl", ".b.jsonl"))
     if b is None:
         run: RunDir | None = _run_of(a)
         side_a, side_b = _base_and_tuned(a, dtype, template, sampling)
@@ -180,8 +180,8 @@ def _check_sampling(sampling: Sampling) -> None:
         )
 
 
-def _check_output(output: Path | None, questions: Questions) -> None:
-    """Before hours of work: the files written for `output` are none of those that were read."""
+def _check_output(output: Path | None, questions: Questions, endings: Sequence[str]) -> None:
+    """Before hours of work: what will be written for `output` replaces nothing but earlier results."""
     if output is None:
         return
     if output.is_dir():
@@ -189,12 +189,36 @@ def _check_output(output: Path | None, questions: Questions) -> None:
             f"--output {output} is a folder.", fix=f"Give a file in it: {output / 'predictions.jsonl'}."
         )
     predictions = _as_jsonl(output)
-    for file in (predictions, *(beside(predictions, end) for end in (".json", ".a.jsonl", ".b.jsonl"))):
-        if file.exists() and any(file.samefile(read) for read in questions.files):
-            raise UsageError(
-                f"--output {output} would overwrite {file}, which holds the rows or their answers.",
-                fix="Give the output another name.",
-            )
+    for file in (predictions, *(beside(predictions, ending) for ending in endings)):
+        if not file.exists():
+            continue
+        if any(file.samefile(read) for read in questions.files):
+            what = "which holds the rows or their answers"
+        elif not _ours(file):
+            what = "which isn't a result of `eval` or `compare`"
+        else:
+            continue
+        raise UsageError(
+            f"--output {output} would overwrite {file}, {what}.",
+            fix=f"Give the output another name, or put {file} somewhere else.",
+        )
+
+
+def _ours(file: Path) -> bool:
+    """Whether a file is an earlier result, figures or predictions, by what it holds; an empty one is too."""
+    if not file.is_file() or not file.stat().st_size:
+        return file.is_file()
+    if file.suffix == ".json":
+        return _figures(file) is not None
+    try:
+        with file.open(encoding="utf-8") as lines:
+            first = json.loads(next(lines))
+    except (OSError, ValueError):
+        return False
+    # What `generate` writes has no scores: those answers may be wanted still.
+    return (
+        isinstance(first, dict) and "prediction" in first and ("scores" in first or {"a", "b"} <= set(first))
+    )
 
 
 def _run_of(name: str) -> RunDir:
