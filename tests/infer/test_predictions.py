@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tests.families import save_tiny
 from tests.infer.made_run import made_run
 from tests.infer.test_generate import PROMPTS, asked
-from tunesmith.errors import RunError
+from tunesmith.errors import RunError, UsageError
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.local import LocalModel, load
 from tunesmith.infer.predictions import Summary, write_predictions
@@ -80,6 +80,10 @@ def test_an_output_that_is_there_is_not_touched(model: LocalModel, tmp_path: Pat
     assert output.read_text() == "precious\n"
     write_predictions(model, asked(), output, existing="replace")
     assert len(rows(output)) == 6
+    before = output.read_bytes()
+    with pytest.raises(UsageError, match="did you mean 'resume'"):
+        write_predictions(model, asked(), output, existing="resum")  # type: ignore[arg-type]
+    assert output.read_bytes() == before
     with pytest.raises(RunError, match="is a folder"):
         write_predictions(model, asked(), tmp_path)
 

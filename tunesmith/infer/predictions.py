@@ -13,11 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from tunesmith.errors import RunError
+from tunesmith.errors import RunError, UsageError
 from tunesmith.records import Completion, Conversation
 from tunesmith.rundir import disk_errors
+from tunesmith.settings import nearest
 
 if TYPE_CHECKING:
     from tunesmith.infer.local import LocalModel
@@ -98,7 +99,12 @@ def write_predictions(
 
 
 def check_output(output: Path, existing: Existing) -> None:
-    """Raise RunError if the file is there already and nothing was said about it."""
+    """Raise RunError if the file is there already and nothing was said about it, or UsageError."""
+    if existing not in get_args(Existing):
+        raise UsageError(
+            f"existing={existing!r} isn't known{nearest(existing, get_args(Existing))}.",
+            fix=f"Choose from: {', '.join(get_args(Existing))}.",
+        )
     if output.is_dir():
         raise RunError(f"{output} is a folder.", fix=f"Give a file, for example {output / 'answers.jsonl'}.")
     if output.exists() and existing == "refuse":
