@@ -102,6 +102,22 @@ def test_a_batch_answers_like_one_by_one(family: str, name: str) -> None:
     assert len({c.text for several in together for c in several}) > 1, "the answers say something"
 
 
+def test_a_pad_token_beyond_the_embedding_is_passed_over() -> None:
+    model, renderer = setup("llama")
+    expected = texts(answers("llama"))
+    size = model.get_input_embeddings().weight.shape[0]
+    tokenizer = tiny_tokenizer("llama")
+    missing = size - len(tokenizer)
+    tokenizer.add_tokens([f"[new{n}]" for n in range(missing)])
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id >= size
+    padded = Renderer(tokenizer, end_ids=renderer.stop_ids)
+    found = generate(model, padded, asked(), build(Sampling, {"max_new_tokens": 12}), batch_size=16)
+    assert texts(list(found)) == expected
+    with pytest.raises(SettingsError, match=f"pad_token_id {size}"):
+        generate(model, padded, asked(), build(Sampling, {"pad_token_id": size}))
+
+
 def test_greedy_and_beams_are_those_of_transformers() -> None:
     model, renderer = setup("qwen2")
     ids = torch.tensor([renderer.prompt_ids(asked()[0])])
