@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import tunesmith
 from tests.e2e.conftest import qa_rows, write_jsonl
 from tests.families import save_tiny
+from tunesmith.errors import TemplateError
 
 NOTEBOOK = """
 import sys
@@ -49,6 +52,24 @@ def test_a_notebook(tmp_path: Path) -> None:
         "2 ['first', 'second']",
         "alpaca, because every row has instruction and output",
     ]
+
+
+def test_generate_takes_what_the_verb_takes(tmp_path: Path) -> None:
+    model = save_tiny("gpt2", tmp_path / "base")  # a base model has no template
+    rows = str(write_jsonl(tmp_path / "rows.jsonl", qa_rows(3)))
+    output = tmp_path / "answers.jsonl"
+    with pytest.raises(TemplateError, match="no chat template") as refused:
+        tunesmith.generate(model, rows, output)
+    assert "template=" in refused.value.fix
+    told: list[int] = []
+    summary = tunesmith.generate(
+        model, rows, output, template="chatml", dtype="bf16", batch_size=1, max_new_tokens=2,
+        watch=lambda done: told.append(done.answered),
+    )  # fmt: skip
+    assert (summary.answered, told) == (3, [1, 2, 3])
+    assert {json.loads(line)["dtype"] for line in output.read_text(encoding="utf-8").splitlines()} == {
+        "bfloat16"
+    }
 
 
 def test_every_public_name_is_there_and_documented() -> None:
