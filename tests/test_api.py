@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 import tunesmith
 from tests.e2e.conftest import qa_rows, write_jsonl
 from tests.families import save_tiny
-from tunesmith.errors import TemplateError
+from tunesmith import api
+from tunesmith.errors import DataError, TemplateError
 
 NOTEBOOK = """
 import sys
@@ -74,4 +76,18 @@ def test_generate_takes_what_the_verb_takes(tmp_path: Path) -> None:
 
 def test_every_public_name_is_there_and_documented() -> None:
     for name in tunesmith.__all__:
-        assert getattr(tunesmith, name).__doc__, name
+        public = getattr(tunesmith, name)
+        assert public.__doc__, name
+        if not isinstance(public, type):
+            # train and evaluate are folders as well: their own documentation would tell of those.
+            function = getattr(api, name)
+            assert inspect.signature(public) == inspect.signature(function), name
+            assert public.__doc__ == function.__doc__, name
+    assert "listener" in inspect.signature(tunesmith.train).parameters
+
+
+def test_several_files_that_are_missing_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as refused:
+        tunesmith.check([str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl")])
+    assert "one.jsonl" in str(refused.value)
+    assert "two.jsonl" in str(refused.value)

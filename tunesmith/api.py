@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from tunesmith import rundir
 from tunesmith.data import check as data_check
 from tunesmith.data.check import Dataset, read_prompts
+from tunesmith.data.read import joined
 from tunesmith.data.template import Renderer
 from tunesmith.errors import DataError
 from tunesmith.evaluate import curve, measure
@@ -52,12 +53,12 @@ SAMPLE_TOKENS = 64
 def check(files: str | Sequence[str], *, info: str | None = None) -> Dataset:
     """Read data files and recognise their format; bad rows are listed in the result, never left out unseen.
 
-    `info` is a LLaMA-Factory dataset_info.json; `files` are then names in it. Raises DataError for a file
-    that can't be read at all.
+    `info` is a LLaMA-Factory dataset_info.json; `files` are then names in it. Raises DataError for files
+    that can't be read at all, all of them at once.
     """
     dataset, problems = data_check.survey([files] if isinstance(files, str) else list(files), info)
     if problems:
-        raise problems[0]
+        raise joined(problems)
     return dataset
 
 
@@ -165,7 +166,7 @@ def evaluate(
     data: str | Questions,
     *,
     references: str | None = None,
-    metrics: Sequence[str] | None = None,
+    metrics: str | Sequence[str] | None = None,
     limit: int | None = None,
     output: str | Path | None = None,
     dtype: str = "auto",
@@ -193,7 +194,7 @@ def compare(
     *,
     data: str | Questions,
     references: str | None = None,
-    metrics: Sequence[str] | None = None,
+    metrics: str | Sequence[str] | None = None,
     limit: int | None = None,
     output: str | Path | None = None,
     dtype: str = "auto",

@@ -268,6 +268,7 @@ def test_metrics_by_name(place: Path) -> None:
     found = read_questions(str(place / "valid.jsonl"))
     assert [m.name for m in choose_metrics(None, found)] == ["exact_match", "f1_char"]
     assert [m.name for m in choose_metrics(["verse_form", "verse_form"], found)] == ["verse_form"]
+    assert [m.name for m in choose_metrics("f1_char", found)] == ["f1_char"]
     with pytest.raises(SettingsError, match="did you mean 'f1_char'"):
         choose_metrics(["f1-char"], found)
 
