@@ -68,6 +68,11 @@ def test_a_result_of_a_wrong_shape_is_a_damaged_one(tmp_path: Path, content: dic
     assert "what `eval` and `compare` write" in html.unescape(text)
 
 
+def test_commands_are_quoted_for_the_shell(tmp_path: Path) -> None:
+    text = write_report(made_run(tmp_path / "my run")).read_text(encoding="utf-8")
+    assert f"tunesmith chat '{tmp_path}/my run'" in html.unescape(text)
+
+
 def test_our_own_sentences_are_in_both_languages(tmp_path: Path) -> None:
     run = made_run(tmp_path / "tang-1")
     text = write_report(run).read_text(encoding="utf-8")
