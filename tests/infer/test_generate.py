@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -116,6 +117,15 @@ def test_a_pad_token_beyond_the_embedding_is_passed_over() -> None:
     assert texts(list(found)) == expected
     with pytest.raises(SettingsError, match=f"pad_token_id {size}"):
         generate(model, padded, asked(), build(Sampling, {"pad_token_id": size}))
+
+
+def test_rows_of_two_files_draw_unlike_each_other() -> None:
+    model, renderer = setup("llama")
+    row = asked(PROMPTS[:1])[0]
+    rows = [replace(row, meta={"number": number}) for number in (0, 1)]
+    sampling = build(Sampling, {"max_new_tokens": 12, "temperature": 1.5, "seed": 1})
+    first, second = (several[0].text for several in generate(model, renderer, rows, sampling))
+    assert first != second
 
 
 def test_greedy_and_beams_are_those_of_transformers() -> None:

@@ -229,7 +229,7 @@ class _Job:
                 f"{size} and the model reads {self.context}, prompt and answer together.",
                 fix="Shorten the prompt, or use a model that reads longer texts.",
             )
-        return _Prompt(index, conversation.origin.row, ids, room)
+        return _Prompt(index, conversation.number, ids, room)
 
     def _pad_id(self) -> int:
         if self.sampling.pad_token_id is not None:
