@@ -25,7 +25,7 @@ help:
 	@echo "make bench      side by side with TRL and a naive loop, half an hour (bench/README.md)"
 	@echo "make lint       ruff and mypy alone"
 	@echo "make format     let ruff lay out the code"
-	@echo "make docs       write docs/settings.md anew from the settings classes"
+	@echo "make docs       write the tables of settings (docs/) and features (READMEs) anew from the code"
 	@echo "make clean      remove .venv, caches and builds; runs/ stays"
 
 setup: $(STAMP)

@@ -1,6 +1,6 @@
-"""Write docs/settings.md from the settings classes: `make docs`, or `python docs/generate.py`.
+"""Write docs/settings.md, and the table in docs/generate.md, from the settings classes: `make docs`.
 
-The classes are the only place where a setting is declared; a test fails when the page is older than they are.
+The classes are the only place where a setting is declared; a test fails when a page is older than they are.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from tunesmith.model.config import AdapterSettings, QuantizationSettings
 from tunesmith.train.config import Job, TrainSettings
 
 PAGE = Path(__file__).with_name("settings.md")
+ANSWERS = Path(__file__).with_name("generate.md")
+BEGIN, END = "<!-- settings: written by make docs -->\n", "<!-- settings: end -->\n"
 
 # Title, class, what stands before its names in a job, and the words above the table.
 SECTIONS: list[tuple[str, type[BaseModel], str, str]] = [
@@ -71,9 +73,23 @@ def page() -> str:
     """The whole page as Markdown."""
     parts = [HEAD]
     for title, cls, prefix, words in SECTIONS:
-        lines = ["| setting | default | values | meaning |", "|---|---|---|---|", *_rows(cls, prefix)]
-        parts.append(f"## {title}\n\n{words}\n\n" + "\n".join(lines) + "\n")
+        parts.append(f"## {title}\n\n{words}\n\n{table(cls, prefix)}")
     return "\n".join(parts)
+
+
+def table(cls: type[BaseModel], prefix: str = "") -> str:
+    """A row for each setting of a class, as Markdown."""
+    lines = ["| setting | default | values | meaning |", "|---|---|---|---|", *_rows(cls, prefix)]
+    return "\n".join(lines) + "\n"
+
+
+def filled(text: str) -> str:
+    """docs/generate.md with its table renewed. Raises ValueError when its place is lost."""
+    before, found, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not found or not end:
+        raise ValueError(f"{ANSWERS} has lost the markers of its table")
+    return before + BEGIN + table(Sampling) + END + after
 
 
 def _rows(cls: type[BaseModel], prefix: str) -> Iterator[str]:
@@ -136,4 +152,5 @@ def _type(annotation: Any) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
-    print(f"{PAGE} written")
+    ANSWERS.write_text(filled(ANSWERS.read_text(encoding="utf-8")), encoding="utf-8")
+    print(f"{PAGE} and {ANSWERS} written")

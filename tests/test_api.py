@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import tunesmith
 from tests.e2e.conftest import qa_rows, write_jsonl
 from tests.families import save_tiny
+from tunesmith import api
+from tunesmith.errors import DataError, TemplateError
 
 NOTEBOOK = """
 import sys
@@ -51,6 +56,38 @@ def test_a_notebook(tmp_path: Path) -> None:
     ]
 
 
+def test_generate_takes_what_the_verb_takes(tmp_path: Path) -> None:
+    model = save_tiny("gpt2", tmp_path / "base")  # a base model has no template
+    rows = str(write_jsonl(tmp_path / "rows.jsonl", qa_rows(3)))
+    output = tmp_path / "answers.jsonl"
+    with pytest.raises(TemplateError, match="no chat template") as refused:
+        tunesmith.generate(model, rows, output)
+    assert "template=" in refused.value.fix
+    told: list[int] = []
+    summary = tunesmith.generate(
+        model, rows, output, template="chatml", dtype="bf16", batch_size=1, max_new_tokens=2,
+        watch=lambda done: told.append(done.answered),
+    )  # fmt: skip
+    assert (summary.answered, told) == (3, [1, 2, 3])
+    assert {json.loads(line)["dtype"] for line in output.read_text(encoding="utf-8").splitlines()} == {
+        "bfloat16"
+    }
+
+
 def test_every_public_name_is_there_and_documented() -> None:
     for name in tunesmith.__all__:
-        assert getattr(tunesmith, name).__doc__, name
+        public = getattr(tunesmith, name)
+        assert public.__doc__, name
+        if not isinstance(public, type):
+            # train and evaluate are folders as well: their own documentation would tell of those.
+            function = getattr(api, name)
+            assert inspect.signature(public) == inspect.signature(function), name
+            assert public.__doc__ == function.__doc__, name
+    assert "listener" in inspect.signature(tunesmith.train).parameters
+
+
+def test_several_files_that_are_missing_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as refused:
+        tunesmith.check([str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl")])
+    assert "one.jsonl" in str(refused.value)
+    assert "two.jsonl" in str(refused.value)

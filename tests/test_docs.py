@@ -30,6 +30,22 @@ def test_the_page_of_settings_is_not_stale(generate: ModuleType) -> None:
     assert (DOCS / "settings.md").read_text(encoding="utf-8") == generate.page(), "run `make docs`"
 
 
+def test_the_table_of_settings_of_answers_is_not_stale(generate: ModuleType) -> None:
+    text = (DOCS / "generate.md").read_text(encoding="utf-8")
+    assert text == generate.filled(text), "run `make docs`"
+    assert "| `num_beams` |" in text
+    with pytest.raises(ValueError, match="markers"):
+        generate.filled("no table")
+
+
+def test_what_make_docs_writes_is_said_where_people_look() -> None:
+    for name in ("Makefile", "CONTRIBUTING.md"):
+        text = (DOCS.parent / name).read_text(encoding="utf-8")
+        told = next(line for line in text.splitlines() if "docs " in line and "anew" in line)
+        assert "settings" in told, name
+        assert "features" in told, name
+
+
 def test_the_page_names_every_setting_of_a_job(generate: ModuleType) -> None:
     page = generate.page()
     keys = [key for key in known_keys(Job) if not key.startswith("data.train.")]  # those have their own table
@@ -60,7 +76,9 @@ def test_each_verb_has_a_page(name: str) -> None:
     for verb in VERBS:
         page = DOCS / f"{pages.get(verb, verb)}.md"
         assert f"tunesmith {verb}" in page.read_text(encoding="utf-8"), verb
-        assert f"](docs/{page.name})" in text, verb
+        chinese = page.with_suffix(".zh-CN.md")
+        linked = chinese if "zh" in name and chinese.exists() else page
+        assert f"](docs/{linked.name})" in text, verb
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])

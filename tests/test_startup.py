@@ -83,6 +83,9 @@ def test_completion_imports_no_verb_and_nothing_heavy(environment: dict[str, str
 WRONG = [
     ["train", "no.yaml"], ["plan", "no.yaml"], ["verify", "no.yaml"], ["eval", "any", "--data", "no.jsonl"],
     ["compare", "a", "b", "--data", "no.jsonl"], ["chat", "any", "temprature=1"],
+    ["chat", "any", "num_beams=2"], ["chat", "any", "num_return_sequences=2"],
+    ["eval", "any", "--data", "rows.jsonl", "--dtype", "foo"],
+    ["compare", "a", "b", "--data", "rows.jsonl", "--dtype", "foo"],
     ["generate", "any", "--input", "no.txt", "--output", "x.jsonl"],
 ]  # fmt: skip
 
@@ -91,6 +94,7 @@ WRONG = [
     "words", [*([verb, "--help"] for verb in sorted(VERBS - {"doctor"})), *WRONG], ids=" ".join
 )
 def test_help_and_mistakes_of_every_verb_wait_for_nothing_heavy(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "1 + 1?", "output": "2"}\n')
     assert not _modules(words, cwd=tmp_path) & HEAVY
 
 

@@ -13,6 +13,7 @@ The functions are those of the command line (tunesmith/api.py); importing this p
 from __future__ import annotations
 
 import importlib
+import inspect
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -65,11 +66,20 @@ class _CallableStage(ModuleType):
 
     Python sets the attribute `train` of this package to the folder's module as soon as anything in it is
     imported. Without this, the second `tunesmith.train(…)` of a session would call a module.
+
+    Signature and documentation are the function's, looked up when `help()` or a notebook asks for them.
     """
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        name = self.__name__.rpartition(".")[2]
-        return getattr(importlib.import_module("tunesmith.api"), name)(*args, **kwargs)
+        return _verb(self)(*args, **kwargs)
+
+
+def _verb(stage: ModuleType) -> Any:
+    return getattr(importlib.import_module("tunesmith.api"), stage.__name__.rpartition(".")[2])
+
+
+_CallableStage.__signature__ = property(lambda stage: inspect.signature(_verb(stage)))  # type: ignore[attr-defined]
+_CallableStage.__doc__ = property(lambda stage: _verb(stage).__doc__)  # type: ignore[assignment]
 
 
 for _name in ("train", "evaluate"):

@@ -24,7 +24,9 @@ from transformers import PreTrainedModel
 from tunesmith import rundir
 from tunesmith.data import check as data_check
 from tunesmith.data.check import Dataset, read_prompts
+from tunesmith.data.read import joined
 from tunesmith.data.template import Renderer
+from tunesmith.errors import DataError
 from tunesmith.evaluate import curve, measure
 from tunesmith.evaluate.measure import Result
 from tunesmith.evaluate.questions import Questions, choose_metrics, read_questions
@@ -34,7 +36,7 @@ from tunesmith.infer import local
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.generate import generate as answers_of
 from tunesmith.infer.local import LocalModel
-from tunesmith.infer.predictions import Existing, Summary, write_predictions
+from tunesmith.infer.predictions import Existing, Summary, check_output, write_predictions
 from tunesmith.records import Conversation
 from tunesmith.rundir import RunDir
 from tunesmith.settings import build
@@ -51,12 +53,12 @@ SAMPLE_TOKENS = 64
 def check(files: str | Sequence[str], *, info: str | None = None) -> Dataset:
     """Read data files and recognise their format; bad rows are listed in the result, never left out unseen.
 
-    `info` is a LLaMA-Factory dataset_info.json; `files` are then names in it. Raises DataError for a file
-    that can't be read at all.
+    `info` is a LLaMA-Factory dataset_info.json; `files` are then names in it. Raises DataError for files
+    that can't be read at all, all of them at once.
     """
     dataset, problems = data_check.survey([files] if isinstance(files, str) else list(files), info)
     if problems:
-        raise problems[0]
+        raise joined(problems)
     return dataset
 
 
@@ -133,19 +135,30 @@ def load(
 
 def generate(
     model: str | Path | RunDir,
-    prompts: str,
+    prompts: str | Sequence[Conversation],
     output: str | Path,
     *,
     existing: Existing = "refuse",
+    dtype: str = "auto",
+    template: str | None = None,
+    batch_size: int = 16,
+    watch: Callable[[Summary], None] | None = None,
     **sampling: Any,
 ) -> Summary:
     """Answer every prompt of a file, in any row format, into a JSONL file; returns counts, tokens, seconds.
 
-    `existing` says what happens to an output that is there: refuse, resume or replace. Raises DataError,
-    SettingsError, RunError.
+    `existing` says what happens to an output that is there: refuse, resume or replace. `batch_size` counts
+    the sequences computed at once; `watch` is told after each prompt. Raises DataError, SettingsError,
+    UsageError, RunError.
     """
-    settings, conversations = build(Sampling, sampling), read_prompts(prompts)
-    return write_predictions(load(model, **settings.given()), conversations, Path(output), existing=existing)
+    settings = build(Sampling, sampling)
+    check_output(Path(output), existing)
+    conversations = read_prompts(prompts) if isinstance(prompts, str) else prompts
+    if not conversations:
+        raise DataError(f"{prompts or 'The list'} holds no prompts.", fix="Give at least one.")
+    answerer = load(model, dtype=dtype, template=template, **settings.given())
+    answerer.batch_size = batch_size
+    return write_predictions(answerer, conversations, Path(output), existing=existing, watch=watch)
 
 
 def evaluate(
@@ -153,7 +166,7 @@ def evaluate(
     data: str | Questions,
     *,
     references: str | None = None,
-    metrics: Sequence[str] | None = None,
+    metrics: str | Sequence[str] | None = None,
     limit: int | None = None,
     output: str | Path | None = None,
     dtype: str = "auto",
@@ -181,7 +194,7 @@ def compare(
     *,
     data: str | Questions,
     references: str | None = None,
-    metrics: Sequence[str] | None = None,
+    metrics: str | Sequence[str] | None = None,
     limit: int | None = None,
     output: str | Path | None = None,
     dtype: str = "auto",

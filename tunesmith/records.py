@@ -73,9 +73,14 @@ class Conversation:
         return Conversation(turns, self.origin, self.id, self.tools, self.references, self.meta)
 
     @property
+    def number(self) -> int:
+        """The row's number in its file; where several files were read together, over all of them."""
+        return int(self.meta.get("number", self.origin.row))
+
+    @property
     def key(self) -> str:
-        """What predictions are joined by: the row's own id, else its number in the file."""
-        return self.id or str(self.origin.row)
+        """What predictions are joined by: the row's own id, else its number."""
+        return self.id or str(self.number)
 
     @property
     def question(self) -> str:

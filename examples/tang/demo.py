@@ -3,6 +3,7 @@
 make demo        or, after `make setup`:   .venv/bin/python examples/tang/demo.py
 """
 
+import shlex
 from pathlib import Path
 
 from rich.text import Text
@@ -56,8 +57,9 @@ def main() -> None:
     out.print()
     out.print(f"Report: {run.report_file}", style="bold")
     out.print("Next:")
-    out.print(f"  .venv/bin/tunesmith chat {run.path}")
-    out.print(f"  .venv/bin/tunesmith runs show {run.path}")
+    name = shlex.quote(str(run.path))
+    out.print(f"  .venv/bin/tunesmith chat {name}")
+    out.print(f"  .venv/bin/tunesmith runs show {name}")
     out.print(
         "  .venv/bin/tunesmith data check examples/handbook/train.jsonl    # then train on your own rows"
     )

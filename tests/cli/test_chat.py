@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import os
 import pty
 import select
@@ -18,6 +19,7 @@ import torch
 from tests.families import save_tiny
 from tests.infer.made_run import made_run
 from tunesmith.cli import chat as cli_chat
+from tunesmith.cli.console import write
 from tunesmith.infer.local import load
 from tunesmith.records import Conversation, Message, Origin
 
@@ -221,8 +223,21 @@ def test_ctrl_c_twice_at_the_prompt_leaves(
 def test_an_answer_cannot_steer_the_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cli_chat._write("a\x1b[2Jb\n\t山")
+    write("a\x1b[2Jb\n\t山")
     assert capsys.readouterr().out == "a\x1b[2Jb\n\t山", "a file gets what the model wrote"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    cli_chat._write("a\x1b[2Jb\n\t山\x9b")
-    assert capsys.readouterr().out == "a\ufffd[2Jb\n\t山\ufffd"
+    write("a\x1b[2Jb\n\t山\x9b")
+    assert capsys.readouterr().out == "a␛[2Jb\n\t山\ufffd"
+
+
+def test_bytes_that_are_not_utf8_are_answered(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["run", "do_sample=false", "max_new_tokens=2", "--system", b"caf\xe9", b"stop=caf\xe9"]
+    done = subprocess.run(
+        [*COMMAND, *words], cwd=place, env=PLAIN, input=b"caf\xe9\n/system\n", capture_output=True
+    )
+    errors = done.stderr.decode()
+    assert done.returncode == 0, errors
+    assert "The system prompt is: caf\ufffd" in errors
+    # A terminal as stdin and a pipe as stdout.
+    monkeypatch.setattr(sys, "stdin", io.StringIO("caf\udce9\n"))
+    assert cli_chat._read(terminal=True) == "caf\ufffd"

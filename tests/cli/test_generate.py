@@ -17,7 +17,8 @@ import pytest
 from tests.families import save_tiny
 from tests.infer.made_run import made_run
 from tunesmith.cli.main import main
-from tunesmith.infer.local import load
+from tunesmith.infer.local import LocalModel, load
+from tunesmith.records import Completion
 
 COMMAND = [sys.executable, "-c", "from tunesmith.cli.main import main; main()", "generate"]
 
@@ -99,6 +100,17 @@ def test_one_prompt_answers_on_stdout(run: Run, models: Path) -> None:
     assert "The limit was reached" in err
     code, out, err = run("--prompt", "你好", "temperature=3", "seed=1", "num_return_sequences=3")
     assert "[3]" in err
+
+
+def test_one_prompt_of_bytes_that_are_not_utf8(run: Run) -> None:
+    code, out, err = run("--prompt", "caf\udce9", "--system", "\udcff", "stop=\udcfe", "--json")
+    assert (code, json.loads(out)["prompt"]) == (0, "system: \ufffd\nuser: caf\ufffd"), err
+
+
+def test_a_pipe_gets_what_the_model_wrote(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = Completion("a\tb\x1b[2J\r\n山 [bold]", "stop", 1, 1)
+    monkeypatch.setattr(LocalModel, "complete", lambda *_: iter([[answer]]))
+    assert run("--prompt", "Hi")[1] == answer.text + "\n"
 
 
 def test_an_output_that_is_there(run: Run) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pty
 import resource
 import subprocess
 import sys
@@ -52,6 +54,27 @@ def test_list_shows_every_run_the_newest_last(runs: Path) -> None:
     # Chinese is two cells wide: columns stay in line.
     columns = {cell_len(line[: line.index("smollm2")]) for line in lines}
     assert columns == {head.index("model")}
+
+
+def test_a_terminal_gets_the_curve_in_colours_a_pipe_none(runs: Path) -> None:
+    master, slave = pty.openpty()
+    words = [sys.executable, "-c", MAIN, "runs", "show", "old"]
+    environment = {**os.environ, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8", "COLUMNS": "100"}
+    environment.pop("NO_COLOR", None)
+    with subprocess.Popen(words, cwd=runs, env=environment, stdin=slave, stdout=slave, stderr=slave):
+        os.close(slave)
+        shown = b""
+        with contextlib.suppress(OSError):  # how a terminal's end is told
+            while data := os.read(master, 65536):
+                shown += data
+    os.close(master)
+    text = shown.decode()
+    assert "\x1b[36m⠒⠒" in text
+    assert "\x1b[1;33m●" in text
+    assert "\u241b" not in text, "no escape code is shown as a picture"
+    piped = tunesmith("runs", "show", "old", cwd=runs).stdout
+    assert "⠒⠒ training loss" in piped
+    assert not {"\x1b", "\u241b"} & set(piped)
 
 
 def test_list_json(runs: Path) -> None:

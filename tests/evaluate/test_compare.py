@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.evaluate.conftest import questions, rows, train, write_rows
 from tests.evaluate.made_run import Scripted, couplets
+from tests.families import save_tiny
 from tunesmith.data.prompts import read_prompts
 from tunesmith.data.trained_rows import trained_rows
-from tunesmith.errors import DataError, GenerateError, SettingsError, UsageError
+from tunesmith.errors import DataError, GenerateError, ModelError, SettingsError, UsageError
 from tunesmith.evaluate import measure
 from tunesmith.evaluate.compare import Comparison, compare
 from tunesmith.evaluate.measure import measure_one, measure_two
@@ -75,6 +78,17 @@ def test_answers_are_on_the_disk_before_the_last_one_is_in(tmp_path: Path) -> No
     assert dying.seen == 3  # SIGKILL at this moment would have lost nothing
     assert not (tmp_path / "p.jsonl").exists()
     assert len(read_jsonl(tmp_path / "p.jsonl.partial")) == 3
+
+    # The next attempts, one that dies at once, one that dies later and one that ends, keep those answers.
+    def fail(_: Conversation) -> str:
+        raise GenerateError("no")
+
+    for model in (Scripted("m", fail), Dying(tmp_path / "p.jsonl.partial-2")):
+        with pytest.raises(GenerateError):
+            evaluate(model, couplets(5), ALL, output=tmp_path / "p.jsonl")
+    evaluate(Scripted("m", perfect), couplets(5), ALL, output=tmp_path / "p.jsonl")
+    counts = {file.name: len(read_jsonl(file)) for file in tmp_path.iterdir()}
+    assert counts == {"p.jsonl": 5, "p.jsonl.partial": 3, "p.jsonl.partial-2": 3}
 
 
 def test_a_failure_before_the_first_answer_leaves_nothing(tmp_path: Path) -> None:
@@ -175,6 +189,21 @@ def test_a_fully_tuned_run_is_compared_with_its_real_base(place: Path) -> None:
     assert result.content["loss"]["b"] < result.content["loss"]["a"]
 
 
+def test_a_base_that_changed_after_full_tuning_is_refused(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", rows(24))
+    write_rows(tmp_path / "valid.jsonl", rows(2))
+    save_tiny("qwen2", tmp_path / "qwen2")
+    run = train(tmp_path, "full", adapter={"type": "full"}, max_steps=1)
+    weights = tmp_path / "qwen2" / "model.safetensors"
+    tensors = load_file(weights)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, weights, metadata={"format": "pt"})
+    found = read_questions(str(tmp_path / "valid.jsonl"))
+    with pytest.raises(ModelError, match="was tuned from another base") as refused:
+        measure_two(str(run), None, found, ALL, SHORT, dtype="fp32")
+    assert "tunesmith compare MODEL" in refused.value.fix
+    assert not list(run.glob("eval/*"))
+
+
 def test_rows_that_were_trained_on_are_counted(place: Path, tmp_path: Path) -> None:
     rows = [{"instruction": f"第{i}個問題？", "input": "", "output": f"答{i}。"} for i in range(3)]
     write_rows(tmp_path / "new.jsonl", rows)
@@ -239,6 +268,7 @@ def test_metrics_by_name(place: Path) -> None:
     found = read_questions(str(place / "valid.jsonl"))
     assert [m.name for m in choose_metrics(None, found)] == ["exact_match", "f1_char"]
     assert [m.name for m in choose_metrics(["verse_form", "verse_form"], found)] == ["verse_form"]
+    assert [m.name for m in choose_metrics("f1_char", found)] == ["f1_char"]
     with pytest.raises(SettingsError, match="did you mean 'f1_char'"):
         choose_metrics(["f1-char"], found)
 
@@ -269,6 +299,36 @@ def test_dots_in_the_name_of_the_output_stay(place: Path, tmp_path: Path) -> Non
     assert len(list(tmp_path.iterdir())) == 6
 
 
+@pytest.mark.parametrize("name", ["notes.jsonl", "notes.json", "notes.a.jsonl"])
+def test_an_output_never_replaces_what_is_no_result(place: Path, tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    # As `generate` writes them, or anything else.
+    file.write_text('{"id": "0", "prompt": "一", "prediction": "二", "references": []}\n', encoding="utf-8")
+    before = file.read_bytes()
+    found = read_questions(str(place / "valid.jsonl"), limit=1)
+    model = str(place / "qwen2")
+    for attempt in (
+        lambda: measure_one("no-such-model", found, ALL, SHORT, output=tmp_path / "notes.jsonl"),
+        lambda: measure_two("no-such-model", model, found, ALL, SHORT, output=tmp_path / "notes.json"),
+    )[".a." in name :]:
+        with pytest.raises(UsageError, match="would overwrite") as refused:
+            attempt()
+        assert name in str(refused.value)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_an_output_may_be_an_earlier_result(place: Path, tmp_path: Path) -> None:
+    model, output = str(place / "qwen2"), tmp_path / "out.jsonl"
+    output.touch()  # as mktemp makes them
+    for limit in (1, 2):
+        found = read_questions(str(place / "valid.jsonl"), limit=limit)
+        result = measure_one(model, found, ALL, SHORT, output=output, dtype="fp32")
+        assert result.content["n"] == limit
+        result = measure_two(model, model, found, ALL, SHORT, output=output, dtype="fp32")
+        assert result.content["n"] == limit
+
+
 def test_other_rows_of_the_same_name_overwrite_nothing(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,3 +343,33 @@ def test_other_rows_of_the_same_name_overwrite_nothing(
         assert json.loads(result.file.read_text(encoding="utf-8"))["n"] == count
     # a, b beside it, a again, and b with another row
     assert names == [f"qwen2.test{n}.eval.json" for n in ("", "-2", "", "-3")]
+
+
+def test_a_limit_overwrites_no_figures_of_all_rows(place: Path, tmp_path: Path) -> None:
+    run = str(shutil.copytree(place / "runs/lora", tmp_path / "run"))
+    file = str(place / "valid.jsonl")
+    names = []
+    for limit in (None, 2, None, 2):
+        found = read_questions(file, limit=limit)
+        results = (
+            measure_one(run, found, ALL, SHORT, dtype="fp32"),
+            measure_two(run, None, found, ALL, SHORT, dtype="fp32"),
+        )
+        names.append(tuple(result.file.name for result in results))
+    assert names == [("valid.eval.json", "valid.json"), ("valid-2.eval.json", "valid-2.json")] * 2
+    assert json.loads((tmp_path / "run/eval/valid.json").read_text(encoding="utf-8"))["n"] == 8
+
+
+def test_models_of_one_name_overwrite_nothing(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("a", "b"):
+        shutil.copytree(place / "qwen2", tmp_path / folder / "m")
+    found = read_questions(str(place / "valid.jsonl"), limit=1)
+    again = str(tmp_path / "a" / "m")
+    names = [measure_one(m, found, ALL, SHORT, dtype="fp32").file.name for m in ("a/m", "b/m", "a/m/", again)]
+    assert names == [f"m.valid{n}.eval.json" for n in ("", "-2", "", "")]
+    names = [measure_two(x, y, found, ALL, SHORT, dtype="fp32").file.name
+             for x, y in (("a/m", "b/m"), ("b/m", "a/m"), ("a/m", "b/m"))]  # fmt: skip
+    assert names == [f"m-m.valid{n}.json" for n in ("", "-2", "")]

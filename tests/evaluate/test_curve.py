@@ -53,17 +53,11 @@ def test_smoothing_starts_at_the_first_value_and_keeps_a_constant() -> None:
 def test_terminal_fits_its_width_and_shows_both_ends(tmp_path: Path) -> None:
     run = made_run(tmp_path / "tang-1")
     for width in (30, 60, 100):
-        lines = curve.terminal(run, width=width, colour=False).split("\n")
+        lines = curve.terminal(run, width=width).plain.split("\n")
         assert max(map(cell_len, lines[:-1])) <= width
         assert lines[0].startswith("3.84 ┤●")  # the base's loss, at step 0
         assert "40 steps" in lines[-2]
         assert sum(line.count("●") for line in lines[:-1]) == 5
-
-
-def test_terminal_has_no_colour_in_a_pipe(tmp_path: Path) -> None:
-    run = made_run(tmp_path / "tang-1")
-    assert "\x1b" not in curve.terminal(run)  # pytest captures: no terminal
-    assert "\x1b[36m" in curve.terminal(run, colour=True)
 
 
 def test_one_flat_or_damaged_history_can_be_drawn(tmp_path: Path) -> None:
@@ -71,7 +65,7 @@ def test_one_flat_or_damaged_history_can_be_drawn(tmp_path: Path) -> None:
     lines = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan")}, {"step": 3, "loss": 2.0}]
     run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert read(run).non_finite == 1
-    assert "3 steps" in curve.terminal(run)
+    assert "3 steps" in curve.terminal(run).plain
     assert curve.write_png(run).is_file()
 
 
@@ -88,6 +82,6 @@ def test_png_is_written_whole_and_replaced(tmp_path: Path) -> None:
 
 def test_before_the_first_step_there_is_no_curve(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
-    assert curve.terminal(run) == "(no steps yet)"
+    assert curve.terminal(run).plain == "(no steps yet)"
     with pytest.raises(RunError, match="no steps yet"):
         curve.write_png(run)

@@ -59,6 +59,8 @@ def test_one_token_for_every_han_character_kana_and_hangul() -> None:
         ("iPhone，iPad", ["iphone", "ipad"]), ("don't", ["dont"]), ("Straße", ["strasse"]),
         ("ＡＢＣ", ["abc"]), ("the cat", ["cat"]),
         ("A", ["a"]), ("<think>long\nthought</think>答", ["答"]), ("、。！", []),
+        ("the template opened it\n</think>\n\n答", ["答"]), ("答<think>the limit cut it", ["答"]),
+        ("a</think>b<think>c</think>d<think>e", ["bd"]),
     ],
 )  # fmt: skip
 def test_normalisation(text: str, wanted: list[str]) -> None:
@@ -66,7 +68,7 @@ def test_normalisation(text: str, wanted: list[str]) -> None:
 
 
 def test_empty_predictions_score_zero_and_are_known_as_empty() -> None:
-    for empty in ("", "  \n\u3000", "<think>all of it</think>\n"):
+    for empty in ("", "  \n\u3000", "<think>all of it</think>\n", "<think>答案 春", "all of it</think>\n"):
         assert is_empty(empty)
         assert [metric.score(empty, ["春。", ""], FIVE) for metric in METRICS.values()] == [0, 0, 0]
     assert not is_empty("。")

@@ -81,5 +81,7 @@ def test_order_and_company_of_rows_change_nothing(tuned: LocalModel) -> None:
 
 def test_a_row_longer_than_the_model_reads_is_named(tuned: LocalModel) -> None:
     long = Conversation(questions(1)[0].messages, questions(3)[2].origin, references=("長" * 5000,))
-    with pytest.raises(DataError, match=r"valid\.jsonl:3"):
+    with pytest.raises(DataError, match=r"valid\.jsonl:3") as refused:
         answer_loss(tuned, [*questions(2), long])
+    assert f"1 row is longer than {tuned.name} reads: {tuned.context} tokens" in refused.value.what
+    assert "data." not in refused.value.fix, "no setting of a training helps here"

@@ -19,6 +19,7 @@ from tunesmith.evaluate.chinese import in_chinese
 from tunesmith.evaluate.compare import compare
 from tunesmith.evaluate.metrics import METRICS
 from tunesmith.evaluate.report import SHOWN_TEXT, write_report
+from tunesmith.evaluate.results import read_results
 from tunesmith.redact import short_paths, without_secrets
 from tunesmith.rundir import RunDir, open_run, write_json
 
@@ -45,6 +46,31 @@ def compared(run: RunDir, before: str, after: str, n: int = 15) -> None:
     sides = Scripted("base", lambda _: before), Scripted("tuned", lambda _: after)
     result = compare(*sides, couplets(n), list(METRICS.values()), output=run.eval / "test.jsonl")
     write_json(run.eval / "test.json", {**result.to_json(), "data": "test.json"})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"kind": "comparison"},
+        {"kind": "evaluation", "n": 1, "model": "m"},
+        {"kind": "evaluation", "n": 1, "model": "m", "metrics": [1]},
+        {"kind": "comparison", "n": 1, "metrics": {}, "a": {}, "b": {"model": "m"}},
+        {"kind": "evaluation", "n": 1, "model": "m", "metrics": {"f1_char": {"value": "x"}}},
+    ],
+)
+def test_a_result_of_a_wrong_shape_is_a_damaged_one(tmp_path: Path, content: dict[str, object]) -> None:
+    run = made_run(tmp_path / "tang-1")
+    compared(run, "一", "二")
+    write_json(run.eval / "wrong.json", content)
+    assert [result["kind"] for result in read_results(run)] == ["comparison", "damaged"]
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "wrong.json" in text
+    assert "what `eval` and `compare` write" in html.unescape(text)
+
+
+def test_commands_are_quoted_for_the_shell(tmp_path: Path) -> None:
+    text = write_report(made_run(tmp_path / "my run")).read_text(encoding="utf-8")
+    assert f"tunesmith chat '{tmp_path}/my run'" in html.unescape(text)
 
 
 def test_our_own_sentences_are_in_both_languages(tmp_path: Path) -> None:

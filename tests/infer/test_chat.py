@@ -70,6 +70,12 @@ def test_the_system_prompt(chat: Chat) -> None:
     assert tokens(chat) == alone
 
 
+def test_a_value_keeps_its_equals_signs(chat: Chat) -> None:
+    for line, stop in (("/set stop ==END==", "==END=="), ("/set stop=a=b", "a=b"), ("/set stop x", "x")):
+        chat.command(line)
+        assert chat.model.sampling.stop == (stop,)
+
+
 def test_settings_change_and_stay_as_they_were_when_they_are_wrong(chat: Chat) -> None:
     chat.command("/set do_sample default")
     chat.command("/set temperature 0.3")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -100,6 +101,31 @@ def test_a_batch_answers_like_one_by_one(family: str, name: str) -> None:
         [(c.text, c.finish, c.completion_tokens) for c in several] for several in alone
     ]
     assert len({c.text for several in together for c in several}) > 1, "the answers say something"
+
+
+def test_a_pad_token_beyond_the_embedding_is_passed_over() -> None:
+    model, renderer = setup("llama")
+    expected = texts(answers("llama"))
+    size = model.get_input_embeddings().weight.shape[0]
+    tokenizer = tiny_tokenizer("llama")
+    missing = size - len(tokenizer)
+    tokenizer.add_tokens([f"[new{n}]" for n in range(missing)])
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id >= size
+    padded = Renderer(tokenizer, end_ids=renderer.stop_ids)
+    found = generate(model, padded, asked(), build(Sampling, {"max_new_tokens": 12}), batch_size=16)
+    assert texts(list(found)) == expected
+    with pytest.raises(SettingsError, match=f"pad_token_id {size}"):
+        generate(model, padded, asked(), build(Sampling, {"pad_token_id": size}))
+
+
+def test_rows_of_two_files_draw_unlike_each_other() -> None:
+    model, renderer = setup("llama")
+    row = asked(PROMPTS[:1])[0]
+    rows = [replace(row, meta={"number": number}) for number in (0, 1)]
+    sampling = build(Sampling, {"max_new_tokens": 12, "temperature": 1.5, "seed": 1})
+    first, second = (several[0].text for several in generate(model, renderer, rows, sampling))
+    assert first != second
 
 
 def test_greedy_and_beams_are_those_of_transformers() -> None:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.families import save_tiny
+from tests.infer.made_run import made_run
 from tests.infer.test_generate import PROMPTS, asked
-from tunesmith.errors import RunError
+from tunesmith.errors import RunError, UsageError
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.local import LocalModel, load
 from tunesmith.infer.predictions import Summary, write_predictions
@@ -78,6 +80,10 @@ def test_an_output_that_is_there_is_not_touched(model: LocalModel, tmp_path: Pat
     assert output.read_text() == "precious\n"
     write_predictions(model, asked(), output, existing="replace")
     assert len(rows(output)) == 6
+    before = output.read_bytes()
+    with pytest.raises(UsageError, match="did you mean 'resume'"):
+        write_predictions(model, asked(), output, existing="resum")  # type: ignore[arg-type]
+    assert output.read_bytes() == before
     with pytest.raises(RunError, match="is a folder"):
         write_predictions(model, asked(), tmp_path)
 
@@ -133,7 +139,7 @@ def test_only_the_same_prompts_model_and_settings_continue(model: LocalModel, be
         with pytest.raises(RunError, match=words):
             write_predictions(model, prompts, begun, existing="resume")
     model.sampling = sampling(temperature=0.5)
-    with pytest.raises(RunError, match="line 1 has another settings"):
+    with pytest.raises(RunError, match="line 1 has other settings"):
         write_predictions(model, asked(), begun, existing="resume")
     model.sampling = sampling()
     name, model.name = model.name, "another"
@@ -142,6 +148,40 @@ def test_only_the_same_prompts_model_and_settings_continue(model: LocalModel, be
             write_predictions(model, asked(), begun, existing="resume")
     finally:
         model.name = name
+
+
+def test_only_the_same_weights_template_and_number_format_continue(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run")
+    output = tmp_path / "begun.jsonl"
+    name, few = str(run.path), sampling(max_new_tokens=2)
+    interrupted(load(name, dtype="fp32", sampling=few), output, 1)
+    before = output.read_bytes()
+
+    def refused(words: str, **how: str) -> None:
+        model = load(name, sampling=few, **{"dtype": "fp32", **how})
+        with pytest.raises(RunError, match=words):
+            write_predictions(model, asked(), output, existing="resume")
+        assert output.read_bytes() == before
+
+    refused("line 1 has another template", template="alpaca")
+    refused("line 1 has another dtype", dtype="bf16")
+    # Trained anew under the same name.
+    file = run.adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    save_file({key: tensor * 1.01 for key, tensor in tensors.items()}, file, metadata={"format": "pt"})
+    refused("line 1 has other weights")
+    output.write_text(json.dumps({"id": "0", "prompt": PROMPTS[0], "model": name}) + "\n", encoding="utf-8")
+    before = output.read_bytes()
+    refused("line 1 doesn't say its weights")
+
+
+def test_a_base_trained_anew_has_other_weights(tmp_path: Path) -> None:
+    folder = save_tiny("llama", tmp_path / "model")
+    first = load(str(folder), dtype="fp32").weights
+    assert load(str(folder), dtype="bf16").weights == first
+    file = folder / "model.safetensors"
+    save_file({key: t * 1.01 for key, t in load_file(file).items()}, file, metadata={"format": "pt"})
+    assert load(str(folder), dtype="fp32").weights != first
 
 
 def test_a_file_of_something_else_is_not_continued(model: LocalModel, tmp_path: Path) -> None:

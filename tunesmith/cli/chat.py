@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import sys
 from typing import Annotated
 
 import typer
 
 import tunesmith
-from tunesmith.cli.console import err
+from tunesmith.cli.console import err, typed, write
 from tunesmith.errors import TunesmithError
-from tunesmith.infer.chat import Chat
-from tunesmith.infer.config import for_chat
+from tunesmith.infer.chat import Chat, checked
 from tunesmith.model.config import Dtype
 from tunesmith.records import Completion
 from tunesmith.settings import parse_overrides
@@ -33,8 +31,6 @@ In a chat, /help lists the commands. Every setting: docs/generate.md
 """
 
 PROMPT, MORE = "> ", ". "
-# What a terminal would obey instead of showing: control characters other than line feed and tab.
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @app.command(epilog=EXAMPLES)
@@ -54,9 +50,9 @@ def chat(
     dtype: Annotated[Dtype, typer.Option(help="Number format of the weights.")] = "auto",
 ) -> None:
     """Talk to a model or a run. Without a terminal, each line of stdin is a message."""
-    asked = parse_overrides(settings or [])
-    for_chat(asked)  # wrong settings are told before the model is loaded
-    talk = Chat(tunesmith.load(model, dtype=dtype, template=template), system=system, asked=asked)
+    asked = parse_overrides(list(map(typed, settings or [])))
+    checked(asked)  # wrong settings are told before the model is loaded
+    talk = Chat(tunesmith.load(model, dtype=dtype, template=template), system=typed(system), asked=asked)
     terminal = sys.stdin.isatty()
     if terminal:
         err.print(f"{talk.model.name} on {talk.model.device.name}. /help lists the commands.", style="dim")
@@ -104,13 +100,13 @@ def _answer(talk: Chat, text: str, terminal: bool) -> None:
     pieces = talk.say(text)
     try:
         while True:
-            _write(next(pieces))
+            write(next(pieces))
     except StopIteration as end:
-        _write("\n")
+        write("\n")
         err.print(_figures(end.value, talk), style="dim")
     except KeyboardInterrupt:
         pieces.close()
-        _write("\n")
+        write("\n")
         if not terminal:
             raise
         err.print("(stopped)", style="dim")
@@ -136,7 +132,7 @@ def _read(terminal: bool) -> str | None:
         line = _read_line(MORE if lines else PROMPT) if terminal else sys.stdin.readline() or None
         if line is None:
             return "\n".join(lines) if lines else None
-        line = line.rstrip("\r\n")
+        line = typed(line.rstrip("\r\n"))
         if not line.endswith("\\"):
             return "\n".join([*lines, line])
         lines.append(line[:-1])
@@ -148,19 +144,12 @@ def _read_line(prompt: str) -> str | None:
         err.print(prompt, end="")
         return sys.stdin.readline() or None
     try:
-        typed = input(prompt)
+        return input(prompt)
     except EOFError:
         return None
-    # Bytes that aren't text in the terminal's encoding come as surrogates, which no tokenizer takes.
-    return typed.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def _read_utf8() -> None:
     reconfigure = getattr(sys.stdin, "reconfigure", None)
     if reconfigure is not None:
         reconfigure(encoding="utf-8-sig", errors="replace")
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(CONTROL.sub("\ufffd", text) if sys.stdout.isatty() else text)
-    sys.stdout.flush()

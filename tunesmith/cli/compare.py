@@ -11,7 +11,7 @@ import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
 from tunesmith.cli.eval import (
     DataFile,
-    Dtype,
+    DtypeOption,
     Limit,
     Metrics,
     Output,
@@ -55,7 +55,7 @@ def compare(
     limit: Limit = None,
     show: Annotated[int, typer.Option(min=0, metavar="N", help="Show N rows side by side.")] = 0,
     output: Output = None,
-    dtype: Dtype = "auto",
+    dtype: DtypeOption = "auto",
     template: Template = None,
     as_json: Annotated[bool, json_option] = False,
 ) -> None:

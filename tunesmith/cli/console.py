@@ -66,6 +66,20 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
+def write(text: str) -> None:
+    """Write what a model wrote to stdout: a file or a pipe gets every character as it is, a terminal pictures
+    of those that it would obey.
+    """
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def typed(text: str) -> str:
+    """Text from the command line or a terminal, fit for a tokenizer: bytes that aren't UTF-8 become �."""
+    # Python keeps them as surrogates, so that the names of files survive.
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Sequence[str] = (), title: str = ""
 ) -> Table:

@@ -40,7 +40,7 @@ GIB = 1024**3
 LITTLE_DISK = 2 * GIB
 LITTLE_MEMORY = 2 * GIB
 # These extras are for developers, or the sum of others.
-NOT_FEATURES = {"dev", "all"}
+NOT_FEATURES = {"dev", "bench", "all"}
 
 State = Literal["ok", "optional", "missing"]
 

@@ -15,6 +15,7 @@ from tunesmith.evaluate.metrics import METRICS
 from tunesmith.evaluate.questions import Questions, choose_metrics, read_questions
 from tunesmith.evaluate.results import evaluation_rows, title
 from tunesmith.infer.config import Sampling
+from tunesmith.model.config import Dtype
 from tunesmith.settings import build, parse_overrides
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ Output = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Predictions (.jsonl); the figures go beside them (.json)."),
 ]
-Dtype = Annotated[str, typer.Option(metavar="auto|bf16|fp16|fp32", help="Number format of the weights.")]
+DtypeOption = Annotated[Dtype, typer.Option(help="Number format of the weights.")]
 Template = Annotated[
     str | None, typer.Option(metavar="NAME|FILE", help="Chat template, for models without one.")
 ]
@@ -64,7 +65,7 @@ def eval_(
     metrics: Metrics = None,
     limit: Limit = None,
     output: Output = None,
-    dtype: Dtype = "auto",
+    dtype: DtypeOption = "auto",
     template: Template = None,
     as_json: Annotated[bool, json_option] = False,
 ) -> None:

@@ -12,11 +12,11 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import tunesmith
-from tunesmith.cli.console import err, json_option, out, print_json
+from tunesmith.cli.console import err, json_option, out, print_json, typed, write
 from tunesmith.data.prompts import read_prompts
-from tunesmith.errors import DataError, UsageError
+from tunesmith.errors import UsageError
 from tunesmith.infer.config import Sampling
-from tunesmith.infer.predictions import Existing, Summary, check_output, prediction, write_predictions
+from tunesmith.infer.predictions import Existing, Summary, check_output, prediction
 from tunesmith.model.config import Dtype
 from tunesmith.records import Conversation, Message, Origin
 from tunesmith.settings import build, parse_overrides
@@ -66,19 +66,23 @@ def generate(
 ) -> None:
     """Answer every prompt of a file, in its order, or one prompt."""
     _check_words(input, output, prompt, system, resume=resume, force=force)
-    sampling = build(Sampling, parse_overrides(settings or []))
+    sampling = build(Sampling, parse_overrides(list(map(typed, settings or []))))
     # Everything that can be wrong without the model is told before it's loaded.
     existing: Existing = "resume" if resume else "replace" if force else "refuse"
     if output is not None:
         check_output(output, existing)
-    prompts = _one(prompt, system) if prompt is not None else _read(input or "")
-    answerer = tunesmith.load(model, dtype=dtype, template=template, **sampling.given())
-    answerer.batch_size = batch_size
     if output is None:
-        _show_answers(answerer, prompts[0], as_json)
+        asked = _one(typed(prompt or ""), typed(system))
+        answerer = tunesmith.load(model, dtype=dtype, template=template, **sampling.given())
+        answerer.batch_size = batch_size
+        _show_answers(answerer, asked, as_json)
         return
+    prompts = read_prompts(input or "")
     with _progress(len(prompts)) as watch:
-        summary = write_predictions(answerer, prompts, output, existing=existing, watch=watch)
+        summary = tunesmith.generate(
+            model, prompts, output, existing=existing, dtype=dtype, template=template,
+            batch_size=batch_size, watch=watch, **sampling.given(),
+        )  # fmt: skip
     err.print(_told(summary))
     if as_json:
         print_json(summary.to_json())
@@ -110,16 +114,9 @@ def _check_words(
         )
 
 
-def _one(prompt: str, system: str) -> list[Conversation]:
+def _one(prompt: str, system: str) -> Conversation:
     before = (Message("system", system),) if system else ()
-    return [Conversation((*before, Message("user", prompt)), Origin("--prompt", 1, 0), "0")]
-
-
-def _read(path: str) -> list[Conversation]:
-    prompts = read_prompts(path)
-    if not prompts:
-        raise DataError(f"{path} holds no prompts.", fix="Give a file with at least one row.")
-    return prompts
+    return Conversation((*before, Message("user", prompt)), Origin("--prompt", 1, 0), "0")
 
 
 def _show_answers(model: LocalModel, conversation: Conversation, as_json: bool) -> None:
@@ -130,7 +127,7 @@ def _show_answers(model: LocalModel, conversation: Conversation, as_json: bool) 
     for number, answer in enumerate(answers, 1):
         if len(answers) > 1:
             err.print(f"[{number}]", style="dim")
-        out.print(answer.text)
+        write(answer.text + "\n")
     if any(answer.finish == "length" for answer in answers):
         err.print("The limit was reached; max_new_tokens=N raises it.", style="dim")
 

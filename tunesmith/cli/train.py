@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -58,10 +59,9 @@ def train(
                 style="bold red",
             )
     err.print(f"Report: {run.report_file}")
-    err.print(f"Next:   tunesmith chat {run.path}")
-    err.print(
-        f"        tunesmith compare {run.path} --data FILE     (before and after, on rows with answers)"
-    )
+    name = shlex.quote(str(run.path))
+    err.print(f"Next:   tunesmith chat {name}")
+    err.print(f"        tunesmith compare {name} --data FILE     (before and after, on rows with answers)")
     out.print(run.path)
 
 

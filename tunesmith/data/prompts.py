@@ -23,7 +23,8 @@ def read_prompts(path: str) -> list[Conversation]:
     prompts: list[Conversation] = []
     bad: list[BadRow] = []
     rows = 0
-    for name in files_of(path):
+    files = files_of(path)
+    for name in files:
         file = _lines_as_rows(read_file(name))
         rows += len(file.rows) + len(file.bad)
         bad += file.bad
@@ -40,6 +41,9 @@ def read_prompts(path: str) -> list[Conversation]:
             details=[str(row) for row in bad],
             fix="Correct these rows.",
         )
+    if len(files) > 1:
+        # Each file's own numbers begin at 0: two rows would have one id, and draw the same by chance.
+        return [replace(row, meta={**row.meta, "number": number}) for number, row in enumerate(prompts)]
     return prompts
 
 

@@ -6,17 +6,17 @@ The terminal's is drawn here, in Braille dots: plotext takes as long to import a
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
-import sys
 from pathlib import Path
+
+from rich.text import Text
 
 from tunesmith.errors import RunError
 from tunesmith.evaluate.history import History, Point, read, smooth
 from tunesmith.rundir import RunDir, disk_errors, name_beside
 from tunesmith.words import counted
 
-TRAIN, VALID = "36", "1;33"  # ANSI: cyan, bold yellow
+TRAIN, VALID = "cyan", "bold yellow"
 
 
 def write_png(run: RunDir) -> Path:
@@ -63,18 +63,16 @@ def write_png(run: RunDir) -> Path:
     return target
 
 
-def terminal(run: RunDir, *, width: int | None = None, height: int = 12, colour: bool | None = None) -> str:
-    """The curve as lines of text, as wide as the terminal (at most 100); coloured only on a terminal."""
+def terminal(run: RunDir, *, width: int | None = None, height: int = 12) -> Text:
+    """The curve as lines of text, as wide as the terminal (at most 100); its printer knows about colours."""
     history = read(run)
     if not history.loss and not history.valid:
-        return "(no steps yet)"
+        return Text("(no steps yet)")
     width = width or min(shutil.get_terminal_size((80, 24)).columns, 100)
-    if colour is None:
-        colour = sys.stdout.isatty() and sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-    return "\n".join(_draw(history, max(width, 30), height, colour))
+    return Text("\n").join(_draw(history, max(width, 30), height))
 
 
-def _draw(history: History, width: int, height: int, colour: bool) -> list[str]:
+def _draw(history: History, width: int, height: int) -> list[Text]:
     """Cells of 2 x 4 dots; the smoothed training loss is a line, each validation loss a filled circle."""
     line, points = smooth(history.loss), history.valid
     values = [p.value for p in line + points]
@@ -101,16 +99,16 @@ def _draw(history: History, width: int, height: int, colour: bool) -> list[str]:
     for row, (label, content) in enumerate(zip(labels, cells, strict=True)):
         shown = label if row in (0, height // 2, height - 1) else ""
         tick = "┤" if shown else "│"
-        lines.append(f"{shown:>{margin}} {tick}" + _painted(content, colour).rstrip())
+        lines.append(_painted([(f"{shown:>{margin}} {tick}", ""), *content]))
     end = counted(last, "step")
-    lines.append(" " * margin + " └" + "─" * columns)
-    lines.append(" " * (margin + 2) + "0" + end.rjust(columns - 1))
-    legend = []
+    lines.append(Text(" " * margin + " └" + "─" * columns))
+    lines.append(Text(" " * (margin + 2) + "0" + end.rjust(columns - 1)))
+    legend = [(" " * (margin + 2), "")]
     if line:
-        legend.append(_paint("⠒⠒", TRAIN, colour) + " training loss, smoothed")
+        legend += [("⠒⠒", TRAIN), (" training loss, smoothed   ", "")]
     if points:
-        legend.append(_paint("●", VALID, colour) + " validation loss")
-    return [*lines, " " * (margin + 2) + "   ".join(legend)]
+        legend += [("●", VALID), (" validation loss", "")]
+    return [*lines, _painted(legend)]
 
 
 # Dot numbers of a Braille cell by row and column.
@@ -129,12 +127,11 @@ def _joined(places: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return dots
 
 
-def _painted(cells: list[tuple[str, str]], colour: bool) -> str:
-    return "".join(_paint(char, code, colour and char != " ") for char, code in cells)
-
-
-def _paint(text: str, code: str, colour: bool) -> str:
-    return f"\x1b[{code}m{text}\x1b[0m" if colour else text
+def _painted(cells: list[tuple[str, str]]) -> Text:
+    """Pieces of text with their styles, as one line."""
+    line = Text.assemble(*cells)
+    line.rstrip()
+    return line
 
 
 def _columns(points: list[Point]) -> tuple[list[int], list[float]]:

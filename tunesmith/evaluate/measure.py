@@ -2,8 +2,9 @@
 
     one   a model or run on a file                         -> RUN/eval/<data>.eval.json and .eval.jsonl
     two   two of them, or a run and its own base           -> RUN/eval/<data>.json and .jsonl
-Without a run the files go to eval/ in the working folder. Where they hold the figures of other rows, <data>-2
-is taken, and so on; the same rows measured again write the same files anew, and a run's report.html.
+Without a run the files go to eval/ in the working folder. Where they hold the figures of other rows or
+of another model, <data>-2 is taken, and so on; the same rows measured again write the same files anew, and a
+run's report.html.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.trained_rows import row_key, trained_rows
-from tunesmith.errors import SettingsError, UsageError
+from tunesmith.errors import ModelError, SettingsError, UsageError
 from tunesmith.evaluate.compare import Comparison, Side, compare
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.questions import Questions
@@ -24,9 +25,10 @@ from tunesmith.evaluate.report import write_report
 from tunesmith.evaluate.results import beside
 from tunesmith.evaluate.run import Base, Evaluation, Watch, evaluate
 from tunesmith.infer.config import Sampling
-from tunesmith.infer.local import LocalModel, load
+from tunesmith.infer.local import load
 from tunesmith.model import source
-from tunesmith.model.load import load_model
+from tunesmith.model.load import fingerprint, load_model
+from tunesmith.model.source import Source
 from tunesmith.records import Conversation, Message
 from tunesmith.rundir import RunDir, open_run, write_json
 
@@ -54,10 +56,11 @@ def measure_one(
 ) -> Result:
     """Measure the model or run `name`. `output` is the predictions' file; the result stands beside it."""
     _check_sampling(sampling)
-    _check_output(output, questions)
+    _check_output(output, questions, (".json",))
     model = load(name, dtype=dtype, template=template, sampling=sampling)
     who = "" if model.run else f"{_plain(name)}."
-    predictions = _as_jsonl(output) if output else _free(_folder(model.run), who, questions, ".eval")
+    models = (None if model.run else name,)
+    predictions = _as_jsonl(output) if output else _free(_folder(model.run), who, questions, ".eval", models)
     result = evaluate(model, questions.conversations, metrics, output=predictions, watch=watch)
     return _saved(result, questions, predictions, model.run, _learnt((name,), questions))
 
@@ -79,14 +82,15 @@ def measure_two(
     An adapter's base is the same load with the adapter off. A run of full or freeze tuning has no base
     inside: the base is loaded by itself, and asked with the run's template.
 
-    Raises UsageError if there is one name and it is no run.
+    Raises UsageError if there is one name and it is no run, ModelError if its base has changed since.
     """
     _check_sampling(sampling)
-    _check_output(output, questions)
+    _check_output(output, questions, (".json", ".a.jsonl", ".b.jsonl"))
     if b is None:
         run: RunDir | None = _run_of(a)
         side_a, side_b = _base_and_tuned(a, dtype, template, sampling)
         before, after = "", ""
+        models: tuple[str | None, ...] = (None, None)
     else:
         names = (a, b)
         run = _run_at(b)
@@ -96,7 +100,8 @@ def measure_two(
             lambda: load(names[1], dtype=dtype, template=template, sampling=sampling),
         )
         before, after = ("", f".vs-{_plain(a)}") if run else (f"{_plain(a)}-{_plain(b)}.", "")
-    predictions = _as_jsonl(output) if output else _free(_folder(run), before, questions, after)
+        models = (a, None if run else b)
+    predictions = _as_jsonl(output) if output else _free(_folder(run), before, questions, after, models)
     result = compare(side_a, side_b, questions.conversations, metrics, output=predictions, watch=watch)
     learnt = _learnt((a,) if b is None else (a, b), questions)
     return _saved(result, questions, predictions, run, learnt)
@@ -109,13 +114,24 @@ def _base_and_tuned(name: str, dtype: str, template: str | None, sampling: Sampl
     if tuned.adapter is not None:
         return Base(tuned, base_name), tuned
 
-    def base() -> LocalModel:
-        facts = run.job()["base"]
-        path = Path(str(facts.get("path") or ""))
-        found = source.resolve(str(path) if path.exists() else base_name, facts.get("revision"))
-        return replace(tuned, name=base_name, model=load_model(found, tuned.device), run=None)
+    found = _base_of(run, base_name)
+    return lambda: replace(tuned, name=base_name, model=load_model(found, tuned.device), run=None), tuned
 
-    return base, tuned
+
+def _base_of(run: RunDir, name: str) -> Source:
+    """The base that a run was tuned from, as its fingerprint tells; no weights are read into memory."""
+    facts = run.job().get("base") or {}
+    path = str(facts.get("path") or "")
+    found = source.resolve(path if path and Path(path).exists() else name, facts.get("revision"))
+    expected = facts.get("fingerprint")
+    if expected and (now := fingerprint(found)) != expected:
+        raise ModelError(
+            f"{run.path} was tuned from another base than what {name} is now (fingerprint "
+            f"{str(expected)[:12]}, now {now[:12]}): the difference would not be that of the training.",
+            fix=f"Put back the base's files as they were, or compare with a model by name: "
+            f"tunesmith compare MODEL {run.path} --data FILE.",
+        )
+    return found
 
 
 def _saved(
@@ -125,7 +141,7 @@ def _saved(
     run: RunDir | None,
     learnt: list[str],
 ) -> Result:
-    content = {**result.to_json(), "data": questions.path, "data_sha256": questions.sha256}
+    content = {**result.to_json(), "data": questions.path, "rows_sha256": questions.sha256}
     content["notes"] = [*content.get("notes", []), *learnt]
     file = beside(predictions, ".json")
     write_json(file, content)
@@ -164,8 +180,8 @@ def _check_sampling(sampling: Sampling) -> None:
         )
 
 
-def _check_output(output: Path | None, questions: Questions) -> None:
-    """Before hours of work: the files written for `output` are none of those that were read."""
+def _check_output(output: Path | None, questions: Questions, endings: Sequence[str]) -> None:
+    """Before hours of work: what will be written for `output` replaces nothing but earlier results."""
     if output is None:
         return
     if output.is_dir():
@@ -173,12 +189,36 @@ def _check_output(output: Path | None, questions: Questions) -> None:
             f"--output {output} is a folder.", fix=f"Give a file in it: {output / 'predictions.jsonl'}."
         )
     predictions = _as_jsonl(output)
-    for file in (predictions, *(beside(predictions, end) for end in (".json", ".a.jsonl", ".b.jsonl"))):
-        if file.exists() and any(file.samefile(read) for read in questions.files):
-            raise UsageError(
-                f"--output {output} would overwrite {file}, which holds the rows or their answers.",
-                fix="Give the output another name.",
-            )
+    for file in (predictions, *(beside(predictions, ending) for ending in endings)):
+        if not file.exists():
+            continue
+        if any(file.samefile(read) for read in questions.files):
+            what = "which holds the rows or their answers"
+        elif not _ours(file):
+            what = "which isn't a result of `eval` or `compare`"
+        else:
+            continue
+        raise UsageError(
+            f"--output {output} would overwrite {file}, {what}.",
+            fix=f"Give the output another name, or put {file} somewhere else.",
+        )
+
+
+def _ours(file: Path) -> bool:
+    """Whether a file is an earlier result, figures or predictions, by what it holds; an empty one is too."""
+    if not file.is_file() or not file.stat().st_size:
+        return file.is_file()
+    if file.suffix == ".json":
+        return _figures(file) is not None
+    try:
+        with file.open(encoding="utf-8") as lines:
+            first = json.loads(next(lines))
+    except (OSError, ValueError):
+        return False
+    # What `generate` writes has no scores: those answers may be wanted still.
+    return (
+        isinstance(first, dict) and "prediction" in first and ("scores" in first or {"a", "b"} <= set(first))
+    )
 
 
 def _run_of(name: str) -> RunDir:
@@ -206,28 +246,45 @@ def _as_jsonl(output: Path) -> Path:
     return output.with_name(name)
 
 
-def _free(folder: Path, before: str, questions: Questions, after: str) -> Path:
-    """Where the predictions go: the data's name between others, numbered where other rows were measured."""
+def _free(folder: Path, before: str, questions: Questions, after: str, models: Sequence[str | None]) -> Path:
+    """Where the predictions go: the data's name between others, numbered where something else was measured.
+
+    `models` are the names that the figures must be of; None stands for the one whose folder this is.
+    """
     for number in count(1):
         name = questions.name if number == 1 else f"{questions.name}-{number}"
         predictions = folder / f"{before}{name}{after}.jsonl"
         figures = beside(predictions, ".json")
-        if not (predictions.exists() or figures.exists()) or _same_rows(figures, questions):
+        if not (predictions.exists() or figures.exists()) or _same(figures, questions, models):
             return predictions
     raise AssertionError("there are always more numbers")
 
 
-def _same_rows(figures: Path, questions: Questions) -> bool:
-    """Whether these figures are of the rows that are asked now: by their content, by path in older files."""
+def _same(figures: Path, questions: Questions, models: Sequence[str | None]) -> bool:
+    """Whether these figures are of the rows and the models that are asked now."""
+    content = _figures(figures)
+    if content is None or content.get("rows_sha256") != questions.sha256:
+        return False
+    sides = [content] if content["kind"] == "evaluation" else [content.get("a"), content.get("b")]
+    named = [str(side.get("model")) if isinstance(side, dict) else "" for side in sides]
+    return len(named) == len(models) and all(
+        name is None or _same_model(name, before) for name, before in zip(models, named, strict=True)
+    )
+
+
+def _same_model(name: str, other: str) -> bool:
+    """Whether two names are one model: the same word, or two ways to the same folder."""
+    return name == other or (Path(name).exists() and Path(name).resolve() == Path(other).resolve())
+
+
+def _figures(file: Path) -> dict[str, Any] | None:
+    """What `eval` or `compare` wrote in a file of figures; None where it is anything else."""
     try:
-        content = json.loads(figures.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    if not isinstance(content, dict):
-        return False
-    if known := content.get("data_sha256"):
-        return bool(known == questions.sha256)
-    return Path(str(content.get("data"))).resolve() == Path(questions.path).resolve()
+        return None
+    ours = isinstance(content, dict) and content.get("kind") in ("evaluation", "comparison")
+    return content if ours else None
 
 
 def _plain(name: str) -> str:

@@ -112,7 +112,9 @@ def _verse_lengths(prompt: str) -> tuple[int, ...]:
 
 
 def _without_thinking(text: str) -> str:
-    return re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
+    """The answer alone: also where the template opened the thinking, or the limit cut it off."""
+    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL)
+    return text.rpartition("</think>")[2].partition("<think>")[0]
 
 
 def _break_word(match: re.Match[str]) -> str:

@@ -19,12 +19,14 @@ from tunesmith.data.batch import collate
 from tunesmith.data.config import DataSettings
 from tunesmith.data.encode import Example, encode
 from tunesmith.data.pack import plan_eval
+from tunesmith.errors import DataError
 from tunesmith.infer.local import LocalModel
 from tunesmith.model.families import can_pack
 from tunesmith.records import Conversation, Message
 from tunesmith.settings import build
 from tunesmith.train.forward import label_logits, mixed_precision
 from tunesmith.train.losses import row_losses
+from tunesmith.words import are, counted
 
 FORWARD_TOKENS = 1024  # of one forward pass; changes no result
 
@@ -56,9 +58,10 @@ def answer_loss(model: LocalModel, conversations: Sequence[Conversation]) -> lis
     records = [_answered(conversation) for conversation in conversations]
     settings = build(
         DataSettings,
-        {"train": "rows", "max_length": model.context or 1 << 20, "train_on": "last_reply"},
+        {"train": "rows", "max_length": 1 << 30, "train_on": "last_reply"},
     )
     examples = encode(records, model.renderer, settings).examples
+    _check_lengths(model, examples)
     packing, _ = can_pack(model.model.config)
     plan = plan_eval([len(e.input_ids) for e in examples], microbatch_tokens=FORWARD_TOKENS, packing=packing)
     sums, counts = [0.0] * len(records), [0] * len(records)
@@ -73,6 +76,17 @@ def answer_loss(model: LocalModel, conversations: Sequence[Conversation]) -> lis
     model.model.train(was_training)
     sizes = [len((record.answer or "").encode()) for record in records]
     return [RowLoss(*row) for row in zip(sums, counts, sizes, strict=True)]
+
+
+def _check_lengths(model: LocalModel, examples: Sequence[Example]) -> None:
+    limit = model.context
+    if too_long := [e for e in examples if limit is not None and len(e.input_ids) > limit]:
+        raise DataError(
+            f"{counted(len(too_long), 'row')} {are(len(too_long))} longer than {model.name} reads: {limit} "
+            "tokens, prompt and answer together.",
+            details=[f"{example.origin}: {len(example.input_ids)} tokens" for example in too_long],
+            fix="Shorten these rows or leave them out.",
+        )
 
 
 def total(rows: Sequence[RowLoss]) -> Loss:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,11 +30,12 @@ class Questions:
 
     @cached_property
     def sha256(self) -> str:
-        """Of the content of all files, in their order."""
+        """Of the rows that are asked, their answers included, in their order."""
         digest = hashlib.sha256()
-        for file in self.files:
-            with Path(file).open("rb") as handle:
-                digest.update(hashlib.file_digest(handle, "sha256").digest())
+        for row in self.conversations:
+            said = [message.as_dict() for message in row.prompt.messages]
+            told = [row.key, said, [dict(tool) for tool in row.tools], row.references]
+            digest.update(json.dumps(told, sort_keys=True, default=str).encode() + b"\n")
         return digest.hexdigest()
 
 
@@ -59,8 +61,8 @@ def read_questions(data: str, references: str | None = None, limit: int | None =
     return Questions(data, Path(data).stem, rows, tuple(files))
 
 
-def choose_metrics(names: Sequence[str] | None, questions: Questions) -> list[Metric]:
-    """The metrics by name; without names exact_match and f1_char, and verse_form where every answer has it.
+def choose_metrics(names: str | Sequence[str] | None, questions: Questions) -> list[Metric]:
+    """The metrics by name, or the one; else exact_match and f1_char, and verse_form if all answers have it.
 
     Raises SettingsError for an unknown name.
     """
@@ -70,6 +72,7 @@ def choose_metrics(names: Sequence[str] | None, questions: Questions) -> list[Me
         if all(form(row.references[0], (), _last_words(row)) for row in questions.conversations):
             chosen.append("verse_form")
         return [METRICS[name] for name in chosen]
+    names = [names] if isinstance(names, str) else names
     if unknown := [name for name in names if name not in METRICS]:
         raise SettingsError(
             f"There is no metric {unknown[0]!r}{nearest(unknown[0], list(METRICS))}.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shlex
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -66,7 +67,6 @@ def _story(run: RunDir) -> dict[str, Any]:
     started = str(facts.get("started") or "")
     clean = {
         "name": run.path.resolve().name,
-        "run_path": str(run.path),
         "state": run.state(),
         "model": model_name(facts),
         "adapter": {"type": "", "rank": "", **((facts.get("job") or {}).get("adapter") or {})},
@@ -272,10 +272,11 @@ def _loading(run: RunDir, facts: Mapping[str, Any]) -> dict[str, str]:
     ]
     if any("os.path" in line for line in lines):
         lines.insert(0, "import os")
+    name = shlex.quote(path)
     commands = [
-        f"tunesmith chat {path}",
-        f"tunesmith compare {path} --data FILE",
-        f"tunesmith generate {path} --input FILE --output FILE",
+        f"tunesmith chat {name}",
+        f"tunesmith compare {name} --data FILE",
+        f"tunesmith generate {name} --input FILE --output FILE",
     ]
     return {"commands": "\n".join(commands), "python": "\n".join(lines)}
 

@@ -36,8 +36,23 @@ def read_results(run: RunDir) -> list[dict[str, Any]]:
         except (OSError, ValueError) as error:
             content = {"kind": "damaged", "error": str(error)}
         if isinstance(content, dict) and content.get("kind") in ("evaluation", "comparison", "damaged"):
-            results.append({"file": str(file), **content})
+            results.append({"file": str(file), **(_damage(content) or content)})
     return results
+
+
+def _damage(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The result as a damaged one, if it lacks what tables and reports are made of."""
+    try:
+        if result["kind"] == "comparison":
+            comparison_rows(result)
+            _ = result["n"], result["a"]["model"], result["b"]["model"]
+        elif result["kind"] == "evaluation":
+            evaluation_rows(result)
+            _ = result["n"], result["model"]
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        return {"kind": "damaged", "error": f"it isn't what `eval` and `compare` write: {reason}"}
+    return None
 
 
 def beside(predictions: Path, ending: str) -> Path:

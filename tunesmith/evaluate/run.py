@@ -1,7 +1,8 @@
 """Measure one model on rows with answers: its loss, its own answers, their scores.
 
 Answers are written to a file as they come, so that hours of work survive an interruption: to OUTPUT.partial,
-which becomes OUTPUT when the last row is in.
+which becomes OUTPUT when the last row is in. One that an earlier attempt left stays: OUTPUT.partial-2 is the
+next, and so on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -212,10 +214,9 @@ def _closing(answers: Iterator[list[Completion]]) -> Iterator[Iterator[list[Comp
 @contextmanager
 def _growing(output: Path) -> Iterator[IO[str]]:
     """A file that grows as OUTPUT.partial and gets its name when it is whole; without a line it vanishes."""
-    partial = output.with_name(output.name + ".partial")
     with disk_errors(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        file = partial.open("w", encoding="utf-8")
+        file, partial = _new_partial(output)
     try:
         yield file
     except BaseException:
@@ -226,6 +227,17 @@ def _growing(output: Path) -> Iterator[IO[str]]:
     file.close()
     with disk_errors(output):
         partial.replace(output)
+
+
+def _new_partial(output: Path) -> tuple[IO[str], Path]:
+    """The first of OUTPUT.partial, OUTPUT.partial-2, … that isn't there, open for writing."""
+    for number in count(1):
+        partial = output.with_name(f"{output.name}.partial{'' if number == 1 else f'-{number}'}")
+        try:
+            return partial.open("x", encoding="utf-8"), partial
+        except FileExistsError:
+            continue
+    raise AssertionError("there are always more numbers")
 
 
 def _tell(watch: Watch | None, what: str, done: int, rows: int) -> None:

@@ -117,12 +117,6 @@ def paired_ratio(
     return Interval(value, float(low), float(high))
 
 
-def percentile(values: Sequence[float] | Floats, *, seed: int = 0) -> tuple[float, float]:
-    """The percentile bootstrap interval of a mean."""
-    low, high = np.quantile(_bootstrap_means(_floats(values), seed), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
 def bca(values: Sequence[float] | Floats, *, seed: int = 0) -> tuple[float, float]:
     """The BCa bootstrap interval of a mean: percentiles moved for bias (z0) and skewness (a).
 

@@ -6,6 +6,7 @@ turns don't, and `/forget` drops them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ class Chat:
     adapter_on: bool = True
 
     def __post_init__(self) -> None:
-        self.model.sampling = _checked(self.asked)
+        self.model.sampling = checked(self.asked)
 
     def say(self, text: str) -> Generator[str, None, Completion]:
         """The answer to a message, in pieces. Both are remembered; a broken-off answer as far as it got.
@@ -156,7 +157,7 @@ def _forget(chat: Chat, rest: str) -> str:
 
 
 def _set(chat: Chat, rest: str) -> str:
-    name, _, value = rest.replace("=", " ", 1).partition(" ")
+    name, value = ([*re.split(r"[ =]", rest, maxsplit=1), ""])[:2]
     if not name or not value.strip():
         raise SettingsError(
             "/set takes a setting and its value.",
@@ -170,7 +171,7 @@ def _set(chat: Chat, rest: str) -> str:
             f"There is no setting {name!r}{nearest(name, list(Sampling.model_fields))}.",
             fix="/show lists them.",
         )
-    chat.model.sampling = _checked(asked)
+    chat.model.sampling = checked(asked)
     chat.asked = asked
     return f"{name} is {_shown(chat.model.sampling.given().get(name, 'not set'))}."
 
@@ -215,7 +216,11 @@ COMMANDS: Mapping[str, Command] = {
 }
 
 
-def _checked(asked: Mapping[str, Any]) -> Sampling:
+def checked(asked: Mapping[str, Any]) -> Sampling:
+    """The settings of a chat, from those given by name; needs no model.
+
+    Raises SettingsError for wrong ones, and for those whose answer can't be shown while it's written.
+    """
     sampling = for_chat(asked)
     if conflicts := sampling.streaming_conflicts():
         raise SettingsError("A chat shows each answer while it's written.", details=conflicts)

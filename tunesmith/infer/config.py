@@ -71,10 +71,11 @@ class Sampling(Settings):
     )
     num_return_sequences: int | None = Field(None, ge=1, description="answers to each prompt; 1 unless set")
     stop: Annotated[tuple[str, ...] | None, BeforeValidator(_as_tuple)] = Field(
-        None, description="texts that end an answer; they are left out of it"
+        None, description="a text, or several, that ends an answer; it is left out of it"
     )
     eos_token_id: Annotated[tuple[int, ...] | None, BeforeValidator(_as_tuple)] = Field(
-        None, description="token ids that end an answer, instead of the model's and its template's"
+        None,
+        description="a token id, or several, that ends an answer, instead of the model's and its template's",
     )
     pad_token_id: int | None = Field(
         None, ge=0, description="id that fills shorter rows of a batch; never changes an answer"

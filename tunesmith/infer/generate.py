@@ -229,17 +229,23 @@ class _Job:
                 f"{size} and the model reads {self.context}, prompt and answer together.",
                 fix="Shorten the prompt, or use a model that reads longer texts.",
             )
-        return _Prompt(index, conversation.origin.row, ids, room)
+        return _Prompt(index, conversation.number, ids, room)
 
     def _pad_id(self) -> int:
-        # Padding is masked, so that any id does; one that ends answers makes the output easy to read.
-        for candidate in (self.sampling.pad_token_id, self.tokenizer.pad_token_id, *sorted(self.end_ids)):
-            if candidate is not None:
+        if self.sampling.pad_token_id is not None:
+            return self.sampling.pad_token_id
+        # Padding is masked, so that any id does; one that ends answers makes the output easy to read. A
+        # tokenizer's own may lie beyond the embedding: a [PAD] that was added without resizing the model.
+        for candidate in (self.tokenizer.pad_token_id, *sorted(self.end_ids)):
+            if candidate is not None and candidate < self._size():
                 return int(candidate)
         return 0
 
+    def _size(self) -> int:
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
     def _check_ids(self) -> None:
-        size = self.model.get_input_embeddings().weight.shape[0]
+        size = self._size()
         given = {"pad_token_id": [self.pad_id], "eos_token_id": self.sampling.eos_token_id or ()}
         wrong = [f"{name} {i}" for name, ids in given.items() for i in ids if i >= size]
         if wrong:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -38,6 +39,7 @@ class LocalModel:
 
     `run` is the run it came from, `adapter` the folder of the adapter over its base model, which `base`
     switches off; both may be None. `sampling` holds for every answer that isn't told otherwise.
+    `weights` tells models of one name apart: a hash of the base's fingerprint and the adapter's file.
     """
 
     name: str
@@ -48,6 +50,7 @@ class LocalModel:
     sampling: Sampling = field(default_factory=lambda: Sampling.model_validate({}))
     batch_size: int = 16
     adapter: Path | None = None
+    weights: str = ""
 
     def complete(self, conversations: Sequence[Conversation]) -> Iterator[list[Completion]]:
         """Answer each conversation in order, yielding as soon as each is done.
@@ -143,7 +146,14 @@ def load(
     if template is None and meta:
         _check_template(renderer, meta, weights)
     return LocalModel(
-        name, model, renderer, device, run, sampling or Sampling.model_validate({}), adapter=adapter
+        name,
+        model,
+        renderer,
+        device,
+        run,
+        sampling or Sampling.model_validate({}),
+        adapter=adapter,
+        weights=_identity(base, adapter),
     )
 
 
@@ -172,6 +182,16 @@ def _base(adapter: Path, meta: Mapping[str, Any]) -> Source:
         base = source.resolve(saved.base_of(adapter, saved.read_lora_config(adapter)), meta.get("revision"))
     saved.check_base(adapter, fingerprint(base))
     return base
+
+
+def _identity(base: Source, adapter: Path | None) -> str:
+    """16 hex digits that differ where the weights do, or the quantisation that an adapter wants under it."""
+    digest = hashlib.sha256(fingerprint(base).encode())
+    if adapter is not None:
+        digest.update(repr(saved.read_meta(adapter).get("quantization")).encode())
+        with (adapter / saved.WEIGHTS).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def _check_template(renderer: Renderer, meta: Mapping[str, Any], folder: Path) -> None:

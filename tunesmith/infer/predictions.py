@@ -1,7 +1,7 @@
 """Answers to a whole file of prompts, written as they come: JSONL, one line a prompt, in the prompts' order.
 
-A line says which model and settings made it, so that a file that was interrupted is only ever continued by
-the same ones.
+A line says what made it: model and weights, template, number format and settings. A file that was interrupted
+is only ever continued by the same ones.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from tunesmith.errors import RunError
+from tunesmith.errors import RunError, UsageError
 from tunesmith.records import Completion, Conversation
 from tunesmith.rundir import disk_errors
+from tunesmith.settings import nearest
 
 if TYPE_CHECKING:
     from tunesmith.infer.local import LocalModel
 
 Existing = Literal["refuse", "resume", "replace"]
 """What happens to an output file that is there already."""
+
+OTHERS = {"weights": "other weights", "settings": "other settings"}
 
 
 @dataclass
@@ -96,7 +99,12 @@ def write_predictions(
 
 
 def check_output(output: Path, existing: Existing) -> None:
-    """Raise RunError if the file is there already and nothing was said about it."""
+    """Raise RunError if the file is there already and nothing was said about it, or UsageError."""
+    if existing not in get_args(Existing):
+        raise UsageError(
+            f"existing={existing!r} isn't known{nearest(existing, get_args(Existing))}.",
+            fix=f"Choose from: {', '.join(get_args(Existing))}.",
+        )
     if output.is_dir():
         raise RunError(f"{output} is a folder.", fix=f"Give a file, for example {output / 'answers.jsonl'}.")
     if output.exists() and existing == "refuse":
@@ -131,7 +139,13 @@ def _asked(conversation: Conversation) -> dict[str, str]:
 
 
 def _made_by(model: LocalModel) -> dict[str, Any]:
-    return {"model": model.name, "settings": json.loads(json.dumps(model.sampling.given()))}
+    return {
+        "model": model.name,
+        "weights": model.weights,
+        "template": model.renderer.sha256[:16],
+        "dtype": str(model.device.dtype).removeprefix("torch."),
+        "settings": json.loads(json.dumps(model.sampling.given())),
+    }
 
 
 def _resume(model: LocalModel, prompts: Sequence[Conversation], output: Path) -> int:
@@ -147,8 +161,10 @@ def _resume(model: LocalModel, prompts: Sequence[Conversation], output: Path) ->
         except ValueError:
             raise _not_ours(output, f"line {number} isn't JSON") from None
         for name, value in {**_asked(conversation), **_made_by(model)}.items():
-            if not isinstance(line, dict) or line.get(name) != value:
-                raise _not_ours(output, f"line {number} has another {name}")
+            if not isinstance(line, dict) or name not in line:
+                raise _not_ours(output, f"line {number} doesn't say its {name}")
+            if line[name] != value:
+                raise _not_ours(output, f"line {number} has {OTHERS.get(name, 'another ' + name)}")
     with disk_errors(output), output.open("rb+") as handle:
         handle.truncate(len(whole))
     return len(lines)
