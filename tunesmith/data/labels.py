@@ -106,11 +106,11 @@ class Labeller:
         """Mark the replies of `turns`; the last one ends the render."""
         ids, mask = self.ids, [False] * len(self.ids)
         replies, ends = [], []
+        asking = self._asking(turns[-1])
         for turn in turns:
             start, stop, end = self._reply(turn)
             mask[start:stop] = [True] * (stop - start)
-            header = self._header(turn) if turn is turns[-1] else turn.token
-            replies.append(Reply(header, start, stop))
+            replies.append(Reply(self._header(turn, asking), start, stop))
             ends.append(end)
         mask = self._apply_generation_blocks(mask, turns, ends)
         if None in ends[:-1]:
@@ -229,15 +229,21 @@ class Labeller:
         bos = self.rendering.bos_id
         return bos is not None and self.ids[:1] == [bos] and self.ids.count(bos) == 1
 
-    def _header(self, turn: Turn) -> int:
-        """First token of what asks for the reply; the reply itself where the template has no header."""
+    def _asking(self, turn: Turn) -> str:
+        """What asks for the reply, the assistant header; empty where the template has none."""
         try:
             before = self.rendering.render(
                 self.conversation, turn.index, prompt=False, thinking=self.thinking
             )
         except TemplateError:
-            return turn.token
-        border = common(before, self.full[: turn.border])
+            return ""
+        return self.full[common(before, self.full[: turn.border]) : turn.border]
+
+    def _header(self, turn: Turn, asking: str) -> int:
+        """First token of what asks for the reply: `asking`, as for the last one, or else what it is here."""
+        if not self.full.endswith(asking, 0, turn.border):
+            asking = self._asking(turn)
+        border = turn.border - len(asking)
         return next((t for t in range(turn.token) if self.offsets[t][1] > border), turn.token)
 
     def _apply_generation_blocks(
