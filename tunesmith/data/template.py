@@ -217,6 +217,8 @@ class Renderer:
             pieces = [("text", record.text)]
         else:
             pieces = [(m.role, m.content) for m in record.messages]
+            pieces += [("name", m.name) for m in record.messages if m.name]
+            pieces += [("tool_call_id", m.tool_call_id) for m in record.messages if m.tool_call_id]
             calls = [dict(call) for m in record.messages for call in m.tool_calls]
             if calls or record.tools:
                 tools = [dict(tool) for tool in record.tools]
