@@ -151,6 +151,20 @@ def test_truncate_right_counts_the_lost_end_and_drops_what_has_no_label() -> Non
     assert not text_of(data, 0).endswith("<|eot_id|>")
 
 
+def test_a_part_of_which_nothing_is_left_is_named() -> None:
+    lost = Conversation(
+        (Message("user", "a"), Message("assistant", "b", train=False)), Origin("v.jsonl", 3, 2)
+    )
+    with pytest.raises(DataError) as caught:
+        encode([lost], LLAMA, options(), part="data.valid")
+    assert caught.value.what == "None of the rows of data.valid (1) is left to train on."
+    [detail] = caught.value.details
+    assert detail.startswith("1 row: no reply to train on")
+    assert detail.endswith("(the first: v.jsonl:3)")
+    with pytest.raises(DataError, match=r"1 of 1 rows of data\.valid can't be trained on"):
+        encode([row(1, "<|eot_id|>", "b")], LLAMA, options(), part="data.valid")
+
+
 def test_split_windows() -> None:
     data = encode([LONG], LLAMA, options(max_length=32, too_long="split"))
     entry = data.report["named"][0]
