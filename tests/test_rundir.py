@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -188,6 +189,43 @@ def test_opening_something_else_names_the_runs_there(tmp_path: Path) -> None:
         open_run(tmp_path / "tang-2")
     assert [r.path.name for r in list_runs(tmp_path)] == ["tang-1"]
     assert open_run(tmp_path / "tang-1").job() == {"job": {}}
+
+
+def test_a_folder_with_a_job_alone_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "tang").mkdir()
+    (tmp_path / "tang" / "job.yaml").write_text("model: m\ndata: {train: job.json}\n", encoding="utf-8")
+    assert list_runs(tmp_path) == []
+    with pytest.raises(RunError, match="isn't the folder of a run") as caught:
+        open_run(tmp_path / "tang")
+    assert f"tunesmith train {tmp_path / 'tang' / 'job.yaml'}" in str(caught.value)
+    # a damaged record is still seen, and told when it is read
+    run = create(tmp_path / "damaged")
+    with run.lock():
+        run.job_file.write_bytes(b"\xff\xfe")
+    assert [r.path.name for r in list_runs(tmp_path)] == ["damaged"]
+    with pytest.raises(RunError, match="can't be read"):
+        open_run(tmp_path / "damaged").job()
+
+
+def test_how_far_a_run_came_is_known_without_its_job(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    assert run.stopped_at() == ("step 0", "it has no checkpoint yet (train.save_every)")
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_can_hold_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    run = create(tmp_path / "run")
+    with run.lock():
+        pass
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert run.state() == "unfinished"
+    with run.lock():
+        run.append(run.metrics_file, {"step": 1})
 
 
 def test_folders_that_are_claimed_at_once_are_two(tmp_path: Path) -> None:

@@ -38,18 +38,25 @@ class Message:
     """One turn of a conversation.
 
     `train` is the row's own word on whether this turn is trained on (None: the job's `train_on` decides).
+    `name` says who or which tool speaks, `tool_call_id` which call a tool's turn answers; "" where not said.
     """
 
     role: Role
     content: str
     train: bool | None = None
     tool_calls: tuple[Mapping[str, Any], ...] = ()
+    name: str = ""
+    tool_call_id: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """The message as chat templates expect it."""
         message: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.tool_calls:
             message["tool_calls"] = [dict(call) for call in self.tool_calls]
+        if self.name:
+            message["name"] = self.name
+        if self.tool_call_id:
+            message["tool_call_id"] = self.tool_call_id
         return message
 
 

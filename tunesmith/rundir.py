@@ -23,7 +23,6 @@ import re
 import secrets
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from typing import IO, Any, Literal
 
 import yaml
 
+from tunesmith import locks
 from tunesmith.errors import RunError
 
 LOCK_SECONDS = 1.0
@@ -120,8 +120,8 @@ class RunDir:
     def stopped_at(self) -> tuple[str, str]:
         """("step 2 of 60", what an interrupted training leaves to go on with)."""
         done = max((int(line["step"]) for line in self.metrics() if "loss" in line), default=0)
-        planned = self.job().get("steps")
-        newest = max(self.checkpoints.glob("step-*"), default=None) if self.checkpoints.is_dir() else None
+        planned = self.job().get("steps") if self.job_file.is_file() else None
+        newest = next(reversed(self.saved_steps()), None)
         left = (
             f"its newest checkpoint is {newest} (the tuned weights alone, weights.safetensors)"
             if newest
@@ -129,33 +129,27 @@ class RunDir:
         )
         return f"step {done}" + (f" of {planned}" if planned else ""), left
 
+    def saved_steps(self) -> list[Path]:
+        """Whole checkpoints, the oldest first (a folder has its name only once it is whole)."""
+        steps = [p for p in _children(self.checkpoints) if re.fullmatch(r"step-\d{6,}", p.name)]
+        return sorted(steps, key=lambda p: int(p.name.removeprefix("step-")))
+
     def state(self) -> State:
         """finished: final weights are there; running: another process holds the lock; else unfinished."""
         if self.weights is not None:
             return "finished"
-        return "running" if _is_locked(self.path / "lock") else "unfinished"
+        return "running" if locks.is_held(self.path / "lock") else "unfinished"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run against a second process. Raises RunError if another one has it for a second."""
-        import fcntl
-
         handle = self._open(self.path / "lock", "a")
-        give_up = time.monotonic() + LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                # `runs list` holds it too, for the moment in which it looks whether anybody trains here.
-                if time.monotonic() < give_up:
-                    time.sleep(0.02)
-                    continue
-                handle.close()
-                raise RunError(
-                    f"{self.path} is being trained by another process.",
-                    fix="Wait for it, or give another folder: output=runs/other.",
-                ) from None
+        if not locks.hold(handle, LOCK_SECONDS):
+            handle.close()
+            raise RunError(
+                f"{self.path} is being trained by another process.",
+                fix="Wait for it, or give another folder: output=runs/other.",
+            )
         try:
             yield
         finally:
@@ -241,8 +235,13 @@ def claimed(stem: str, root: Path = Path("runs")) -> Iterator[Path]:
 
 def open_run(path: Path) -> RunDir:
     """An existing run. Raises RunError with the known runs when there is none at `path`."""
-    if (path / "job.yaml").is_file():
+    if is_run(path):
         return RunDir(path)
+    if (job := path / "job.yaml").is_file():
+        raise RunError(
+            f"{path} isn't the folder of a run: it has a job, but nothing was trained there.",
+            fix=f"tunesmith train {job} makes a run of it, in a folder of its own.",
+        )
     places = [path.parent, Path("runs")] if path.parent == Path() else [path.parent]
     runs = {run.path.name: str(run.path) for place in places for run in list_runs(place)}
     near = [runs[name] for name in difflib.get_close_matches(path.name, runs, n=3, cutoff=0.5)]
@@ -251,9 +250,21 @@ def open_run(path: Path) -> RunDir:
     raise RunError(f"{path} isn't the folder of a run.{meant}", fix=fix)
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder has the records of a training: a job.yaml alone may be a job that was never run."""
+    try:
+        # Only in a run's record is the job itself below the key `job`.
+        record = re.search(rb"^job:", (path / "job.yaml").read_bytes(), re.MULTILINE) is not None
+    except FileNotFoundError:
+        return False
+    except OSError:
+        record = True  # who opens it will be told
+    return record or (path / "lock").is_file()
+
+
 def list_runs(root: Path = Path("runs")) -> list[RunDir]:
     """Every run below `root`, the oldest first."""
-    runs = [RunDir(p) for p in _children(root) if (p / "job.yaml").is_file()]
+    runs = [RunDir(p) for p in _children(root) if is_run(p)]
     return sorted(runs, key=lambda run: run.job_file.stat().st_mtime)
 
 
@@ -384,16 +395,3 @@ def _children(root: Path) -> list[Path]:
         return [p for p in root.iterdir() if p.is_dir()]
     except OSError:
         return []
-
-
-def _is_locked(file: Path) -> bool:
-    import fcntl
-
-    try:
-        with file.open("r") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
-    return False

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from tests.data.rows import GOOD, USER, Q, messages_of, read, reason, turn
+from tests.data.rows import GOOD, USER, Q, messages_of, read, reason, rows_of, turn
+from tests.data.talks import with_template
+from tunesmith.data.check import content_key
+from tunesmith.data.formats import not_used, recognise
+from tunesmith.errors import DataError
 from tunesmith.records import Conversation, Message
 
 
@@ -34,6 +39,43 @@ def test_tool_calls_in_both_spellings() -> None:
     assert one == two
     assert one.messages == (USER, Message("assistant", "", tool_calls=(call,)), Message("tool", ""), GOOD)
     assert one.tools == ({"name": "weather"},)
+
+
+def test_a_tool_turn_keeps_its_name_and_the_call_it_answers() -> None:
+    """The ids are those that the model's own template makes of the turns as they stand in the file."""
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}, "id": "call_1"}
+    turns = [
+        Q | {"name": "Li"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "42", "tool_call_id": "call_1", "name": "f"},
+        turn("good") | {"name": None},
+    ]
+    _, (record,) = read({"messages": turns})
+    assert isinstance(record, Conversation)
+    template = (
+        "{%- for m in messages %}{{- '<|im_start|>' + m.role + ' [' + (m.name or '?') + ' ' }}"
+        "{{- (m.tool_call_id or '?') + '] ' + m.content }}"
+        "{%- for c in m.tool_calls or [] %}{{- c.id + c.function.name }}{%- endfor %}"
+        "{{- '<|im_end|>' }}{%- endfor %}"
+    )
+    renderer = with_template("qwen2", template)
+    plain = renderer.tokenizer.apply_chat_template(turns, tokenize=False)
+    assert renderer.render(record, 4, prompt=False, thinking=False) == plain
+    assert "tool [f call_1] 42" in plain
+    assert "user [Li ?] q" in plain
+    assert "'name' of turn 1 of messages is a number (7)" in reason(
+        {"messages": [Q | {"name": 7}, turn("a")]}, {"messages": [Q, turn("a")]}
+    )
+    forged = replace(record, messages=(replace(USER, name="<|im_end|>"), *record.messages[1:]))
+    with pytest.raises(DataError, match=r"the name contains '<\|im_end\|>'"):
+        renderer.encode(forged, "all_replies")
+    other = replace(record.messages[2], tool_call_id="call_2")
+    assert content_key(record) != content_key(replace(record, messages=(*record.messages[:2], other)))
+
+
+def test_a_key_of_a_turn_that_is_not_read_is_named() -> None:
+    rows = rows_of([{"messages": [Q | {"id": "7", "name": "Li", "time": "noon"}, turn("good")]}])
+    assert not_used(rows, recognise(rows)) == ["messages.id", "messages.time"]
 
 
 def test_marks_on_messages() -> None:
@@ -70,6 +112,18 @@ def test_marks_on_messages() -> None:
         ([Q, turn("a") | {"train": "no"}], "'train' of turn 2 of messages is text"),
         ([Q, turn("a") | {"train": False}], "every reply is marked train: false"),
         ([Q, turn("x\ud83d")], "half a character (\\ud83d)"),
+        (
+            [Q, turn('{"name": "f", "arguments": {"a": "\\ud83d"}}', "function_call"), turn("a")],
+            "half a character (\\ud83d)",
+        ),
+        (
+            [
+                Q,
+                {"role": "assistant", "tool_calls": [{"name": "f", "arguments": '{"a": ["\\ud83d"]}'}]},
+                turn("a"),
+            ],
+            "half a character (\\ud83d)",
+        ),
         ([Q, turn("not JSON", "function_call"), turn("t", "tool"), turn("a")], "its text isn't JSON"),
         (
             [Q, {"role": "assistant", "content": "", "tool_calls": [{"function": {}}]}],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.check import Dataset, load, load_data, read_prompts, read_references, survey
+from tunesmith.data.check import (
+    Dataset,
+    FileSummary,
+    _draw_share,
+    _Loaded,
+    load,
+    load_data,
+    read_prompts,
+    read_references,
+    survey,
+)
 from tunesmith.data.config import DataFile, DataSettings
 from tunesmith.errors import DataError
-from tunesmith.records import Conversation, Labelled, Record
+from tunesmith.records import Conversation, Labelled, Origin, Record, Text
 
 TANG = Path(__file__).parents[2] / "examples" / "tang"
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -231,6 +242,36 @@ def test_many_equal_rows_do_not_shrink_the_share(tmp_path: Path) -> None:
         valid = load_data(job(path, 0.2), seed)[1]
         assert valid is not None
         assert (len(valid.records), valid.duplicates) == (20, 0)
+
+
+def test_drawing_a_share_does_not_count_all_rows_again_for_each() -> None:
+    records: list[Record] = [Text(str(n), Origin("a.txt", 1, n)) for n in range(40_000)]
+    part = _Loaded(FileSummary("a.txt", "text", "", 40_000, [], ""), records, [1] * 40_000)
+    begun = time.process_time()
+    assert sum(_draw_share([part], 0.5, 42)[0]) == 20_000
+    assert time.process_time() - begun < 4  # counted anew for each row, it took 10
+
+
+@pytest.mark.parametrize(
+    ("row", "where"),
+    [
+        ('{"instruction": "q", "output": "a", "x\\ud800": 1}', "a column's name"),
+        ('{"instruction": "q", "output": "a", "id": "\\udfff"}', "'id'"),
+        ('{"instruction": "q", "output": "a", "更": [{"b": {"\\uD834": 1}}]}', "'更'"),
+        ('{"instruction": "\\ud83d\\ude00\\ud83d", "output": "a"}', "'instruction'"),
+    ],
+)
+def test_half_a_character_anywhere_makes_a_bad_row(tmp_path: Path, row: str, where: str) -> None:
+    good = '{"instruction": "\\ud83d\\ude00", "output": "\\\\ud83d"}'
+    for name, text in (("a.jsonl", f"{good}\n{row}\n"), ("a.json", f"[{good},\n{row}]")):
+        path = put(tmp_path, name, text)
+        with pytest.raises(DataError, match="half a character") as caught:
+            load([file(path)])
+        [told] = caught.value.details
+        assert told.startswith(f"{path}:2: {where} holds half a character (\\ud")
+        dropped = load([file(path)], bad_rows="drop")
+        assert len(dropped.records) == 1
+        json.dumps(dropped.to_json(), ensure_ascii=False).encode()
 
 
 @pytest.mark.parametrize("prompts", [[1], [1, 1, 1]])

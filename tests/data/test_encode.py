@@ -104,6 +104,32 @@ def test_truncate_left_takes_labels_from_a_reply_cut_in_two() -> None:
     assert data.report["labels_cut"] == whole.report["label_tokens"] - data.report["label_tokens"] > 0
 
 
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_truncate_left_trains_no_reply_whose_header_is_cut(family: str) -> None:
+    """What asks for a reply is in front of it, or the reply isn't trained, and its labels are counted."""
+    renderer = RENDERERS[family]
+    rows = [row(1, "Capital of France?", "The capital is Paris.", "And of Spain?", "Madrid.")]
+    whole = encode(rows, renderer, options())
+    labels, longest = whole.report["label_tokens"], len(whole.examples[0].input_ids)
+    [encoded] = renderer.encode(rows[0], "all_replies")
+    first, last = encoded.replies
+    asked = renderer.decode(encoded.input_ids[last.header : last.start])
+    assert renderer.decode(encoded.input_ids[first.header : first.start]) == asked
+    seen = set()
+    for limit in range(last.stop - last.header + encoded.bos, longest):
+        data = encode(rows, renderer, options(max_length=limit, too_long="truncate_left"))
+        [example] = data.examples
+        trained = [i for i, label in zip(example.input_ids, example.label_mask, strict=True) if label]
+        lost = labels - len(trained)
+        assert data.report["labels_cut"] == lost
+        assert data.report["end_tokens_cut"] == (lost > 0)
+        seen.add(lost)
+        kept = renderer.decode(example.input_ids)
+        assert lost == 0 or lost == first.stop - first.start
+        assert lost > 0 or f"{asked}The capital is Paris." in kept
+    assert seen == {0, first.stop - first.start}
+
+
 def test_truncate_left_drops_a_row_whose_reply_alone_does_not_fit() -> None:
     rows = [SHORT, row(2, "a", "long reply " * 30)]
     report = encode(rows, LLAMA, options(max_length=32, too_long="truncate_left")).report
@@ -123,6 +149,20 @@ def test_truncate_right_counts_the_lost_end_and_drops_what_has_no_label() -> Non
         "a.jsonl:2": "dropped",
     }
     assert not text_of(data, 0).endswith("<|eot_id|>")
+
+
+def test_a_part_of_which_nothing_is_left_is_named() -> None:
+    lost = Conversation(
+        (Message("user", "a"), Message("assistant", "b", train=False)), Origin("v.jsonl", 3, 2)
+    )
+    with pytest.raises(DataError) as caught:
+        encode([lost], LLAMA, options(), part="data.valid")
+    assert caught.value.what == "None of the rows of data.valid (1) is left to train on."
+    [detail] = caught.value.details
+    assert detail.startswith("1 row: no reply to train on")
+    assert detail.endswith("(the first: v.jsonl:3)")
+    with pytest.raises(DataError, match=r"1 of 1 rows of data\.valid can't be trained on"):
+        encode([row(1, "<|eot_id|>", "b")], LLAMA, options(), part="data.valid")
 
 
 def test_split_windows() -> None:

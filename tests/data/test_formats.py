@@ -115,6 +115,11 @@ def test_one_newline_joins_instruction_and_input(instruction: str, input_: str |
     assert messages_of(record) == [("user", prompt), ("assistant", "c")]
 
 
+def test_input_beside_a_list_of_turns_is_not_lost() -> None:
+    row = {"instruction": [{"role": "user", "content": "q"}], "input": "THE INPUT", "output": "a"}
+    assert "'input' holds text beside a list of turns" in reason(row, row | {"input": ""})
+
+
 def test_the_reason_is_told() -> None:
     good = {"instruction": "a", "output": "b"}
     assert recognise(rows_of([good] * 3)).reason == "alpaca, because every row has instruction and output"

@@ -11,7 +11,7 @@ from tests.families import CHAT_FAMILIES, FAMILIES, tiny_tokenizer
 from tunesmith.data.labels import NOTE_ADDED, NOTE_BLOCKS, NOTE_BORDER, NOTE_EOS
 from tunesmith.data.mask import NOTE_NOT_REPLY, NOTE_TAIL, NOTE_TURNS
 from tunesmith.data.template import Encoded, Renderer
-from tunesmith.errors import TemplateError
+from tunesmith.errors import DataError, TemplateError
 from tunesmith.records import Conversation, Message, Text
 
 # family: labels of ("你好", "您好！") and then of ("1+1?", "It is 2."), and the prompt of the first
@@ -170,6 +170,37 @@ def test_thinking_without_a_switch_is_not_a_label_and_says_so() -> None:
     assert encoded.notes == (NOTE_ADDED,)
 
 
+@pytest.mark.parametrize("text", ["n", "i", "think", "end", "<", "\n n ", "im_end", "yo"])
+def test_a_short_reply_is_not_taken_for_what_the_template_writes(text: str) -> None:
+    """The prompt opens the thinking, the full text closes it empty: `n` stands in those tags too."""
+    template = (
+        "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' }}"
+        "{%- if m.role == 'assistant' %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
+        "{{- m.content | trim + '<|im_end|>\\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{%- endif %}"
+    )
+    renderer = with_template("qwen2", template)  # here, the tags are text
+    [encoded] = renderer.encode(talk("hi", text), "all_replies")
+    assert labels(encoded, renderer) == [f"{text.strip()}<|im_end|>"]
+    assert encoded.notes == (NOTE_ADDED,)
+
+
+def test_a_short_thought_is_not_taken_for_its_tag() -> None:
+    renderer = Renderer(tiny_tokenizer("qwen3"), thinking=True)
+    [encoded] = renderer.encode(talk("hi", "<think>n</think>n"), "all_replies")
+    assert labels(encoded, renderer) == ["<think>\nn\n</think>\n\nn<|im_end|>"]
+
+
+def test_a_template_that_writes_a_short_reply_elsewhere_is_refused() -> None:
+    template = (
+        "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' }}"
+        "{{- 'end' if m.content == 'n' else m.content | upper }}{{- '<|im_end|>\\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+    )
+    with pytest.raises(DataError, match=r"'n', .*stands more than once"):
+        with_template("qwen2", template).encode(talk("1", "n"), "all_replies")
+
+
 def test_a_prompt_that_training_would_never_see_is_refused() -> None:
     template = (
         "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}"
@@ -200,6 +231,22 @@ def test_train_on() -> None:
     assert "\nB<|im_end|>" not in everything
     [encoded] = renderer.encode(talk("a?", "A"), "everything")
     assert encoded.label_mask == [False] + [True] * (len(encoded.input_ids) - 1)
+
+
+@pytest.mark.parametrize("asked", ["e", "helpful", "user", "Be helpful.", "assistant", "start"])
+def test_a_message_that_is_masked_is_not_taken_for_the_templates_own_text(asked: str) -> None:
+    """The default system prompt `Be helpful.` and the headers hold these words too."""
+    renderer = Renderer(tiny_tokenizer("qwen2"))
+    row = talk(
+        Message("user", asked, False), "fine", Message("user", asked), Message("assistant", "e", False)
+    )
+    [encoded] = renderer.encode(row, "everything")
+    first, second, third = labels(encoded, renderer)
+    assert first.endswith("Be helpful.<|im_end|>\n<|im_start|>user\n")
+    assert second == (
+        f"\n<|im_start|>assistant\nfine<|im_end|>\n<|im_start|>user\n{asked}<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert third == "\n"
 
 
 def test_what_follows_the_last_trained_reply_is_left_out_and_noted() -> None:

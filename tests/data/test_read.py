@@ -16,7 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tunesmith.data.read import files_of, not_read, read_file, read_files
+from tunesmith.data.check import load
+from tunesmith.data.config import DataFile
+from tunesmith.data.read import files_of, not_read, read_file
 from tunesmith.errors import DataError
 
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -341,8 +343,8 @@ def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
     write(tmp_path / "more", "c.jsonl", '{"a": "3"}')
     assert files_of(str(tmp_path)) == [f"{tmp_path}/a.json", f"{tmp_path}/b.jsonl"]
     assert not_read(str(tmp_path)) == [".hidden", "README.md", "more/"]
-    rows, bad = read_files([str(tmp_path)])
-    assert ([row.value for row in rows], bad) == ([{"a": "1"}, {"a": "2"}], [])
+    read = [read_file(name) for name in files_of(str(tmp_path))]
+    assert [row.value for file in read for row in file.rows] == [{"a": "1"}, {"a": "2"}]
 
 
 def test_folders_that_cannot_be_read_as_one(tmp_path: Path) -> None:
@@ -383,9 +385,10 @@ def test_an_unknown_ending_is_looked_into(tmp_path: Path) -> None:
 
 
 def test_missing_files_are_all_named_with_the_nearest_name(tmp_path: Path) -> None:
-    write(tmp_path, "train.json", '[{"a": "1"}]')
+    write(tmp_path, "train.json", '[{"text": "1"}]')
+    names = [f"{tmp_path}/trian.json", f"{tmp_path}/train.json", f"{tmp_path}/none/x.csv"]
     with pytest.raises(DataError) as caught:
-        read_files([f"{tmp_path}/trian.json", f"{tmp_path}/train.json", f"{tmp_path}/none/x.csv"])
+        load([DataFile(path=name, weight=1.0) for name in names])
     message = str(caught.value)
     assert re.search(r"trian.json: did you mean 'train.json'\?", message)
     assert "none/x.csv" in message

@@ -78,6 +78,11 @@ def test_text_that_the_template_loses_is_refused() -> None:
     )
     with pytest.raises(TemplateError, match="leaves out a system message"):
         with_template("qwen2", drop_system).encode(talk("a", "b", system="secret"), "all_replies")
+    # its words may be the template's own
+    with pytest.raises(TemplateError, match="leaves out a system message"):
+        with_template("qwen2", drop_system).encode(talk("a", "b", system="assistant"), "all_replies")
+    with pytest.raises(TemplateError, match="leaves out a system message"):
+        with_template("qwen2", drop_system).prompt_ids(talk("a", system="user"))
     upper = drop_system.replace("m.content +", "m.content | upper +")
     with pytest.raises((DataError, TemplateError), match="rows"):
         with_template("qwen2", upper).encode(talk("A", "quiet"), "all_replies")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import random
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -97,6 +98,28 @@ def test_two_at_once_make_one_copy(file):
         fcntl.flock(handle, fcntl.LOCK_UN)
         assert second.result(timeout=60) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_code_that_lies_beside_a_gguf_file_never_runs(file, tmp_path, monkeypatch):
+    """transformers would ask on the terminal, and run it after a "y"."""
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    (folder / "tiny.gguf").write_bytes(file.read_bytes())
+    auto_map = {"AutoTokenizer": ["code.Odd", "code.Odd"], "AutoConfig": "code.Odd"}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "Odd", "auto_map": auto_map}), encoding="utf-8"
+    )
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "odd", "auto_map": auto_map}), encoding="utf-8"
+    )
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n", encoding="utf-8")
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "y")
+    with pytest.raises(ModelError, match="never runs a model's code") as caught:
+        local_folder(resolve(str(folder / "tiny.gguf")))
+    assert not asked
+    assert not (tmp_path / "ran").exists()
+    assert "trust_remote_code" not in str(caught.value)
 
 
 def test_an_architecture_that_transformers_cannot_read_is_named(tmp_path):

@@ -65,6 +65,14 @@ def test_pruning_keeps_the_newest_and_the_best(run: RunDir) -> None:
     assert checkpoint.checkpoints(run) == [folders[1], folders[3], folders[4]]
 
 
+def test_steps_of_seven_digits_come_after_those_of_six(run: RunDir) -> None:
+    folders = [checkpoint.save(run, model(0), {"step": step}) for step in (999_999, 1_000_000, 1_000_001)]
+    assert checkpoint.checkpoints(run) == folders
+    assert str(folders[-1]) in run.stopped_at()[1]
+    checkpoint.prune(run, keep=1, best=None)
+    assert checkpoint.checkpoints(run) == folders[-1:]
+
+
 def test_a_half_written_checkpoint_has_no_name(run: RunDir) -> None:
     class Broken(nn.Linear):
         def named_parameters(self, *_: Any, **__: Any) -> NoReturn:

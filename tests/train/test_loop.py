@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -76,6 +77,28 @@ def test_lines_of_metrics(tmp_path: Path) -> None:
     assert sum(line["rows"] for line in steps) == 16
     assert sum(line["tokens"] for line in steps) == 2 * sum(len(e.input_ids) for e in job.train)
     assert sum(line["label_tokens"] for line in steps) == 2 * sum(sum(e.label_mask) for e in job.train)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"epochs": 0.5, "max_steps": None}, [0.25, 0.5]),
+        ({"epochs": 1.25, "max_steps": None}, [0.25, 0.5, 0.75, 1.0, 1.25]),
+        ({"max_steps": 3}, [0.25, 0.5, 0.75]),
+        ({"max_steps": 6}, [0.25, 0.5, 0.75, 1.0, 1.25, 1.5]),
+        ({"max_steps": 1, "batch_size": None, "tokens_per_step": 50}, [0.3333]),
+    ],
+)
+def test_the_epoch_told_is_the_share_of_the_rows_seen(
+    tmp_path: Path, settings: dict[str, Any], told: list[float]
+) -> None:
+    job = training(tmp_path, valid=rows(400, (6, 12)), **{"batch_size": 2, **settings})
+    run_loop(job)
+    lines = job.run.metrics()
+    assert [line["epoch"] for line in lines if "loss" in line] == told
+    assert [line["epoch"] for line in lines if "valid_loss" in line][-1] == told[-1]
+    state = json.loads((checkpoint.checkpoints(job.run)[-1] / "state.json").read_text(encoding="utf-8"))
+    assert state["epoch"] == pytest.approx(told[-1], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -247,6 +270,14 @@ def test_early_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     _, outcome = watched(tmp_path, monkeypatch, [5.0, 3.0, 4.0, 3.5, 1.0, 1.0], early_stopping=2)
     assert outcome.stopped_early
     assert (outcome.step, outcome.best_step) == (4, 2)
+
+
+def test_patience_that_ends_with_the_last_step_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, outcome = watched(tmp_path, monkeypatch, [5.0, 3.0, 4.0, 4.0], early_stopping=2)
+    assert outcome.step == job.steps == 4
+    assert not outcome.stopped_early
 
 
 def test_validation_is_without_dropout_noise_and_smoothing(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM
+from peft import AutoPeftModelForCausalLM, PeftConfig, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -88,12 +88,19 @@ def test_an_adapter_loads_with_plain_peft_and_answers_alike(tmp_path: Path, fami
     run = train(make_job(tmp_path, family), tmp_path / "run")
     plain = AutoPeftModelForCausalLM.from_pretrained(run.adapter, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(run.adapter)
-    last = checkpoint.load(checkpoint.checkpoints(run)[-1], _trainable(plain))
-    assert last["step"] == 3
     ids = tokenizer.apply_chat_template(
         [{"role": "user", "content": "你好"}], return_tensors="pt", return_dict=True
     )
-    assert torch.isfinite(plain(**ids).logits).all()
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    with torch.no_grad():
+        alone = plain(**ids).logits
+        torch.testing.assert_close(alone, api.load(run, dtype="fp32").model(**ids).logits, atol=1e-4, rtol=0)
+        assert (alone - base(**ids).logits).abs().max() > 0.01
+        # what training left, on a base that knows nothing of the folder
+        meta = json.loads((run.adapter / "tunesmith.json").read_text(encoding="utf-8"))
+        blank = get_peft_model(base, PeftConfig.from_pretrained(run.adapter))
+        checkpoint.load(run.checkpoints / f"step-{meta['step']:06d}", _trainable(blank))
+        torch.testing.assert_close(alone, blank.eval()(**ids).logits, atol=1e-4, rtol=0)
 
 
 def _trainable(model: torch.nn.Module) -> torch.nn.Module:

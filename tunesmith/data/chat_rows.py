@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from tunesmith.data.row_format import RowError, Tags, described, list_of, text_of
+from tunesmith.data.row_format import RowError, Tags, described, list_of, require_whole, text_of
 from tunesmith.records import Message, Role
 from tunesmith.settings import nearest
 
@@ -18,7 +18,7 @@ ROLE_NAMES: Mapping[str, str] = {
     "model": "assistant", "chatgpt": "assistant", "system": "system", "developer": "system", "tool": "tool",
     "observation": "tool", "function": "tool", "function_response": "tool", CALL: CALL,
 }  # fmt: skip
-TURN_KEYS = {"train", "weight", "tool_calls", "tool_call_id", "name", "id"}
+TURN_KEYS = {"train", "weight", "tool_calls", "tool_call_id", "name"}
 
 
 def read_turns(value: Any, name: str, tags: Tags) -> tuple[Message, ...]:
@@ -109,9 +109,15 @@ def _turn(turn: Any, name: str, tags: Tags) -> Message:
     content = _content(turn.get(tags.content), f"{tags.content!r} of {name}")
     if turn.get(tags.content) is None and not calls:
         raise RowError(f"{name} has no {tags.content!r} (it has {', '.join(turn)})")
+    # A data set may have its own tags under these names.
+    speaker, answered = (
+        "" if key in (tags.role, tags.content) else text_of(turn.get(key), f"{key!r} of {name}")
+        for key in ("name", "tool_call_id")
+    )
     if role == CALL:
-        return Message("assistant", "", _train(turn, name), _calls(content, name) or calls)
-    return Message(_PLAIN[role], content, _train(turn, name), calls)
+        called = _calls(content, name) or calls
+        return Message("assistant", "", _train(turn, name), called, speaker, answered)
+    return Message(_PLAIN[role], content, _train(turn, name), calls, speaker, answered)
 
 
 _PLAIN: Mapping[str, Role] = {"user": "user", "assistant": "assistant", "system": "system", "tool": "tool"}
@@ -160,6 +166,7 @@ def _calls(value: Any, name: str) -> tuple[Mapping[str, Any], ...]:
             raise RowError(f"{name} should be a tool call as JSON, but its text isn't JSON") from None
     if isinstance(value, dict):
         value = [value]
+    require_whole(value, f"the tool call of {name}")
     return tuple(_call(call, name) for call in list_of(value, f"the tool call of {name}"))
 
 
@@ -175,5 +182,6 @@ def _call(call: Any, name: str) -> dict[str, Any]:
             raise RowError(f"{name} has a tool call whose arguments aren't JSON") from None
     if not isinstance(arguments, dict):
         raise RowError(f"{name} has a tool call whose arguments are {described(arguments)}, not an object")
+    require_whole(arguments, f"the tool call of {name}")
     made: dict[str, Any] = {"type": "function", "function": {"name": inner["name"], "arguments": arguments}}
     return made | ({"id": call["id"]} if call.get("id") else {})

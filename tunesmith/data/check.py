@@ -323,9 +323,11 @@ def _draw_share(loaded: Sequence[_Loaded], share: float, seed: int) -> list[list
     random.Random(f"{seed}/valid").shuffle(order)
     order.sort(key=len)  # stable: single rows first, so that a large group doesn't swallow the share
     wanted, moved = max(1, round(share * rows)), [[0] * len(part.records) for part in loaded]
+    count = 0
     for group in order[:-1]:
-        if sum(map(sum, moved)) and sum(map(sum, moved)) + len(group) > wanted:
+        if count and count + len(group) > wanted:
             break
+        count += len(group)
         for index, at in group:
             moved[index][at] = 1
     return moved
@@ -342,7 +344,11 @@ def _name_overlap(train: Dataset, valid: Dataset) -> None:
 
 def content_key(record: Record) -> bytes:
     """A key (16 bytes) of what a record says, whatever its place, id and train marks."""
-    turns = [[turn.role, turn.content, list(turn.tool_calls)] for turn in _turns(record)]
+    # Names and ids only where a turn has them: keys of older runs stay what they were.
+    turns = [
+        [turn.role, turn.content, list(turn.tool_calls), *filter(any, [(turn.name, turn.tool_call_id)])]
+        for turn in _turns(record)
+    ]
     tools = record.tools if isinstance(record, Conversation) else ()
     what: list[Any] = [
         type(record).__name__,

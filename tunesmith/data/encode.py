@@ -38,8 +38,10 @@ class EncodedData:
     report: dict[str, Any] = field(default_factory=dict)
 
 
-def encode(records: Sequence[Record], renderer: Renderer, settings: DataSettings) -> EncodedData:
-    """Tokens and label masks of all records, each within `settings.max_length`.
+def encode(
+    records: Sequence[Record], renderer: Renderer, settings: DataSettings, *, part: str = "data.train"
+) -> EncodedData:
+    """Tokens and label masks of all records, each within `settings.max_length`; `part` names them in errors.
 
     The report has `rows` = `kept` + `dropped`; `cut` and `split` rows among the kept ones; `examples`,
     `tokens`, `label_tokens`, `longest`; `labels_cut` and `end_tokens_cut`, lost to the length policy; `notes`
@@ -49,11 +51,11 @@ def encode(records: Sequence[Record], renderer: Renderer, settings: DataSettings
     `settings.bad_rows` is drop), for rows that are too long with `too_long: error`, and if nothing is left.
     """
     if not records:
-        raise DataError("There are no rows to train on.", fix="Check the files that data.train names.")
+        raise DataError("There are no rows to train on.", fix=f"Check the files that {part} names.")
     _require_sft(records)
     if any(isinstance(record, Conversation) for record in records):
         renderer.require_template()
-    work = _Work(renderer, settings)
+    work = _Work(renderer, settings, part)
     for row, record in enumerate(records):
         if isinstance(record, Conversation | Text):
             work.add(row, record)
@@ -61,11 +63,15 @@ def encode(records: Sequence[Record], renderer: Renderer, settings: DataSettings
     data = EncodedData(work.examples, work.report(len(records)))
     if not data.examples:
         reasons = Counter(entry["reason"] for entry in work.named)
+        first = {entry["reason"]: entry["origin"] for entry in reversed(work.named)}
         marked = "Mark replies with `train: true`, or use" if settings.train_on == "marked" else "Check"
         raise DataError(
-            f"None of the {len(records)} rows is left to train on.",
-            details=[f"{count} rows: {reason}" for reason, count in reasons.most_common()],
-            fix=f"{marked} data.train_on, data.max_length and data.too_long.",
+            f"None of the rows of {part} ({len(records)}) is left to train on.",
+            details=[
+                f"{counted(count, 'row')}: {reason} (the first: {first[reason]})"
+                for reason, count in reasons.most_common()
+            ],
+            fix=f"{marked} {part}, data.train_on, data.max_length and data.too_long.",
         )
     return data
 
@@ -73,8 +79,8 @@ def encode(records: Sequence[Record], renderer: Renderer, settings: DataSettings
 class _Work:
     """One pass over the records, keeping count."""
 
-    def __init__(self, renderer: Renderer, settings: DataSettings) -> None:
-        self.renderer, self.settings = renderer, settings
+    def __init__(self, renderer: Renderer, settings: DataSettings, part: str) -> None:
+        self.renderer, self.settings, self.part = renderer, settings, part
         self.examples: list[Example] = []
         self.named: list[dict[str, Any]] = []
         self.notes: Counter[str] = Counter()
@@ -138,7 +144,7 @@ class _Work:
         if self.refused and self.settings.bad_rows == "error":
             kind = TemplateError if all(isinstance(e, TemplateError) for e in self.refused) else DataError
             raise kind(
-                f"{len(self.refused)} of {rows} rows can't be trained on.",
+                f"{len(self.refused)} of {rows} rows of {self.part} can't be trained on.",
                 details=[error.what for error in self.refused],
                 fix=" ".join(dict.fromkeys(error.fix for error in self.refused)),
             )

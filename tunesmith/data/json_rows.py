@@ -10,6 +10,7 @@ import json
 import re
 from typing import Any, NamedTuple
 
+from tunesmith.data.row_format import half_character
 from tunesmith.errors import DataError
 
 
@@ -23,6 +24,7 @@ class Found(NamedTuple):
 
 # Columns of one row that are lists of objects themselves; any other such list holds the rows.
 ROW_LISTS = {"messages", "conversations", "history", "tools", "prompt", "completion", "chosen", "rejected"}
+_HALF_ESCAPED = re.compile(r"\\u[dD][89a-fA-F]")
 _BLANK = re.compile(r"[ \t\n\r]*")
 
 
@@ -108,7 +110,18 @@ def _decode(text: str, start: int) -> _Decoded | _Fault:
         return _Fault(start, "it is nested too deeply")
     except ValueError as error:  # a whole number of more digits than Python converts
         return _Fault(start, str(error).split(";")[0])
+    if _HALF_ESCAPED.search(text, start, end):
+        reasons += _halves(value)
     return _Decoded(value, end, "; ".join(dict.fromkeys(reasons)))
+
+
+def _halves(value: Any) -> list[str]:
+    """The first place where a text isn't whole. Nothing else than an escape in JSON can bring half of one."""
+    if not isinstance(value, dict):
+        return [f"the row holds {half}"] if (half := half_character(value)) else []
+    if half := half_character("".join(value)):
+        return [f"a column's name holds {half}"]
+    return [f"{key!r} holds {half}" for key, inner in value.items() if (half := half_character(inner))][:1]
 
 
 def _array(text: str, start: int, path: str) -> list[Found]:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn, Protocol
 
 from tunesmith.errors import DataError, TemplateError
-from tunesmith.records import Conversation, Message, Origin
+from tunesmith.records import Conversation, Origin
 
 NOTE_BORDER = "prompt and reply tokenised apart, because a token lay across their border"
 NOTE_EOS = "the template ends a reply with no special token; the eos token was added"
@@ -20,6 +20,7 @@ NOTE_ADDED = "text that the template writes in front of the reply isn't trained 
 NOTE_BLOCKS = "the template's generation blocks leave out the end token; it is trained on all the same"
 
 Offsets = list[tuple[int, int]]
+_MARK = "\ue000\ue001\ue002"  # private use: no template writes it, and hardly any row
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,30 +86,31 @@ class Turn:
 
 
 class Labeller:
-    """Lays characters of one render on its tokens."""
+    """Lays characters of one render, that of the first `count` messages, on its tokens."""
 
     def __init__(
         self,
         rendering: Rendering,
         conversation: Conversation,
+        count: int,
         full: str,
         ids: list[int],
         offsets: Offsets,
         notes: list[str],
         thinking: bool,
     ) -> None:
-        self.rendering, self.conversation, self.full = rendering, conversation, full
+        self.rendering, self.conversation, self.count, self.full = rendering, conversation, count, full
         self.ids, self.offsets, self.notes, self.thinking = ids, offsets, notes, thinking
 
     def label(self, turns: Sequence[Turn]) -> Encoded:
         """Mark the replies of `turns`; the last one ends the render."""
         ids, mask = self.ids, [False] * len(self.ids)
         replies, ends = [], []
+        asking = self._asking(turns[-1])
         for turn in turns:
             start, stop, end = self._reply(turn)
             mask[start:stop] = [True] * (stop - start)
-            header = self._header(turn) if turn is turns[-1] else turn.token
-            replies.append(Reply(header, start, stop))
+            replies.append(Reply(self._header(turn, asking), start, stop))
             ends.append(end)
         mask = self._apply_generation_blocks(mask, turns, ends)
         if None in ends[:-1]:
@@ -156,10 +158,59 @@ class Labeller:
                     break
         return found
 
+    def content_range(self, index: int, border: int, end: int) -> tuple[int, int]:
+        """Characters [start, stop) of a message within [border, end), white space at its ends left aside."""
+        message = self.conversation.messages[index]
+        content = message.content.strip()
+        part = self.full[border:end]
+        if message.tool_calls and not all(_call_name(call) in part for call in message.tool_calls):
+            refuse(self.conversation, "the template leaves out a tool call of its reply")
+        if (start := self._find(content, index, _MARK, border, end)) >= 0:
+            return start, start + len(content)
+        # Thinking templates take the reply apart and write the white space between its parts anew.
+        thought, mark, answer = content.rpartition("</think>")
+        if mark:
+            thought, answer = thought.rpartition("<think>")[2].strip(), answer.strip()
+            first = self._find(thought, index, f"<think>\n{_MARK}\n</think>\n\n{answer}", border, end)
+            marked = f"<think>\n{thought}\n</think>\n\n{_MARK}"
+            second = self._find(answer, index, marked, max(first, border), end)
+            if first >= 0 and second >= 0:
+                tag = self.full.rfind("<think>", border, first)
+                return (tag if tag >= 0 else first), second + len(answer)
+        return refuse(
+            self.conversation,
+            f"the text of its {message.role} message doesn't appear in what the template makes of it",
+        )
+
+    def _find(self, text: str, index: int, marked: str, border: int, end: int) -> int:
+        """Where `text` of a message begins within [border, end); -1 where it isn't.
+
+        A short text may stand in the template's own words too. Then the message is rendered as `marked`, a
+        mark in the place of the text, and the mark's place is the text's.
+        """
+        at = self.full.find(text, border, end)
+        if at < 0 or not text or self.full.find(text, at + 1, end) < 0:
+            return at
+        messages = list(self.conversation.messages)
+        messages[index] = replace(messages[index], content=marked)
+        other = replace(self.conversation, messages=tuple(messages))
+        render = self.rendering.render(other, self.count, prompt=False, thinking=self.thinking)
+        before, found, _ = render.partition(_MARK)
+        at = len(before)
+        while self.full[at : at + 1].isspace():
+            at += 1
+        if found and self.full.startswith(before) and self.full.startswith(text, at):
+            return at
+        return refuse(
+            self.conversation,
+            f"{text!r}, the text of its {messages[index].role} message, stands more than once in what the "
+            "template makes of it, and it can't be told which of them is the message",
+        )
+
     def _reply(self, turn: Turn) -> tuple[int, int, int | None]:
         """Tokens [start, stop) of a reply with its end token, and the end token's position."""
         message = self.conversation.messages[turn.index]
-        first, stop = content_range(self.full, turn.border, turn.end, message, self.conversation)
+        first, stop = self.content_range(turn.index, turn.border, turn.end)
         if self.full[turn.border : first].strip():
             self.notes.append(NOTE_ADDED)
         else:
@@ -178,15 +229,21 @@ class Labeller:
         bos = self.rendering.bos_id
         return bos is not None and self.ids[:1] == [bos] and self.ids.count(bos) == 1
 
-    def _header(self, turn: Turn) -> int:
-        """First token of what asks for the reply; the reply itself where the template has no header."""
+    def _asking(self, turn: Turn) -> str:
+        """What asks for the reply, the assistant header; empty where the template has none."""
         try:
             before = self.rendering.render(
                 self.conversation, turn.index, prompt=False, thinking=self.thinking
             )
         except TemplateError:
-            return turn.token
-        border = common(before, self.full[: turn.border])
+            return ""
+        return self.full[common(before, self.full[: turn.border]) : turn.border]
+
+    def _header(self, turn: Turn, asking: str) -> int:
+        """First token of what asks for the reply: `asking`, as for the last one, or else what it is here."""
+        if not self.full.endswith(asking, 0, turn.border):
+            asking = self._asking(turn)
+        border = turn.border - len(asking)
         return next((t for t in range(turn.token) if self.offsets[t][1] > border), turn.token)
 
     def _apply_generation_blocks(
@@ -231,30 +288,6 @@ class Labeller:
             for t, (a, b) in enumerate(self.offsets):
                 allowed[t] = allowed[t] or (b > border and a < end)
         return allowed
-
-
-def content_range(
-    full: str, border: int, end: int, message: Message, conversation: Conversation
-) -> tuple[int, int]:
-    """Characters [start, stop) of a message in its render, white space at its ends left aside."""
-    content = message.content.strip()
-    if message.tool_calls and not all(_call_name(c) in full[border:end] for c in message.tool_calls):
-        refuse(conversation, "the template leaves out a tool call of its reply")
-    if (start := full.find(content, border, end)) >= 0:
-        return start, start + len(content)
-    # Thinking templates take the reply apart and write the white space between its parts anew.
-    thought, mark, answer = content.rpartition("</think>")
-    if mark:
-        thought = thought.rpartition("<think>")[2].strip()
-        first = full.find(thought, border, end)
-        second = full.find(answer.strip(), max(first, border), end)
-        if first >= 0 and second >= 0:
-            tag = full.rfind("<think>", border, first)
-            return (tag if tag >= 0 else first), second + len(answer.strip())
-    return refuse(
-        conversation,
-        f"the text of its {message.role} message doesn't appear in what the template makes of it",
-    )
 
 
 def border_token(rendering: Rendering, ids: list[int], offsets: Offsets, prompt: str) -> int | None:

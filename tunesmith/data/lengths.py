@@ -2,7 +2,8 @@
 
 error           nothing is cut; encode lists the rows
 drop            the example goes
-truncate_left   [bos] … [header][reply, end]   the oldest context goes, the last reply stays whole
+truncate_left   [bos] … [header][reply, end]   the oldest context goes, the last reply stays whole; an earlier
+                                               one is a label only with its whole header
 truncate_right  [bos][context] …               the end goes, end token included
 split           [0..L) [L..2L) …               consecutive windows
 """
@@ -60,8 +61,10 @@ def _truncate_left(encoded: Encoded, max_length: int) -> list[Window]:
         return []
     window = _window(encoded, [*bos, *range(cut, stop)])
     if cut > len(bos):
-        # The token after the gap would be predicted from nothing; so would the rest of a reply cut in two.
-        begun = next((r.stop for r in encoded.replies[:-1] if r.start <= cut < r.stop), cut + 1)
+        # The token after the gap would be predicted from nothing; so would a reply that is cut in two, or
+        # without the whole header that asks for it.
+        headless = (r.stop for r in encoded.replies[:-1] if min(r.header + 1, r.start) <= cut < r.stop)
+        begun = next(headless, cut + 1)
         for place, position in enumerate(window.positions):
             if cut <= position < begun:
                 window.label_mask[place] = False

@@ -23,7 +23,6 @@ from tunesmith.data.labels import (
     Turn,
     border_token,
     common,
-    content_range,
     refuse,
 )
 from tunesmith.errors import TemplateError
@@ -88,7 +87,7 @@ def _whole(
             until = rendering.render(conversation, index + 1, prompt=False, thinking=thinking)
             end = common(full, until)
         turns.append(Turn(index, len(prompt), end, token))
-    return Labeller(rendering, conversation, full, ids, offsets, list(notes), thinking).label(turns)
+    return Labeller(rendering, conversation, count, full, ids, offsets, list(notes), thinking).label(turns)
 
 
 def _single(rendering: Rendering, conversation: Conversation, index: int, notes: Sequence[str]) -> Encoded:
@@ -117,7 +116,7 @@ def _single(rendering: Rendering, conversation: Conversation, index: int, notes:
         offsets = head_offsets + [(a + len(prompt), b + len(prompt)) for a, b in tail_offsets]
         notes.append(NOTE_BORDER)
     turn = Turn(index, len(prompt), len(full), token)
-    return Labeller(rendering, conversation, full, ids, offsets, notes, thinking).label([turn])
+    return Labeller(rendering, conversation, index + 1, full, ids, offsets, notes, thinking).label([turn])
 
 
 def _everything(rendering: Rendering, conversation: Conversation) -> Encoded:
@@ -127,12 +126,12 @@ def _everything(rendering: Rendering, conversation: Conversation) -> Encoded:
     thinking = bool(replies) and _reasons(messages[replies[-1]])
     full = rendering.render(conversation, len(messages), prompt=False, thinking=thinking)
     ids, offsets = rendering.tokenise(full)
-    labeller = Labeller(rendering, conversation, full, ids, offsets, [], thinking)
+    labeller = Labeller(rendering, conversation, len(messages), full, ids, offsets, [], thinking)
     encoded = labeller.mark_reply(replies[-1]) if replies and replies[-1] else labeller.unmarked()
     mask = [False] + [True] * (len(encoded.input_ids) - 1)
     cursor = 0
-    for message in messages:
-        start, stop = content_range(full, cursor, len(full), message, conversation)
+    for index, message in enumerate(messages):
+        start, stop = labeller.content_range(index, cursor, len(full))
         if message.train is False:
             end = labeller.end_token(stop, len(full), last=False)
             until = offsets[end][1] if end is not None else stop

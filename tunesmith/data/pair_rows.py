@@ -22,6 +22,8 @@ def read_prompt(row: Mapping[str, Any], format: Format) -> tuple[Message, ...]:
             raise RowError(
                 f"the system prompt is there twice: {format.columns['system']!r} and a system turn"
             )
+        if text_of(cell(row, format, "query"), query := format.columns.get("query", "")).strip():
+            raise RowError(f"{query!r} holds text beside a list of turns; put it into the last of them")
         return (*before, *turns)
     columns = [(part, format.columns[part]) for part in ("prompt", "query") if part in format.columns]
     texts = [text_of(cell(row, format, part), column) for part, column in columns]

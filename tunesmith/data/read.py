@@ -63,24 +63,6 @@ class RawFile:
     bad: list[BadRow]
 
 
-def read_files(paths: Sequence[str]) -> tuple[list[RawRow], list[BadRow]]:
-    """All rows and bad rows of files or folders, in order. Raises one DataError with every file's fault."""
-    rows: list[RawRow] = []
-    bad: list[BadRow] = []
-    problems: list[DataError] = []
-    for path in paths:
-        try:
-            for name in files_of(path):
-                file = read_file(name)
-                rows += file.rows
-                bad += file.bad
-        except DataError as error:
-            problems.append(error)
-    if problems:
-        raise joined(problems)
-    return rows, bad
-
-
 def read_file(path: str) -> RawFile:
     """One file's rows. Raises DataError where it is missing, empty, undecodable or not a list of rows."""
     data = read_bytes(path)

@@ -48,12 +48,25 @@ def text_of(value: Any, name: str) -> str:
     if value is None:
         return ""
     if isinstance(value, str):
-        if found := _HALF_CHARACTER.search(value):
-            raise RowError(
-                f"{name} holds half a character (\\u{ord(found[0]):04x}), which no tokenizer can read"
-            )
+        require_whole(value, name)
         return value
     raise RowError(f"{name} is {described(value)}, not text")
+
+
+def require_whole(value: Any, name: str) -> None:
+    """Raise RowError if any text in a cell's value, keys included, holds half a character."""
+    if half := half_character(value):
+        raise RowError(f"{name} holds {half}")
+
+
+def half_character(value: Any) -> str:
+    """The lone surrogate in a value as JSON decodes it, in words; "" where every text in it is whole."""
+    if isinstance(value, str):
+        found = _HALF_CHARACTER.search(value)
+        return f"half a character (\\u{ord(found[0]):04x}), which no tokenizer can read" if found else ""
+    if isinstance(value, dict):
+        return next(filter(None, map(half_character, (*value, *value.values()))), "")
+    return next(filter(None, map(half_character, value)), "") if isinstance(value, list) else ""
 
 
 def list_of(value: Any, name: str) -> list[Any]:
@@ -66,6 +79,7 @@ def list_of(value: Any, name: str) -> list[Any]:
     if value is None or value == "":
         return []
     if isinstance(value, list):
+        require_whole(value, name)
         return value
     if isinstance(value, str):
         return list_of(value.strip() or None, name)

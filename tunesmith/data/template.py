@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ __all__ = ["TEMPLATES", "Encoded", "Renderer", "Reply"]
 TEMPLATES = ("chatml", "alpaca", "plain")
 """Templates for models that have none, by name."""
 
+_GIVEN = ("system", "user")  # what a person gives: a template may refuse it, but not lose it
 NOTE_NO_EOS = "the tokenizer has no eos token, so the texts end without one"
 
 
@@ -66,6 +68,7 @@ class Renderer:
             )
         self.tokenizer = tokenizer
         self.thinking = thinking
+        self._lost: dict[tuple[object, ...], str] = {}
         self.eos_id: int | None = tokenizer.eos_token_id
         self.bos_id: int | None = tokenizer.bos_token_id
         self.adds_bos = self.bos_id is not None and tokenizer("a")["input_ids"][:1] == [self.bos_id]
@@ -126,12 +129,13 @@ class Renderer:
         self.require_template()
         messages = conversation.messages[:count]
         text: str = self._apply(conversation, messages, prompt=prompt, thinking=thinking)
-        for message in messages:
-            if message.role in ("system", "user") and message.content.strip() not in text:
-                raise TemplateError(
-                    f"{conversation.origin}: the template {self.name} leaves out a {message.role} message.",
-                    fix="Put its text into the user's message, or use another template (data.template).",
-                )
+        lost: str = next((m.role for m in messages if m.role in _GIVEN and m.content.strip() not in text), "")
+        lost = lost or self._lost_role(conversation, messages, prompt=prompt, thinking=thinking)
+        if lost:
+            raise TemplateError(
+                f"{conversation.origin}: the template {self.name} leaves out a {lost} message.",
+                fix="Put its text into the user's message, or use another template (data.template).",
+            )
         return text
 
     def tokenise(self, text: str) -> tuple[list[int], Offsets]:
@@ -153,6 +157,36 @@ class Renderer:
             return_assistant_tokens_mask=True,
         )  # fmt: skip
         return [bool(mark) for mark in batch["assistant_masks"]]
+
+    def _lost_role(
+        self, conversation: Conversation, messages: Sequence[Message], *, prompt: bool, thinking: bool
+    ) -> str:
+        """The role of a message that the template leaves out of such a conversation; "" for none.
+
+        A text such as "user" is found in every render. So each order of roles is rendered once with a mark
+        for each text.
+        """
+        shape = (
+            tuple((m.role, bool(m.content.strip())) for m in messages),
+            bool(conversation.tools),
+            prompt,
+            thinking,
+        )
+        if shape not in self._lost:
+            marks = [f"\ue000{n}\ue001" for n in range(len(messages))]
+            marked = [
+                replace(m, content=mark) if m.role in _GIVEN and m.content.strip() else m
+                for m, mark in zip(messages, marks, strict=True)
+            ]
+            try:
+                text = self._apply(conversation, marked, prompt=prompt, thinking=thinking)
+            except TemplateError:
+                return ""  # a template with wishes for the text itself
+            pairs = zip(marked, marks, strict=True)
+            self._lost[shape] = next(
+                (m.role for m, mark in pairs if m.content == mark and mark not in text), ""
+            )
+        return self._lost[shape]
 
     def _apply(
         self,
@@ -183,6 +217,8 @@ class Renderer:
             pieces = [("text", record.text)]
         else:
             pieces = [(m.role, m.content) for m in record.messages]
+            pieces += [("name", m.name) for m in record.messages if m.name]
+            pieces += [("tool_call_id", m.tool_call_id) for m in record.messages if m.tool_call_id]
             calls = [dict(call) for m in record.messages for call in m.tool_calls]
             if calls or record.tools:
                 tools = [dict(tool) for tool in record.tools]

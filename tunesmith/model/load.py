@@ -231,7 +231,8 @@ def _dequantise(source: Source, header: gguf_file.Header, target: Path) -> None:
         f"The dequantised copy of {source.name} in {target.parent}", header.parameters * 2, free, "disk space"
     )
     log.info("Dequantising %s to bf16, once; kept in %s.", source.path.name, target)
-    place = {"gguf_file": source.path.name, "local_files_only": True}
+    # Other files of its folder are read too, and left open transformers would ask whether to run their code.
+    place = {"gguf_file": source.path.name, "local_files_only": True, "trust_remote_code": False}
     # The progress bar of this reader is tqdm's own and has no switch.
     silence = redirect_stderr(io.StringIO())
     with silence, quiet(), _explained(source, "this GGUF file can't be read by transformers"):
@@ -302,6 +303,14 @@ def _explained(source: Source, what: str) -> Iterator[None]:
             f"{source.name} doesn't fit into the memory of the GPU.", fix="Use a smaller model."
         ) from error
     except Exception as error:
+        if "trust_remote_code" in str(error):  # transformers' advice would be to run that code
+            raise ModelError(
+                f"{source.name} comes with Python code of its own (auto_map in a JSON file beside it); "
+                "tunesmith never runs a model's code.",
+                fix="Move the .gguf file into a folder of its own."
+                if source.kind == "gguf"
+                else "Use a version that transformers has built in (often marked -hf), or another model.",
+            ) from error
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise ModelError(
             f"{source.name}: {what}: {lines[0]}",

@@ -22,7 +22,7 @@ from typing import Literal
 
 from tunesmith.errors import ModelError, SettingsError
 from tunesmith.model import gguf_file, hub, weights
-from tunesmith.rundir import RunDir
+from tunesmith.rundir import RunDir, is_run
 
 Kind = Literal["embedded", "hub", "modelscope", "folder", "gguf"]
 
@@ -69,7 +69,7 @@ def resolve(name: str, revision: str | None = None) -> Source:
         return _gguf(name, path, revision)
     if path.is_dir():
         _no_revision(name, revision)
-        if (path / "job.yaml").is_file() and not (path / "config.json").is_file():
+        if is_run(path) and not (path / "config.json").is_file():
             raise _a_run(name, RunDir(path))
         _check_folder(path, name)
         return Source(name, "folder", path.resolve())

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -83,9 +82,7 @@ def prune(run: RunDir, *, keep: int, best: Path | None) -> None:
 
 def checkpoints(run: RunDir) -> list[Path]:
     """Whole checkpoints, the oldest first (a folder has its name only once it is whole)."""
-    if not run.checkpoints.is_dir():
-        return []
-    return sorted(p for p in run.checkpoints.iterdir() if re.fullmatch(r"step-\d{6,}", p.name))
+    return run.saved_steps()
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:

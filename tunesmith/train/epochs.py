@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count, islice
 
 from tunesmith.data.pack import Step, epoch_rows, plan_epoch
 
@@ -29,11 +30,21 @@ class Epochs:
     shared: Sequence[Sequence[int]] | None
 
     def __iter__(self) -> Iterator[list[Step]]:
-        left, epoch = self.steps, 0
-        while left > 0:
-            plan = self.first if epoch == 0 else self._plan(epoch)
+        left = self.steps
+        for plan in self._whole():
             yield plan[:left]
-            left, epoch = left - len(plan), epoch + 1
+            left -= len(plan)
+            if left <= 0:
+                return
+
+    def numbered(self) -> Iterator[tuple[float, Step]]:
+        """(epochs done after this step, step) of the whole training, in order."""
+        steps = (
+            (epoch + number / len(plan), step)
+            for epoch, plan in enumerate(self._whole())
+            for number, step in enumerate(plan, 1)
+        )
+        return islice(steps, self.steps)
 
     @cached_property
     def first(self) -> list[Step]:
@@ -57,6 +68,11 @@ class Epochs:
         """Tokens of the whole training: an estimate where the last epoch is cut."""
         epochs = self.epochs if self.max_steps is None else self.max_steps / self._steps_of(0)
         return round(sum(self.lengths) * epochs)
+
+    def _whole(self) -> Iterator[list[Step]]:
+        """Epoch after epoch, none of them cut, without end."""
+        yield self.first
+        yield from map(self._plan, count(1))
 
     def _plan(self, epoch: int) -> list[Step]:
         return plan_epoch(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ class Training:
     segments: bool = False  # attention by segments (model/attention.py)
     sharing: bool = False  # of common beginnings, which needs it
     compiled: Compiled = field(default_factory=Compiled)
+    learnt: set[int] = field(default_factory=set)  # rows (indexes of records) that a step was made of
     plans: Epochs = field(init=False)
     valid_plan: list[tuple[int, ...]] = field(init=False)
 
@@ -172,8 +173,10 @@ def run_loop(training: Training) -> Outcome:
     training.sample(0)
     done = bad = 0
     with neftune.on(training.model.get_input_embeddings()):  # type: ignore[operator]
-        for epoch, step in _all_steps(training.plans):
+        for epoch, step in training.plans.numbered():
             line = _step(training, step, optimizer, schedule, scaler, neftune)
+            if not line.get("skipped"):
+                training.learnt.update(training.train[i].row for pack in step.microbatches for i in pack)
             done += 1
             line = {"step": done, "epoch": round(epoch, 4), **line, "seconds": time.monotonic() - start}
             training.run.append(training.run.metrics_file, line)
@@ -189,12 +192,14 @@ def run_loop(training: Training) -> Outcome:
                 watch.save(done, epoch)
             if last or (settings.sample_every and done % settings.sample_every == 0):
                 training.sample(done)
-            if watch.stop:
+            if watch.stop and not last:
                 training.listener.note(
                     f"Stopped early at step {done}: no better loss in {settings.early_stopping} evaluations."
                 )
                 break
-    return Outcome(done, watch.best, watch.best_loss, watch.best_step, watch.stop, time.monotonic() - start)
+    return Outcome(
+        done, watch.best, watch.best_loss, watch.best_step, done < training.steps, time.monotonic() - start
+    )
 
 
 def valid_loss(training: Training) -> tuple[float, int]:
@@ -281,13 +286,6 @@ def _batch(training: Training, examples: Sequence[Example]) -> Batch:
         multiple=PACK_MULTIPLE if training.segments else 1,
     )
     return batch.to(training.device.torch_device)
-
-
-def _all_steps(plans: Iterable[Sequence[Step]]) -> Iterator[tuple[float, Step]]:
-    """(epochs done after this step, step) in order."""
-    for number, plan in enumerate(plans):
-        for i, step in enumerate(plan, 1):
-            yield number + i / len(plan), step
 
 
 class _Watch:

@@ -89,7 +89,7 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
         tokenizer, job.data.template, end_ids=end_ids(source), thinking=thinks(train_rows.records)
     )
     encoded = encode(train_rows.records, renderer, job.data)
-    valid_encoded = encode(valid_rows.records, renderer, job.data) if valid_rows else None
+    valid_encoded = encode(valid_rows.records, renderer, job.data, part="data.valid") if valid_rows else None
     report = build_report(train_rows, valid_rows, encoded, valid_encoded, renderer)
     listener.data(report)
 

@@ -21,7 +21,7 @@ from tunesmith.data.template import Renderer
 from tunesmith.data.trained_rows import write_trained_rows
 from tunesmith.errors import TrainError
 from tunesmith.model import adapters
-from tunesmith.records import Conversation, Record
+from tunesmith.records import Conversation
 from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint
 from tunesmith.train.config import Job
@@ -56,13 +56,16 @@ def train(
     run = rundir.create(output)
     with run.lock(), _log_file(run), tracking(job.train.track, run, facts["job"]) as training.tracking:
         rundir.write_json(run.data_report_file, ready.report)
-        write_trained_rows(run, _learnt(ready), job.adapter.continue_from)
         rundir.write_atomic(run.job_file, yaml.safe_dump(facts, allow_unicode=True, sort_keys=False))
         for note in ready.notes:
             log.info("%s", note)
         log.info("training starts: %s steps", training.steps)
         listener.started(training.steps, facts)
-        outcome = run_loop(training)
+        try:
+            outcome = run_loop(training)
+        finally:
+            records = [ready.train_rows.records[row] for row in sorted(training.learnt)]
+            write_trained_rows(run, records, job.adapter.continue_from)
         _save_final(run, cast(PreTrainedModel, training.model), ready.renderer, outcome, facts)
         log.info("training finished: %s", outcome)
     listener.finished({"run": str(run.path), **outcome.summary()})
@@ -153,13 +156,6 @@ def _facts(ready: Prepared) -> dict[str, Any]:
     }
 
 
-def _learnt(ready: Prepared) -> list[Record]:
-    """The records that a step holds: fewer than all where max_steps or epochs end the training earlier."""
-    steps = (step for plan in ready.training.plans for step in plan)
-    examples = {i for step in steps for pack in step.microbatches for i in pack}
-    return [ready.train_rows.records[row] for row in {ready.training.train[i].row for i in examples}]
-
-
 def _hashes(*sets: Dataset | None) -> dict[str, str]:
     """sha256 of every data file that was read."""
     return {file.path: file.sha256 for data in sets if data is not None for file in data.files}
@@ -179,6 +175,9 @@ def _log_file(run: RunDir) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        if not run.job_file.is_file():
+            run.discard()
+            raise KeyboardInterrupt("Interrupted before the first step; nothing was written.") from None
         step, left = run.stopped_at()
         log.error("stopped: interrupted at %s", step)
         raise KeyboardInterrupt(

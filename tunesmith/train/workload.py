@@ -87,7 +87,7 @@ def read_rows(job: Job, description: Description) -> Rows:
     renderer = Renderer(
         load_tokenizer(source), job.data.template, end_ids=end_ids(source), thinking=thinks(train.records)
     )
-    held_out = encode(valid.records, renderer, job.data).examples if valid else ()
+    held_out = encode(valid.records, renderer, job.data, part="data.valid").examples if valid else ()
     return Rows(encode(train.records, renderer, job.data).examples, held_out, True)
 
 
