@@ -259,7 +259,7 @@ def is_run(path: Path) -> bool:
         return False
     except OSError:
         record = True  # who opens it will be told
-    return record or (path / "lock").is_file()
+    return record or any((path / name).is_file() for name in ("lock", "metrics.jsonl"))
 
 
 def list_runs(root: Path = Path("runs")) -> list[RunDir]:
