@@ -41,7 +41,7 @@ def test_no_cell_or_title_of_a_table_reaches_the_terminal_as_a_command() -> None
 
 
 def test_the_data_table_of_a_training_shows_rows_as_text() -> None:
-    named = [{"what": "dropped", "reason": "unknown role '\x1b]0;owned\x07'"}]
+    named = [{"origin": "a:1", "what": "dropped", "reason": "unknown role '\x1b]0;owned\x07'"}]
     part = dict.fromkeys(
         ("rows", "left_out", "repeated", "duplicates", "overlap", "kept", "cut", "split", "dropped",
          "labels_cut", "end_tokens_cut", "examples", "tokens", "label_tokens", "longest", "max_length"), 1,
