@@ -1,9 +1,10 @@
 """The main job from end to end: train on Tang quatrains, then show on unseen ones what changed.
 
-make demo        or, after `make setup`:   .venv/bin/python examples/tang/demo.py
+make demo        or, after `make setup`:   .venv/bin/python examples/tang/demo.py [key=value …]
 """
 
 import shlex
+import sys
 from pathlib import Path
 
 from rich.text import Text
@@ -20,9 +21,10 @@ BASE_SHOWN = 24  # characters; the base model goes on and on
 DRAWN = {"temperature": 0.7, "top_p": 0.9, "seed": 1}
 
 
-def main() -> None:
+def main(*settings: str) -> None:
+    """Train and compare; `settings` win over those of job.yaml, as in `tunesmith train`."""
     with TrainingProgress(err) as progress:
-        run = tunesmith.train(HERE / "job.yaml", listener=progress)
+        run = tunesmith.train(HERE / "job.yaml", *settings, listener=progress)
 
     with Watching() as watch:
         test = tunesmith.compare(
@@ -66,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

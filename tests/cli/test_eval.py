@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,10 @@ def test_json_is_the_documented_object_and_nothing_else(tunesmith: Run) -> None:
     assert result["n"] == 8
     assert set(result["metrics"]["f1_char"]) == {"value", "low", "high"}
     assert result["perplexity"] == pytest.approx(2.718281828 ** result["loss"])
+    for name in ("loss", "perplexity", "bits_per_byte"):
+        bounds = result["intervals"][name]
+        assert bounds["value"] == pytest.approx(result[name])
+        assert 0 <= bounds["low"] < bounds["value"] < bounds["high"]
     assert result["sampling"] == {"max_new_tokens": 5}
     assert result["data"] == "valid.jsonl"
     assert "8 rows; metrics: exact_match, f1_char." in err
@@ -59,6 +64,7 @@ def test_table_and_files_of_a_run(tunesmith: Run, place: Path) -> None:
     assert code == 0
     assert out.splitlines()[0] == "valid.jsonl, n = 8:  runs/lora"
     assert [line.split()[0] for line in out.splitlines()[1:4]] == ["loss", "perplexity", "bits_per_byte"]
+    assert all(re.search(r" \[[\d.,]+, [\d.,]+\]$", line) for line in out.splitlines()[1:5])
     assert "exact_match" not in out
     assert "Predictions: runs/lora/eval/valid.eval.jsonl" in err
     assert (place / "runs/lora/eval/valid.eval.json").is_file()

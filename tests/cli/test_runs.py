@@ -104,7 +104,8 @@ def test_show_json_is_one_object_and_never_holds_nan(runs: Path) -> None:
     with (runs / "runs/old/metrics.jsonl").open("a") as file:
         file.write('{"step": 41, "loss": NaN, "tokens": 1}\n')
     (runs / "runs/old/eval").mkdir()
-    (runs / "runs/old/eval/x.json").write_text('{"kind": "evaluation", "n": 1, "metrics": {}, "loss": NaN}')
+    result = '{"kind": "evaluation", "model": "m", "n": 1, "metrics": {}, "loss": NaN}'
+    (runs / "runs/old/eval/x.json").write_text(result)
     shown = json.loads(tunesmith("runs", "show", "runs/old", "--json", cwd=runs).stdout)
     assert shown["job"]["train"]["learning_rate"] == 0.001
     assert (shown["steps"], shown["steps_planned"]) == (41, 40)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 import torch
 
 from tests.evaluate.conftest import questions
 from tunesmith.errors import DataError
-from tunesmith.evaluate.perplexity import RowLoss, answer_loss, total
+from tunesmith.evaluate.perplexity import RowLoss, answer_loss, intervals, total
 from tunesmith.infer.local import LocalModel, load
 from tunesmith.records import Conversation, Message
 from tunesmith.rundir import open_run
@@ -68,6 +69,20 @@ def test_perplexity_is_of_the_sum_and_never_a_mean_of_perplexities() -> None:
     assert result.perplexity == pytest.approx(math.exp(31 / 11))  # 16.7; the mean of both would be 11.4
     assert result.bits_per_byte == pytest.approx(31 / math.log(2) / 33)
     assert result.tokens == 11
+
+
+def test_intervals_of_losses() -> None:
+    rows = [RowLoss(nll, 10, 30) for nll in (10.0, 12.0, 15.0, 20.0, 11.0, 13.0, 18.0, 14.0)]
+    found = intervals(rows)
+    losses = [row.nll_sum / 10 for row in rows]
+    # With answers of one length the ratio of sums is a mean: about 1.96 standard errors to each side.
+    half = 1.96 * stdev(losses) / math.sqrt(len(losses))
+    assert found["loss"].value == pytest.approx(mean(losses))
+    assert found["loss"].high - found["loss"].low == pytest.approx(2 * half, rel=0.15)
+    assert found["perplexity"].high == pytest.approx(math.exp(found["loss"].high))
+    assert found["bits_per_byte"].low == pytest.approx(found["loss"].low * 10 / math.log(2) / 30)
+    assert intervals(rows[:1]) == {}
+    assert intervals([RowLoss(0.1, 1, 1), RowLoss(9.0, 1, 1)])["loss"].low == 0.0
 
 
 def test_order_and_company_of_rows_change_nothing(tuned: LocalModel) -> None:

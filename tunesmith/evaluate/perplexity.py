@@ -20,6 +20,7 @@ from tunesmith.data.config import DataSettings
 from tunesmith.data.encode import Example, encode
 from tunesmith.data.pack import plan_eval
 from tunesmith.errors import DataError
+from tunesmith.evaluate.statistics import Interval, ratio
 from tunesmith.infer.local import LocalModel
 from tunesmith.model.families import can_pack
 from tunesmith.records import Conversation, Message
@@ -76,6 +77,20 @@ def answer_loss(model: LocalModel, conversations: Sequence[Conversation]) -> lis
     model.model.train(was_training)
     sizes = [len((record.answer or "").encode()) for record in records]
     return [RowLoss(*row) for row in zip(sums, counts, sizes, strict=True)]
+
+
+def intervals(rows: Sequence[RowLoss]) -> dict[str, Interval]:
+    """The figures of `total` with their intervals, by name, rows resampled; none where no row differs."""
+    nll, tokens, size = [r.nll_sum for r in rows], [r.tokens for r in rows], [r.bytes for r in rows]
+    found = {"loss": ratio(nll, tokens)}
+    if all(size):
+        found["bits_per_byte"] = ratio([each / math.log(2) for each in nll], size)
+    # None of them can be below 0, though Student's interval of a few rows reaches there.
+    kept = {name: replace(one, low=max(0.0, one.low)) for name, one in found.items() if one is not None}
+    if loss := kept.get("loss"):
+        ends = (math.exp(min(end, 700.0)) for end in (loss.value, loss.low, loss.high))
+        kept["perplexity"] = Interval(*ends)
+    return kept
 
 
 def _check_lengths(model: LocalModel, examples: Sequence[Example]) -> None:

@@ -90,8 +90,9 @@ def comparison_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def evaluation_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, value) rows of a single evaluation."""
+    bounds = result.get("intervals") or {}
     rows = [
-        (name, short(result[name]))
+        (name, short(result[name]) + (_ends(bounds[name]) if name in bounds else ""))
         for name in ("loss", "perplexity", "bits_per_byte")
         if result.get(name) is not None
     ]
@@ -106,6 +107,10 @@ def interval(value: Mapping[str, float], *, sign: bool = False) -> str:
     """0.267 [0.109, 0.520], with signs for a difference."""
     form = "+.3f" if sign else ".3f"
     return f"{value['value']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
+
+
+def _ends(value: Mapping[str, float]) -> str:
+    return f" [{short(value['low'])}, {short(value['high'])}]"
 
 
 def short(value: float) -> str:

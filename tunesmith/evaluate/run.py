@@ -19,7 +19,7 @@ from typing import IO, Any
 from tunesmith.device import peak_memory
 from tunesmith.errors import GenerateError
 from tunesmith.evaluate.metrics import Metric, is_empty
-from tunesmith.evaluate.perplexity import Loss, RowLoss, answer_loss, total
+from tunesmith.evaluate.perplexity import Loss, RowLoss, answer_loss, intervals, total
 from tunesmith.evaluate.statistics import mean_interval
 from tunesmith.infer.local import LocalModel
 from tunesmith.records import Completer, Completion, Conversation
@@ -95,8 +95,8 @@ class Evaluation:
         return [row.scores[metric] for row in self.rows]
 
     def to_json(self) -> dict[str, Any]:
-        """{"n", "metrics": {name: {value, low, high}}, "loss", "perplexity", …}; JSON knows no None here:
-        figures that could not be had are left out.
+        """{"n", "metrics": {name: {value, low, high}}, "loss", "perplexity", …, "intervals": {"loss": {value,
+        low, high}, …}}; JSON knows no None here: figures that could not be had are left out.
         """
         texts = [row.completion.text for row in self.rows]
         content: dict[str, Any] = {
@@ -111,6 +111,8 @@ class Evaluation:
             content |= {"loss": self.loss.loss, "perplexity": self.loss.perplexity}
             content |= {"bits_per_byte": self.loss.bits_per_byte} if self.loss.bits_per_byte else {}
             content |= {"label_tokens": self.loss.tokens}
+            bounds = intervals([row.loss for row in self.rows if row.loss is not None])
+            content["intervals"] = {name: interval.to_json() for name, interval in bounds.items()}
         return content | {
             "empty": sum(map(is_empty, texts)),
             "cut": sum(row.completion.finish == "length" for row in self.rows),

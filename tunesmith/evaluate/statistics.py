@@ -117,6 +117,12 @@ def paired_ratio(
     return Interval(value, float(low), float(high))
 
 
+def ratio(numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0) -> Interval | None:
+    """A ratio of sums with its interval, as `paired_ratio` has it against a ratio that is always 0."""
+    n = len(numerators)
+    return paired_ratio(([0.0] * n, [1.0] * n), (numerators, denominators), seed=seed)
+
+
 def bca(values: Sequence[float] | Floats, *, seed: int = 0) -> tuple[float, float]:
     """The BCa bootstrap interval of a mean: percentiles moved for bias (z0) and skewness (a).
 
