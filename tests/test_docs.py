@@ -69,3 +69,11 @@ def test_links_of_the_readme_lead_somewhere(name: str) -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", text)
     assert len(links) > 10
     assert [link for link in links if not (DOCS.parent / link).exists()] == []
+
+
+def test_how_to_set_up_is_told() -> None:
+    for name in ("README.md", "README.zh-CN.md"):
+        assert "make setup" in (DOCS.parent / name).read_text(encoding="utf-8"), name
+    makefile = (DOCS.parent / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[0].split()
+    assert [t for t in targets if t != "help" and f'@echo "make {t} ' not in makefile] == []
