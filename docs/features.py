@@ -73,7 +73,12 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
     (
         f"Common beginnings of rows computed once, attention by segments; gradients equal, for {COUNT} model families",
         f"样本共同的开头只计算一次，注意力按段计算；梯度一致，覆盖{COUNT_ZH}个模型系列",
-        ("data/test_prefixes.py", "model/test_attention.py", "model/test_attention_native.py", "train/test_sharing.py"),
+        (
+            "data/test_prefixes.py",
+            "model/test_attention.py",
+            "model/test_attention_native.py",
+            "train/test_sharing.py",
+        ),
     ),
     (
         "Families that can't be packed (Mamba, gated linear attention, LFM2) are batched by length; each fast path that is "

@@ -82,4 +82,6 @@ def test_how_to_set_up_is_told() -> None:
 def test_the_chinese_readme_says_which_pages_are_in_chinese() -> None:
     text = (DOCS.parent / "README.zh-CN.md").read_text(encoding="utf-8")
     told = next(line for line in text.splitlines() if line.startswith("目前只有本页"))
-    assert sorted(re.findall(r"docs/[\w.-]+", told)) == sorted(f"docs/{p.name}" for p in DOCS.glob("*.zh-CN.md"))
+    assert sorted(re.findall(r"docs/[\w.-]+", told)) == sorted(
+        f"docs/{p.name}" for p in DOCS.glob("*.zh-CN.md")
+    )
