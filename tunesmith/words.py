@@ -11,3 +11,12 @@ def counted(number: int, noun: str) -> str:
 def are(number: int) -> str:
     """`is` for one, `are` for any other number."""
     return "is" if number == 1 else "are"
+
+
+def duration(seconds: float) -> str:
+    """`75.2` -> `1 min 15 s`, fit for a sentence."""
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

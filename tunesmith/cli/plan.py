@@ -9,8 +9,8 @@ import typer
 
 import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
-from tunesmith.cli.progress import duration
 from tunesmith.train.config import load_job
+from tunesmith.words import duration
 
 if TYPE_CHECKING:
     from tunesmith.train.plan import Plan
