@@ -83,7 +83,7 @@ COMMANDS = [[verb, *([sub] if sub else [])] for verb in cli.VERBS for sub in cli
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_the_help_of_each_verb_has_an_example(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    command, names = cli._load(words[0]), words[1:]
+    command, names = cli._load(words[0], words[1:]), words[1:]
     for name in names:
         command = command.commands[name]
     with pytest.raises(SystemExit):
