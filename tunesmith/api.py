@@ -100,11 +100,16 @@ def plan(
 
     For this machine, or for a `card` by name ("4090") or `memory` ("24GB"). `probe`: run three real steps
     where the model is here, in a process of their own. Where it doesn't fit, `.fitting` has the words of a
-    job that does. Raises SettingsError, DataError, ModelError.
+    job that does. `job` may be a run's folder too. Raises SettingsError, DataError, ModelError.
     """
+    if isinstance(job, str | Path) and Path(job).is_dir():
+        job = open_run(job).job_file
     resolved = _job(job, settings)
+    target = target_of(resolved, card, memory)  # a card that isn't known is told before anything is counted
     note("Counting rows and a step of shapes alone …")
-    planner = Planner(resolved, target_of(resolved, card, memory))
+    planner = Planner(resolved, target)
+    if planner.described.origin == "built-in table":
+        note(f"The hub can't be reached: what {resolved.model} is like is taken from the built-in table.")
     made = planner.plan(resolved)
     if probe and made.fits and made.target.here and planner.described.source is not None:
         calibrate(made, planner, note)
