@@ -1,3 +1,4 @@
+# make setup   .venv with the command tunesmith
 # make demo    fine-tune the embedded model on Tang quatrains and show before and after
 # make test    everything that a change must pass
 #
@@ -19,6 +20,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 .PHONY: help setup demo test test-slow bench lint format docs clean
 
 help:
+	@echo "make setup      make .venv with the command tunesmith; nothing is run"
 	@echo "make demo       set up, then fine-tune the embedded model on Tang quatrains"
 	@echo "make test       set up, then lint, types and all default tests (offline after the set-up)"
 	@echo "make test-slow  the tests that take minutes"

@@ -87,3 +87,19 @@ def test_links_of_the_readme_lead_somewhere(name: str) -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", text)
     assert len(links) > 10
     assert [link for link in links if not (DOCS.parent / link).exists()] == []
+
+
+def test_how_to_set_up_is_told() -> None:
+    for name in ("README.md", "README.zh-CN.md"):
+        assert "make setup" in (DOCS.parent / name).read_text(encoding="utf-8"), name
+    makefile = (DOCS.parent / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[0].split()
+    assert [t for t in targets if t != "help" and f'@echo "make {t} ' not in makefile] == []
+
+
+def test_the_chinese_readme_says_which_pages_are_in_chinese() -> None:
+    text = (DOCS.parent / "README.zh-CN.md").read_text(encoding="utf-8")
+    told = next(line for line in text.splitlines() if line.startswith("目前只有本页"))
+    assert sorted(re.findall(r"docs/[\w.-]+", told)) == sorted(
+        f"docs/{p.name}" for p in DOCS.glob("*.zh-CN.md")
+    )

@@ -35,10 +35,12 @@ if TYPE_CHECKING:
     from tunesmith.errors import TunesmithError
     from tunesmith.infer.config import Sampling
     from tunesmith.train.config import Job
+    from tunesmith.train.listener import Silent
 
 __all__ = [
     "Job",
     "Sampling",
+    "Silent",
     "TunesmithError",
     "check",
     "compare",
@@ -57,6 +59,7 @@ __all__ = [
 _ELSEWHERE = {
     "Job": "tunesmith.train.config",
     "Sampling": "tunesmith.infer.config",
+    "Silent": "tunesmith.train.listener",
     "TunesmithError": "tunesmith.errors",
 }
 

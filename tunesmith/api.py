@@ -15,7 +15,7 @@ report     write a run's report.html again
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from tunesmith.settings import build
 from tunesmith.train import fit
 from tunesmith.train import verify as verification
 from tunesmith.train.config import VERIFIED_TOKENS, Job, job_from, load_job
-from tunesmith.train.listener import Listener
+from tunesmith.train.listener import Lines, Listener
 from tunesmith.train.plan import Plan, Planner, calibrate, target_of
 from tunesmith.train.run import train as train_job
 
@@ -67,7 +67,9 @@ def train(
 ) -> RunDir:
     """Train what a job says; returns its run folder, which then holds adapter, figures and report.
 
-    `job` is a YAML path, a mapping or a Job; `settings` are "key=value" words that win over it.
+    `job` is a YAML path, a mapping or a Job; `settings` are "key=value" words that win over it. Without a
+    `listener` notes, progress and the run's folder are printed on stderr; `listener=tunesmith.Silent()` says
+    nothing.
     Raises TunesmithError: SettingsError, DataError, ModelError, RunError or TrainError.
     """
     if isinstance(job, str | Path):
@@ -76,9 +78,15 @@ def train(
     else:
         resolved, stem = job_from(job, settings), "run"
     with nullcontext(Path(resolved.output)) if resolved.output else rundir.claimed(stem) as output:
-        run = train_job(resolved, output, listener=listener, answer=_sample_answers)
+        try:
+            run = train_job(resolved, output, listener=listener or Lines(), answer=_sample_answers)
+        except BaseException:
+            _draw_what_there_is(RunDir(output))
+            raise
     curve.write_png(run)
     report(run)
+    if listener is None:
+        Lines().note(f"Run: {run.path}\nReport: {run.report_file}")
     return run
 
 
@@ -94,11 +102,16 @@ def plan(
 
     For this machine, or for a `card` by name ("4090") or `memory` ("24GB"). `probe`: run three real steps
     where the model is here, in a process of their own. Where it doesn't fit, `.fitting` has the words of a
-    job that does. Raises SettingsError, DataError, ModelError.
+    job that does. `job` may be a run's folder too. Raises SettingsError, DataError, ModelError.
     """
+    if isinstance(job, str | Path) and Path(job).is_dir():
+        job = open_run(job).job_file
     resolved = _job(job, settings)
+    target = target_of(resolved, card, memory)  # a card that isn't known is told before anything is counted
     note("Counting rows and a step of shapes alone …")
-    planner = Planner(resolved, target_of(resolved, card, memory))
+    planner = Planner(resolved, target)
+    if planner.described.origin == "built-in table":
+        note(f"The hub can't be reached: what {resolved.model} is like is taken from the built-in table.")
     made = planner.plan(resolved)
     if probe and made.fits and made.target.here and planner.described.source is not None:
         calibrate(made, planner, note)
@@ -252,6 +265,15 @@ def summary(run: RunDir) -> dict[str, Any]:
         "weights": str(run.weights) if run.weights else None,
         "report": str(run.report_file),
     }
+
+
+def _draw_what_there_is(run: RunDir) -> None:
+    """Curve and report of a training that was stopped; what stopped it is told, whatever becomes of these."""
+    if not run.metrics_file.is_file() or not run.job_file.is_file():
+        return
+    with suppress(Exception, KeyboardInterrupt):
+        curve.write_png(run)
+        report(run)
 
 
 def _sample_answers(

@@ -133,7 +133,9 @@ def test_an_output_that_is_there(run: Run) -> None:
 
 WRONG: list[tuple[list[str], int, str]] = [
     ([], 2, "give --input FILE and --output FILE, or --prompt TEXT"),
-    (["--input", "test.json"], 2, "give --input FILE and --output FILE"),
+    (["--input", "test.json"], 2, "--output FILE is missing"),
+    (["--output", "out.jsonl"], 2, "--input FILE is missing"),
+    (["--input", "nope.txt"], 2, "there is no file nope.txt"),
     (["--prompt", "x", "--output", "out.jsonl"], 2, "--prompt asks for one answer on stdout"),
     (["--prompt", " "], 2, "--prompt is empty"),
     ([*FILES, "--system", "x"], 2, "--system goes with --prompt"),

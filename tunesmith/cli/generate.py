@@ -94,8 +94,12 @@ def _check_words(
     input: str | None, output: Path | None, prompt: str | None, system: str, *, resume: bool, force: bool
 ) -> None:
     problems = []
-    if prompt is None and (input is None or output is None):
+    if prompt is None and input is None and output is None:
         problems.append("give --input FILE and --output FILE, or --prompt TEXT")
+    elif prompt is None and output is None:
+        problems.append("--output FILE is missing: where the answers go")
+    elif prompt is None and input is None:
+        problems.append("--input FILE is missing: the prompts")
     if prompt is not None and (input is not None or output is not None):
         problems.append("--prompt asks for one answer on stdout, without --input and --output")
     if prompt is not None and not prompt.strip():
@@ -106,6 +110,8 @@ def _check_words(
         problems.append("--output is the file of the prompts: give it another name")
     if resume and force:
         problems.append("--resume continues the output and --force replaces it: give one of them")
+    if problems and input is not None and "://" not in input and not Path(input).exists():
+        problems.append(f"there is no file {input}")  # alone it is told on reading, with the nearest name
     if problems:
         raise UsageError(
             "The command can't be carried out.",

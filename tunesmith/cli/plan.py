@@ -1,4 +1,4 @@
-"""`tunesmith plan JOB.yaml [key=value …]`."""
+"""`tunesmith plan JOB.yaml|RUN [key=value …]`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import typer
 
 import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
-from tunesmith.cli.progress import duration
+from tunesmith.rundir import open_run
+from tunesmith.train import cards
 from tunesmith.train.config import load_job
+from tunesmith.words import duration, size
 
 if TYPE_CHECKING:
     from tunesmith.train.plan import Plan
@@ -23,13 +25,17 @@ Examples:
   tunesmith plan job.yaml --no-probe train.epochs=1       by arithmetic alone
   tunesmith plan job.yaml --card 4090 model=Qwen/Qwen2.5-7B-Instruct
   tunesmith plan job.yaml --memory 24GB --json
+  tunesmith plan runs/tang-1                              the job of a run once more
 Exit code 2: it doesn't fit; the settings of a job that does are printed.
 """
 
 
 @app.command(epilog=EXAMPLES)
 def plan(
-    job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.", show_default=False)],
+    job: Annotated[
+        Path,
+        typer.Argument(metavar="JOB.yaml|RUN", help="The job file, or a run's folder.", show_default=False),
+    ],
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings that win over the file's.")
     ] = None,
@@ -37,13 +43,19 @@ def plan(
         str | None, typer.Option(help="Plan for a graphics card by name, such as 4090 or A100.")
     ] = None,
     memory: Annotated[
-        str | None, typer.Option(help="Plan for a graphics card with so much memory, such as 24GB.")
+        str | None,
+        typer.Option(help="Plan for a graphics card with so much memory, such as 24GB (as GiB, 2^30 bytes)."),
     ] = None,
     no_probe: Annotated[bool, typer.Option("--no-probe", help="Don't run three real steps.")] = False,
     as_json: Annotated[bool, json_option] = False,
 ) -> None:
     """Say what a training takes in memory, disk and time, before anything is downloaded or trained."""
-    load_job(job, settings or [])  # a mistake in it is told before torch is imported, which takes seconds
+    # Mistakes are told before torch is imported, which takes seconds.
+    load_job(open_run(job).job_file if job.is_dir() else job, settings or [])
+    if card is not None:
+        cards.find(card)
+    if memory is not None:
+        cards.parse_memory(memory)
     found = tunesmith.plan(
         job, *(settings or []), card=card, memory=memory, probe=not no_probe,
         note=lambda text: err.print(text, style="dim"),
@@ -69,12 +81,12 @@ def _show(plan: Plan) -> None:
     ]
     exact = ("weights", "gradients", "optimizer")
     rows += [
-        (f"memory: {name}", _bytes(size), "counted" if name in exact else "estimated")
-        for name, size in plan.parts.items()
+        (f"memory: {name}", size(held), "counted" if name in exact else "estimated")
+        for name, held in plan.parts.items()
     ]
     told = "measured in three steps" if plan.probe else "estimated"
-    rows.append(("memory, peak", f"{_bytes(plan.peak)} of {_bytes(plan.target.memory)}", told))
-    rows += [(f"disk: {name}", _bytes(size), "counted") for name, size in plan.disk.items() if size]
+    rows.append(("memory, peak", f"{size(plan.peak)} of {size(plan.target.memory)}", told))
+    rows += [(f"disk: {name}", size(held), "counted") for name, held in plan.disk.items() if held]
     if plan.seconds is None:
         rows.append(("time", "unknown", "give the card's name: --card"))
     else:
@@ -86,12 +98,12 @@ def _show(plan: Plan) -> None:
     err.print(
         f"For {plan.target.name}, {plan.target.device.dtype_name}" + (", compiled." if plan.compiled else ".")
     )
+    if plan.changed:
+        err.print(f"As training does on its own where memory asks for it: {' '.join(plan.changed)}.")
     if plan.fits:
         err.print("It fits.", style="bold")
         return
-    err.print(
-        f"It doesn't fit: {_bytes(plan.peak)} needed, {_bytes(plan.target.memory)} free.", style="bold red"
-    )
+    err.print(f"It doesn't fit: {size(plan.peak)} needed, {size(plan.target.memory)} free.", style="bold red")
     if plan.fitting is None:
         err.print(
             "What to do: no change of settings was found that fits; use a larger machine or a smaller model."
@@ -99,13 +111,3 @@ def _show(plan: Plan) -> None:
     else:
         err.print("What to do: this would fit, by arithmetic; add to the command:")
         out.print(" ".join(plan.fitting))
-
-
-def _bytes(size: float) -> str:
-    return (
-        f"{size / 2**30:.2f} GiB"
-        if size >= 2**30
-        else f"{size / 2**20:,.0f} MiB"
-        if size >= 2**20
-        else f"{size / 1024:,.0f} KiB"
-    )

@@ -15,6 +15,7 @@ from tunesmith.evaluate import curve, history
 from tunesmith.evaluate.results import COLUMNS, comparison_rows, evaluation_rows, read_results, title
 from tunesmith.redact import without_secrets
 from tunesmith.rundir import RunDir, list_runs, open_run
+from tunesmith.words import size
 
 ROOT = Path("runs")
 SHOWN_SAMPLES = 3
@@ -109,7 +110,7 @@ def show(ctx: typer.Context, as_json: Annotated[bool, json_option] = False) -> N
     if past.seconds:
         facts_of_it.append(("time", history.duration(past.seconds)))
     if past.peak_memory:
-        facts_of_it.append(("peak memory", f"{past.peak_memory / 1e9:.2f} GB"))
+        facts_of_it.append(("peak memory", size(past.peak_memory)))
     _rows(facts_of_it)
     _samples(opened)
     _results(opened)

@@ -24,6 +24,7 @@ from tunesmith.evaluate.history import History, duration, model_name, read
 from tunesmith.evaluate.results import comparison_rows, evaluation_rows, interval, read_results
 from tunesmith.redact import short_paths, without_secrets
 from tunesmith.rundir import RunDir, read_jsonl, write_atomic
+from tunesmith.words import size
 
 FEW_ROWS = 5  # of a result's answers that are open at once
 SHOWN_ROWS = 100
@@ -98,7 +99,7 @@ def _cost(history: History) -> dict[str, str]:
     rate = history.tokens / history.seconds if history.seconds else 0.0
     return {
         "time": duration(history.seconds),
-        "memory": f"{history.peak_memory / 1e9:.2f} GB" if history.peak_memory else "–",
+        "memory": size(history.peak_memory) if history.peak_memory else "–",
         "tokens": f"{history.tokens:,}",
         "rate": f"{rate:,.0f}",
     }

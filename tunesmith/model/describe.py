@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, snapshot_download
 
 from tunesmith.errors import ModelError, TunesmithError
 from tunesmith.model import known, weights
 from tunesmith.model.load import local_folder
 from tunesmith.model.source import ALIASES, Source, embedded_file, resolve
+
+SECONDS = 10.0  # that the hub has for its answer
 
 Origin = Literal["here", "config.json", "hub", "built-in table"]
 
@@ -55,6 +57,8 @@ def describe(name: str, revision: str | None = None) -> Description:
     found = known.find(model_id)
     if not name.startswith("modelscope:"):
         try:
+            # Asked once: without network a download tries for half a minute, with a line for each attempt.
+            get_hf_file_metadata(hf_hub_url(model_id, "config.json", revision=revision), timeout=SECONDS)
             file = hf_hub_download(model_id, "config.json", revision=revision)
             return Description(name, json.loads(Path(file).read_text(encoding="utf-8")), "hub")
         except Exception as error:  # offline, gated, misspelt: the table may do

@@ -59,5 +59,8 @@ def parse_memory(text: str) -> int:
     """`24GB`, `24 GiB`, `24` -> bytes; G is 2^30 either way. Raises SettingsError."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(m|g|t)?i?b?\s*", text.lower())
     if not found or not float(found[1]):
-        raise SettingsError(f"{text!r} isn't an amount of memory.", fix="Write it like 24GB or 800MB.")
+        raise SettingsError(
+            f"{text!r} isn't an amount of memory.",
+            fix="Write it like 24GB or 800MB; a GB is 2^30 bytes here, as drivers show it.",
+        )
     return int(float(found[1]) * {"m": 2**20, "g": GIB, "t": 2**40, None: GIB}[found[2]])

@@ -1,9 +1,26 @@
-"""Who hears what happens during a training: a progress bar, a notebook, a test."""
+"""Who hears what happens during a training: a progress bar, a notebook, a test.
+
+The sentences are those of `Lines`, wherever they are shown: terminal, notebook, log.txt.
+"""
 
 from __future__ import annotations
 
+import io
+import re
+import sys
+import time
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, Protocol
+
+from rich.console import Console
+
+from tunesmith.data.report import named_rows, report_table
+from tunesmith.words import counted, duration
+
+SECONDS_BETWEEN_LINES = 10.0
+STEPS_AVERAGED = 20
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Listener(Protocol):
@@ -47,3 +64,104 @@ class Silent:
     def sampled(self, line: Mapping[str, Any]) -> None: ...
 
     def finished(self, summary: Mapping[str, Any]) -> None: ...
+
+
+class Lines:
+    """A listener that prints plain lines on stderr: notes, the data report, a line every ten seconds.
+
+    What Python callers hear where they give no listener of their own.
+    """
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._last_line = time.monotonic()
+        self._step_seconds: deque[float] = deque(maxlen=STEPS_AVERAGED)
+
+    def say(self, text: str, *, style: str = "") -> None:
+        """Show a line; `style` is rich's, for places that have colours."""
+        del style
+        print(_CONTROL.sub("\ufffd", text), file=sys.stderr, flush=True)
+
+    def note(self, text: str) -> None:
+        self.say(text)
+
+    def data(self, report: Mapping[str, Any]) -> None:
+        self.say(report_text(report))
+
+    def started(self, steps: int, facts: Mapping[str, Any]) -> None:
+        self._steps = steps
+        self.say(what_is_trained(steps, facts))
+
+    def step(self, line: Mapping[str, Any]) -> None:
+        if line.get("skipped"):
+            self.say(
+                f"step {line['step']}: the loss or gradient isn't finite; this step changed nothing",
+                style="red",
+            )
+        # Of the steps alone: an evaluation before the first one would make the estimate far too long.
+        self._step_seconds.append(line["tokens"] / line["tokens_per_second"])
+        now = time.monotonic()
+        if line["step"] == self._steps or now - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            left = sum(self._step_seconds) / len(self._step_seconds) * (self._steps - line["step"])
+            self.progress(line, f"about {duration(left)} left")
+
+    def progress(self, line: Mapping[str, Any], left: str) -> None:
+        """Show how far the training is, every ten seconds and at its end."""
+        self.say(f"step {line['step']}/{self._steps}  {'  '.join(figures(line))}  {left}")
+
+    def evaluated(self, line: Mapping[str, Any]) -> None:
+        before = " (before this training)" if line["step"] == 0 else ""
+        self.say(
+            f"step {line['step']}: validation loss {line['valid_loss']:.3f}, "
+            f"perplexity {line['valid_perplexity']:,.1f}{before}",
+            style="cyan",
+        )
+
+    def sampled(self, line: Mapping[str, Any]) -> None:
+        prompt, answer = one_line(line["prompt"].rpartition("\n")[2]), one_line(line["answer"])
+        self.say(f"step {line['step']}: {prompt} → {answer}")
+
+    def finished(self, summary: Mapping[str, Any]) -> None:
+        self.say(how_it_ended(summary), style="bold")
+
+
+def report_text(report: Mapping[str, Any]) -> str:
+    """The data report as a table of plain text, and the first rows that are cut or left out."""
+    page = Console(file=io.StringIO(), width=100, markup=False, emoji=False, highlight=False)
+    with page.capture() as captured:
+        page.print(report_table(dict(report)))
+    lines = [line.rstrip() for line in captured.get().rstrip("\n").split("\n")]
+    return "\n".join([*lines, *(f"  {line}" for line in named_rows(dict(report)))])
+
+
+def what_is_trained(steps: int, facts: Mapping[str, Any]) -> str:
+    """`Training 4,884,480 of 139,400,064 parameters (3.5 %), 60 steps.`"""
+    share = 100 * facts["trainable"] / facts["parameters"]
+    return (
+        f"Training {facts['trainable']:,} of {facts['parameters']:,} parameters ({share:.3g} %), "
+        f"{counted(steps, 'step')}."
+    )
+
+
+def figures(line: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Loss, learning rate and speed of a step."""
+    return (
+        f"loss {line['loss']:.3f}",
+        f"lr {line['learning_rate']:.1e}",
+        f"{line['tokens_per_second']:,.0f} tok/s",
+    )
+
+
+def how_it_ended(summary: Mapping[str, Any]) -> str:
+    """`Done in 6 min 2 s: 60 steps; best validation loss 2.681 at step 50.`"""
+    best = ""
+    if summary["best_loss"] is not None:
+        best = f"; best validation loss {summary['best_loss']:.3f} at step {summary['best_step']}"
+    return f"Done in {duration(summary['seconds'])}: {counted(summary['step'], 'step')}{best}."
+
+
+def one_line(text: str, limit: int = 160) -> str:
+    """A text on one line, cut with an ellipsis."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= limit else flat[: limit - 1] + "…"

@@ -14,7 +14,9 @@ from typing import Any
 
 import psutil
 import torch
+import yaml
 
+from tunesmith import words
 from tunesmith.device import DTYPES, Device, available_memory, pick
 from tunesmith.model.describe import Description, describe
 from tunesmith.train import cards, compiling, dryrun, estimate, trial
@@ -61,6 +63,7 @@ class Plan:
     probe: Probe | None = None
     peak: int = 0
     fitting: list[str] | None = None
+    changed: list[str] = field(default_factory=list)  # what `auto` settings became, as key=value
 
     @property
     def fits(self) -> bool:
@@ -83,6 +86,7 @@ class Plan:
             "probe": vars(self.probe) if self.probe else None,
             "measured": self.measured,
             "counted_exactly": self.work.exact,
+            "changed": self.changed,
             "fits": self.fits,
             "fitting": self.fitting,
         }
@@ -114,6 +118,7 @@ class Planner:
             if made.fits:
                 break
             made = self._plan(job.model_copy(update={"train": job.train.model_copy(update=change)}))
+            made.changed = [f"train.{name}={yaml.safe_dump(to).split()[0]}" for name, to in change.items()]
         return made
 
     def _plan(self, job: Job) -> Plan:
@@ -227,7 +232,7 @@ def target_of(job: Job, card: str | None, memory: str | None) -> Target:
     known = cards.find(card) if card else None
     size = cards.parse_memory(memory) if memory else known.memory if known else 0
     rate = 0.0 if known is None else known.flops / (4 if wanted is torch.float32 else 1)
-    return Target(known.name if known else f"a card with {memory}", device, size, rate, False)
+    return Target(known.name if known else f"a card with {words.size(size)}", device, size, rate, False)
 
 
 def calibrate(plan: Plan, planner: Planner, note: Callable[[str], None]) -> None:

@@ -26,7 +26,7 @@ from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint
 from tunesmith.train.config import Job
 from tunesmith.train.forward import mixed_precision
-from tunesmith.train.listener import Listener, Silent
+from tunesmith.train.listener import Listener, Silent, how_it_ended, report_text, what_is_trained
 from tunesmith.train.loop import Outcome, run_loop
 from tunesmith.train.optim import check_installed as check_optimizer
 from tunesmith.train.prepare import Prepared, prepare
@@ -57,9 +57,10 @@ def train(
     with run.lock(), _log_file(run), tracking(job.train.track, run, facts["job"]) as training.tracking:
         rundir.write_json(run.data_report_file, ready.report)
         rundir.write_atomic(run.job_file, yaml.safe_dump(facts, allow_unicode=True, sort_keys=False))
+        log.info("%s", report_text(ready.report))
         for note in ready.notes:
             log.info("%s", note)
-        log.info("training starts: %s steps", training.steps)
+        log.info("%s", what_is_trained(training.steps, facts))
         listener.started(training.steps, facts)
         try:
             outcome = run_loop(training)
@@ -67,7 +68,7 @@ def train(
             records = [ready.train_rows.records[row] for row in sorted(training.learnt)]
             write_trained_rows(run, records, job.adapter.continue_from)
         _save_final(run, cast(PreTrainedModel, training.model), ready.renderer, outcome, facts)
-        log.info("training finished: %s", outcome)
+        log.info("%s", how_it_ended(outcome.summary()))
     listener.finished({"run": str(run.path), **outcome.summary()})
     return run
 

@@ -1,0 +1,54 @@
+"""What people without a terminal hear of a training, and what a log keeps of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import tunesmith
+from tests.train.test_run import make_job
+
+
+def test_python_says_what_the_command_line_says_unless_asked_to_be_silent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = make_job(tmp_path)
+    run = tunesmith.train(job, f"output={tmp_path / 'told'}")
+    told = capsys.readouterr()
+    assert told.out == ""
+    for said in (
+        "Model ",
+        "trained on",
+        "Training ",
+        "step 3/3  loss ",
+        " left",
+        "validation loss",
+        "Done in ",
+    ):
+        assert said in told.err, said
+    assert f"Run: {run.path}" in told.err
+    assert str(run.report_file) in told.err
+    tunesmith.train(job, f"output={tmp_path / 'silent'}", listener=tunesmith.Silent())
+    assert capsys.readouterr().err == ""
+
+
+def test_the_log_holds_the_sentences_that_were_shown(tmp_path: Path) -> None:
+    run = tunesmith.train(make_job(tmp_path), f"output={tmp_path / 'run'}", listener=tunesmith.Silent())
+    log = run.log_file.read_text(encoding="utf-8")
+    for said in ("trained on", "longest example", "Training ", " parameters (", "Done in "):
+        assert said in log, said
+    assert "PosixPath" not in log
+    assert "Outcome(" not in log
+
+
+def test_an_interrupted_run_has_its_curve_and_its_report(tmp_path: Path) -> None:
+    class Impatient(tunesmith.Silent):
+        def step(self, line: object) -> None:  # noqa: ARG002
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match="Interrupted at step"):
+        tunesmith.train(make_job(tmp_path), f"output={tmp_path / 'run'}", listener=Impatient())
+    run = tunesmith.open_run(tmp_path / "run")
+    assert "not finished" in run.report_file.read_text(encoding="utf-8")
+    assert (run.path / "loss.png").stat().st_size > 0
