@@ -73,7 +73,7 @@ def test_show_tells_the_whole_story(runs: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     settings, counts = ("train.learning_rate", "0.001"), ("1,197 kept", "1 bad rows")
     samples = (PROMPT.split("\n")[1], "今日無人見，空山有鳥來。", "坐來山水操")
-    for text in (*settings, *counts, "3.84 ┤●", "valid loss", "1.90 GB", *samples, "runs/old/adapter"):
+    for text in (*settings, *counts, "3.84 ┤●", "valid loss", "1.77 GiB", *samples, "runs/old/adapter"):
         assert text in done.stdout, text
 
 
