@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import yaml
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from tunesmith.cli.console import out, print_table, table
@@ -45,7 +44,7 @@ def default_of(field: FieldInfo) -> str:
     return text.removesuffix("...").strip()
 
 
-def _rows(cls: type[BaseModel], word: str, prefix: str = "") -> list[tuple[str, str, str]]:
+def _rows(cls: Any, word: str, prefix: str = "") -> list[tuple[str, str, str]]:
     rows: list[tuple[str, str, str]] = []
     for name, field in cls.model_fields.items():
         inner: Any = settings_class(field)
