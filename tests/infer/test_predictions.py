@@ -133,7 +133,7 @@ def test_only_the_same_prompts_model_and_settings_continue(model: LocalModel, be
         with pytest.raises(RunError, match=words):
             write_predictions(model, prompts, begun, existing="resume")
     model.sampling = sampling(temperature=0.5)
-    with pytest.raises(RunError, match="line 1 has another settings"):
+    with pytest.raises(RunError, match="line 1 has other settings"):
         write_predictions(model, asked(), begun, existing="resume")
     model.sampling = sampling()
     name, model.name = model.name, "another"

@@ -148,7 +148,8 @@ def _resume(model: LocalModel, prompts: Sequence[Conversation], output: Path) ->
             raise _not_ours(output, f"line {number} isn't JSON") from None
         for name, value in {**_asked(conversation), **_made_by(model)}.items():
             if not isinstance(line, dict) or line.get(name) != value:
-                raise _not_ours(output, f"line {number} has another {name}")
+                other = "other settings" if name == "settings" else f"another {name}"
+                raise _not_ours(output, f"line {number} has {other}")
     with disk_errors(output), output.open("rb+") as handle:
         handle.truncate(len(whole))
     return len(lines)
