@@ -10,10 +10,10 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from tunesmith.cli.settings_list import default_of
 from tunesmith.data.config import DataFile, DataSettings
 from tunesmith.infer.config import Sampling
 from tunesmith.model.config import AdapterSettings, QuantizationSettings
@@ -66,6 +66,7 @@ A job is a YAML file. Each setting can also be given on the command line, where 
 Paths of data and templates in a job file are relative to the file's own folder. `model`, `output`,
 `adapter.continue_from` and whatever is typed on the command line are relative to where you are.
 A setting that doesn't exist is an error that names the nearest one.
+`tunesmith train --settings [WORD]` prints these tables.
 """
 
 
@@ -107,17 +108,7 @@ def _default(field: FieldInfo) -> str:
         return "required"
     if isinstance(field.default, BaseModel):
         return "see below"
-    value = list(field.default) if isinstance(field.default, tuple) else field.default
-    if isinstance(value, float):
-        # 1.0e-3 rather than 0.001: the way learning rates are written.
-        return f"`{value:g}`" if value == 0 or abs(value) >= 0.01 else "`" + _scientific(value) + "`"
-    text = yaml.safe_dump(value, default_flow_style=True).strip()
-    return f"`{text.removesuffix('...').strip()}`"
-
-
-def _scientific(value: float) -> str:
-    digits, exponent = f"{value:e}".split("e")
-    return f"{float(digits)}e{int(exponent)}"
+    return f"`{default_of(field)}`"
 
 
 def _values(field: FieldInfo) -> str:

@@ -50,7 +50,7 @@ def second_process(run: RunDir) -> list[str]:
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("years of work", encoding="utf-8")
-    with pytest.raises(RunError, match="in use"):
+    with pytest.raises(RunError, match="there already, with files in it"):
         create(tmp_path / "run")
     assert (tmp_path / "run" / "thesis.txt").read_text(encoding="utf-8") == "years of work"
     assert create(tmp_path / "new").path.is_dir()

@@ -184,7 +184,7 @@ def check_free(path: Path) -> None:
                 pass
     if used:
         raise RunError(
-            f"{path} is in use already.",
+            f"{path} is there already, with files in it." if path.is_dir() else f"{path} is a file.",
             fix="Give another folder with output=…, or move that one away; tunesmith doesn't overwrite runs.",
         )
     if not there.is_dir():

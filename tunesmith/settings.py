@@ -182,7 +182,7 @@ def build(
         raise SettingsError(
             f"{count} wrong{where}.",
             details=details,
-            fix="docs/settings.md lists every setting with its default.",
+            fix="`tunesmith train --settings` lists every setting with its default.",
         ) from None
 
 
@@ -196,7 +196,7 @@ def known_keys(cls: type[BaseModel], prefix: str = "") -> list[str]:
     names = []
     for name, field in cls.model_fields.items():
         names.append(prefix + name)
-        if (inner := _settings_class(field)) is not None:
+        if (inner := settings_class(field)) is not None:
             names += known_keys(inner, f"{prefix}{name}.")
     return names
 
@@ -303,7 +303,7 @@ def _class_at(cls: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | No
     found: type[BaseModel] | None = cls
     for part in path:
         field = found.model_fields.get(part) if found else None
-        found = _settings_class(field) if field else None
+        found = settings_class(field) if field else None
     return found
 
 
@@ -316,7 +316,8 @@ def _example(kind: type[BaseModel], given: Any) -> str:
     return f"{name}: {field.default}"
 
 
-def _settings_class(field: FieldInfo) -> type[BaseModel] | None:
+def settings_class(field: FieldInfo) -> type[BaseModel] | None:
+    """The class of a group of settings, None for a single value."""
     for kind in (field.annotation, *get_args(field.annotation)):
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             return kind

@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.cli.console import _Console, print_table, printable, table
+from tunesmith.cli.console import _Console, print_table, print_what_fits, printable, table
 from tunesmith.cli.eval import Watching
 from tunesmith.cli.progress import TrainingProgress
 
@@ -75,3 +75,18 @@ def test_the_share_of_what_is_trained_reads_as_a_number() -> None:
         progress.started(3, {"trainable": trained, "parameters": 1_000_000})
     assert "(100 %)" in file.getvalue()
     assert "(1.23 %)" in file.getvalue()
+
+
+def test_a_narrow_terminal_gets_whole_cells_of_fewer_columns() -> None:
+    columns, rows = ("name", "model", "age"), [("my-first-run", "smollm2-135m-instruct", "12 min")]
+    for terminal, width, left_out in (
+        (True, 24, ["model"]),
+        (True, 60, []),
+        (False, 24, []),
+        (True, 14, None),
+    ):
+        file = StringIO()
+        console = _Console(file=file, width=width, force_terminal=terminal, color_system=None, soft_wrap=True)
+        told = print_what_fits(columns, rows, numbers=("age",), dispensable=("model", "age"), console=console)
+        assert told == (["model", "age"] if left_out is None else left_out)
+        assert len(file.getvalue().splitlines()) == 2

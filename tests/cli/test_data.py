@@ -78,6 +78,13 @@ def test_check_a_name_of_dataset_info(run: Any, tmp_path: Path) -> None:
     code, _, err = run("check", "mien", "--info", tmp_path / "dataset_info.json")
     assert code == 2
     assert "did you mean 'mine'?" in err
+    entry["file_name"] = "rws.json"
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": entry}))
+    code, out, err = run("check", "mine", "--info", tmp_path / "dataset_info.json")
+    assert code == 1
+    assert "rws.json" in out + err
+    assert "did you mean 'rows.json'" in out + err
+    assert "the folder you are in" not in out + err
 
 
 def test_show_marks_what_is_trained_on(run: Any, tmp_path: Path) -> None:
@@ -94,6 +101,7 @@ def test_show_marks_what_is_trained_on(run: Any, tmp_path: Path) -> None:
     code, _, err = run("show", TANG / "train.json", "--model", model, "max_lenth=5")
     assert code == 2
     assert "max_length" in err
+    assert "A setting is wrong on the command line" in err
     code, _, err = run("show", TANG / "train.json", "--model", model, "--from", 5000)
     assert code == 1
     assert "4000 good rows" in err

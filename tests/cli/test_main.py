@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from tunesmith.cli import main as cli
+from tunesmith.settings import known_keys
+from tunesmith.train.config import Job
 
 # A verb that does what its test asks for, in place of a real one.
 STAND_IN = """
@@ -261,3 +263,38 @@ def _script(folder: Path, body: str) -> str:
         "cli.VERBS['doctor'] = cli.Verb('stand_in', '')\n"
         "cli.main()\n"
     )
+
+
+def test_settings_are_listed_by_the_command_that_messages_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tunesmith", "train", *words])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        shown = capsys.readouterr()
+        return int(end.value.code or 0), shown.out, shown.err
+
+    code, out, _ = told("--settings")
+    assert code == 0
+    named = {line.split()[0] for line in out.splitlines() if line.strip()}
+    keys = {key for key in known_keys(Job) if not key.startswith("data.train.")}
+    assert keys - named == {"data", "adapter", "train"}
+    assert "temperature" in named
+    assert "1.0e-3" in out
+    code, out, _ = told("--settings", "warmup")
+    assert [line.split()[0] for line in out.splitlines()[1:]] == ["train.warmup"]
+    assert told("--settings", "nosuchword")[0] == 2
+    assert "A job file is missing" in told()[2]
+
+
+def test_a_wrong_setting_names_that_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "job.yaml").write_text("data: {train: x.jsonl}\ntrian: 1\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["tunesmith", "train", str(tmp_path / "job.yaml")])
+    with pytest.raises(SystemExit):
+        cli.main()
+    told = capsys.readouterr().err
+    assert "tunesmith train --settings" in told
+    assert "docs/" not in told

@@ -91,6 +91,12 @@ def test_an_empty_folder_is_no_error(tmp_path: Path) -> None:
     assert tunesmith("runs", "list", "--json", cwd=tmp_path).stdout == "[]\n"
 
 
+def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    done = tunesmith("runs", "list", "nowhere", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "There is no folder nowhere" in done.stderr
+
+
 def test_show_tells_the_whole_story(runs: Path) -> None:
     done = tunesmith("runs", "show", "old", cwd=runs)  # a name in runs/ is enough
     assert (done.returncode, done.stderr) == (0, "")

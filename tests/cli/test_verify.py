@@ -31,6 +31,10 @@ def test_a_job_whose_gradients_are_right(job: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "shared beginnings" in done.stdout
     assert "Every fast path gives the naive gradients." in done.stderr
+    table, why = done.stdout.splitlines()[:10], done.stdout.splitlines()[10:]
+    assert max(map(len, table)) <= 80
+    assert "base_model.model" not in done.stdout
+    assert "all together, compiled: the job says train.compile=false" in why
 
 
 def test_json_is_one_object(job: Path) -> None:
@@ -52,6 +56,7 @@ def test_a_wrong_gradient_ends_with_1(job: Path, monkeypatch: pytest.MonkeyPatch
     assert done.exit_code == 1
     assert "A fast path is wrong." in done.stderr
     assert "tunesmith doctor" in done.stderr
+    assert "the worst tensor is base_model.model" in done.stdout
 
 
 def test_a_run_and_settings_that_win_over_its_own(tmp_path: Path) -> None:

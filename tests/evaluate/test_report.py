@@ -106,7 +106,7 @@ def test_the_whole_story_is_there(tmp_path: Path) -> None:
     before_and_after = ("3.840 →", "2.712", "verse_form", "n = 15", "better", "更好", "验证损失")
     answers = ("The two lines are", "坐來山水遠", "今日無人見，空山有鳥來。")
     data = ("1,197", "longer than 1024 tokens", "tang_train.json:40", "output is missing")
-    settings = ("smollm2-135m", "train.learning_rate", "torch", "2.13.0", "1.90 GB", "3 min", "4,884,480")
+    settings = ("smollm2-135m", "train.learning_rate", "torch", "2.13.0", "1.77 GiB", "3 min", "4,884,480")
     use = ("PeftModel.from_pretrained", "tunesmith chat")
     for part in (*before_and_after, *answers, *data, *settings, *use):
         assert part in words, part

@@ -23,6 +23,17 @@ pytestmark = pytest.mark.skipif(
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 HOSTILE = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\">"
 
+DIFFERENCE = {"value": -0.123, "low": -0.221, "high": -0.042}
+METRIC = {"a": 0.5, "b": 0.6, "wins": 123, "losses": 104, "ties": 273, "difference": DIFFERENCE}
+UNDECIDED = "no difference beyond chance on these rows"
+COMPARISON = {
+    "kind": "comparison", "data": "test.jsonl", "n": 500,
+    "a": {"model": "smollm2-135m", "perplexity": 12.1, "mean_length": 12, "seconds": 3},
+    "b": {"model": "runs/tang-1", "perplexity": 8.3, "mean_length": 11, "seconds": 3},
+    "loss": {"a": 2.5, "b": 2.1, "difference": DIFFERENCE, "verdict": "better"},
+    "metrics": {"exact_match": {**METRIC, "verdict": UNDECIDED}, "f1_char": {**METRIC, "verdict": UNDECIDED}},
+}  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -31,6 +42,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with run.samples_file.open("a", encoding="utf-8") as file:
         line = {"step": 41, "prompt": PROMPT, "answer": HOSTILE, "reference": HOSTILE}
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    run.eval.mkdir(exist_ok=True)
+    (run.eval / "test.compare.json").write_text(json.dumps(COMPARISON), encoding="utf-8")
     return write_report(run)
 
 
@@ -66,6 +79,24 @@ def test_it_fits_a_phone(page: sync_api.Page, report: Path) -> None:
     page.goto(report.as_uri())
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     assert page.locator("svg:visible").first.bounding_box()["width"] > 250
+
+
+@pytest.mark.parametrize("width", [1100, 900, 390])
+def test_nothing_is_cut_off_at_any_width(browser: sync_api.Browser, report: Path, width: int) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, locale="en-US")
+    page.goto(report.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    hidden = (
+        "[...document.querySelectorAll('.scroll, pre')].filter(part => part.scrollWidth > part.clientWidth)"
+    )
+    assert page.evaluate(f"{hidden}.map(part => part.outerHTML.slice(0, 200))") == []
+    for verdict in page.locator(".compared td:last-child .verdict").all():
+        box = verdict.bounding_box()
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= width
+    # A place in a file stays on one line where there is room for it.
+    for place in page.locator(".named td:first-child").all() if width > 720 else []:
+        assert place.bounding_box()["height"] < 2 * 24
+    page.close()
 
 
 def test_the_switch_changes_every_label(page: sync_api.Page, report: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 import tunesmith
 from tests.train.test_run import make_job
+from tunesmith.train import prepare
 
 
 def test_python_says_what_the_command_line_says_unless_asked_to_be_silent(
@@ -52,3 +54,16 @@ def test_an_interrupted_run_has_its_curve_and_its_report(tmp_path: Path) -> None
     run = tunesmith.open_run(tmp_path / "run")
     assert "not finished" in run.report_file.read_text(encoding="utf-8")
     assert (run.path / "loss.png").stat().st_size > 0
+
+
+def test_the_space_of_a_large_run_is_told_before_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tunesmith.train(make_job(tmp_path), f"output={tmp_path / 'small'}")
+    assert "The run's folder will take" not in capsys.readouterr().err
+    monkeypatch.setattr(prepare, "LARGE_RUN", 1000)
+    run = tunesmith.train(make_job(tmp_path), f"output={tmp_path / 'large'}")
+    told = re.findall(r"folder will take about ([\d,]+) KiB", capsys.readouterr().err)
+    files = list(run.path.rglob("*.safetensors"))
+    taken = sum(p.stat().st_size for p in files) / 1024
+    assert abs(int(told[0].replace(",", "")) - taken) < 0.1 * taken

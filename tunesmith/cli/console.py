@@ -109,6 +109,29 @@ def print_table(renderable: RenderableType, console: Console | None = None) -> N
     console.print("\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")))
 
 
+def print_what_fits(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    numbers: Sequence[str],
+    dispensable: Sequence[str],
+    console: Console | None = None,
+) -> list[str]:
+    """Print a table; a terminal too narrow for it gets it without `dispensable` columns, the first one first.
+
+    Returns the columns that were left out.
+    """
+    console, left_out = console or out, list[str]()
+    while True:
+        kept = [i for i, name in enumerate(columns) if name not in left_out]
+        built = table([columns[i] for i in kept], [[row[i] for i in kept] for row in rows], numbers=numbers)
+        wanted = _plain(100_000).measure(built).maximum
+        if not console.is_terminal or wanted <= console.width or len(left_out) == len(dispensable):
+            print_table(built, console)
+            return left_out
+        left_out.append(dispensable[len(left_out)])
+
+
 def fail(error: TunesmithError) -> NoReturn:
     """Show an error with its cause and remedy on stderr, and end with its exit code."""
     what, *rest = str(error).split("\n")

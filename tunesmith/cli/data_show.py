@@ -59,7 +59,8 @@ def show(
 ) -> None:
     """Print tokens coloured: trained on (green), context (dim), cut (red)."""
     words = [word.removeprefix("data.") for word in settings or []]
-    data = build(DataSettings, {"train": file, **parse_overrides(words)}, "the command line")
+    typed = parse_overrides(words)
+    data = build(DataSettings, {"train": file, **typed}, typed=typed)
     dataset, problems = survey([file], info)
     if problems or not dataset.records:
         raise (

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
+from tunesmith.cli.console import err, json_option, out, print_json, print_table, print_what_fits, table
 from tunesmith.errors import UsageError
 from tunesmith.evaluate import curve, history
 from tunesmith.evaluate.results import COLUMNS, comparison_rows, evaluation_rows, read_results, title
@@ -58,6 +58,8 @@ app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False)
 def list_(ctx: typer.Context, as_json: Annotated[bool, json_option] = False) -> None:
     """Every run of a folder (runs/ unless given) with its state and losses, the newest last."""
     folder = Path(_word(ctx, "[FOLDER]", default=str(ROOT)))
+    if ctx.args and not folder.is_dir():
+        raise UsageError(f"There is no folder {folder}.", fix="Give the folder that the runs are in.")
     lines = [history.overview(run) for run in list_runs(folder)]
     if as_json:
         print_json(lines)
@@ -78,10 +80,13 @@ def list_(ctx: typer.Context, as_json: Annotated[bool, json_option] = False) -> 
         )
         for line in lines
     ]
-    print_table(table(columns, rows, numbers=("rows", "steps", "age")))
+    numbers = ("rows", "steps", "age")
+    left_out = print_what_fits(columns, rows, numbers=numbers, dispensable=("rows", "model", "age", "steps"))
     for line in lines:
         if "error" in line:
             err.print(line["error"])
+    if left_out:
+        err.print(f"Left out, the terminal is narrow: {', '.join(left_out)}.", style="dim", soft_wrap=False)
 
 
 @app.command(

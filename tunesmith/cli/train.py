@@ -11,7 +11,8 @@ import typer
 import tunesmith  # its functions import torch, seconds, when they are first called
 from tunesmith.cli.console import err, json_option, out, print_json
 from tunesmith.cli.progress import TrainingProgress
-from tunesmith.errors import SettingsError
+from tunesmith.cli.settings_list import show_settings
+from tunesmith.errors import SettingsError, UsageError
 from tunesmith.evaluate import curve
 from tunesmith.settings import known_keys
 from tunesmith.train.config import Job, load_job
@@ -23,20 +24,31 @@ Examples:
   tunesmith train examples/tang/job.yaml
   tunesmith train job.yaml train.epochs=3 adapter.rank=8
   tunesmith train job.yaml model=my-models/Qwen3-0.6B output=runs/qwen
-Every setting with its default: docs/settings.md
+  tunesmith train --settings                  every setting with its default
+  tunesmith train --settings warmup           those about a word
 """
 
 
 # Unknown options come as words, so that `--epochs 3` can be answered with how it is written here.
 @app.command(epilog=EXAMPLES, context_settings={"ignore_unknown_options": True})
 def train(
-    job: Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.", show_default=False)],
+    job: Annotated[
+        Path | None, typer.Argument(metavar="JOB.yaml", help="The job file.", show_default=False)
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings that win over the file's.")
     ] = None,
+    list_settings: Annotated[
+        bool, typer.Option("--settings", help="List every setting, or those about a word, and end.")
+    ] = False,
     as_json: Annotated[bool, json_option] = False,
 ) -> None:
     """Train what a job file describes, and leave everything in a run folder."""
+    if list_settings:
+        show_settings(" ".join(map(str, [*([job] if job else []), *(settings or [])])))
+        return
+    if job is None:
+        raise UsageError("A job file is missing.", fix="Write tunesmith train JOB.yaml; --help has examples.")
     _refuse_options(settings or [])
     load_job(job, settings or [])  # a mistake in it is told at once
     with TrainingProgress(err) as progress:
@@ -73,6 +85,6 @@ def _refuse_options(words: list[str]) -> None:
             meant = (
                 f"Write {known[0]}=VALUE."
                 if known
-                else "Write key=value; docs/settings.md lists every setting."
+                else "Write key=value; `tunesmith train --settings` lists every setting."
             )
             raise SettingsError(f"{word} isn't an option: settings are words of key=value.", fix=meant)

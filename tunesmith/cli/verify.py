@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,8 +50,10 @@ def verify(
         print_json(verdict.to_json())
     else:
         rows = [_row(line) for line in verdict.lines]
-        columns = ("computation", "all gradients", "worst tensor", "tolerance", "verdict", "note")
+        columns = ("computation", "all gradients", "worst tensor", "tolerance", "verdict")
         print_table(table(columns, rows, numbers=columns[1:4]), out)
+        for text in _notes(verdict.lines):
+            out.print(text, soft_wrap=not out.is_terminal)
         err.print(
             f"Relative to the naive computation in fp32, on {verdict.rows} rows, {verdict.tokens:,} tokens."
         )
@@ -64,7 +67,15 @@ def verify(
 
 def _row(line: Line) -> tuple[str, ...]:
     if line.overall is None or line.worst is None:
-        return (line.name, "", "", "", line.state, line.note)
-    note = "; ".join(part for part in (line.tensor, line.note) if part)
+        return (line.name, "", "", "", line.state)
     limit = "" if line.tolerance is None else f"{line.tolerance:.0e}"
-    return (line.name, f"{line.overall:.1e}", f"{line.worst:.1e}", limit, line.state, note)
+    return (line.name, f"{line.overall:.1e}", f"{line.worst:.1e}", limit, line.state)
+
+
+def _notes(lines: Sequence[Line]) -> Iterator[str]:
+    """What the table has no room for: why a path isn't used, and the tensor that is wrong most."""
+    for line in lines:
+        if line.note:
+            yield f"{line.name}: {line.note}"
+        if line.state == "wrong" and line.tensor:
+            yield f"{line.name}: the worst tensor is {line.tensor}"

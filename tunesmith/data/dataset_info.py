@@ -237,6 +237,12 @@ def _paths(entry: Mapping[str, Any], folder: Path, where: str) -> list[str]:
             folder=entry.get("folder") or "",
         )
     path = os.path.join(folder, entry["file_name"])  # noqa: PTH118 - keeps a relative path as people wrote it
+    if "://" not in path and not os.path.exists(path):  # noqa: PTH110
+        hint = nearest(os.path.basename(path), sorted(os.listdir(folder)))  # noqa: PTH119, PTH208
+        raise DataError(
+            f"There is no file {path}, which {where} names{hint}.",
+            fix=f"Correct file_name; it is taken from the folder of the file that names it, {folder}.",
+        )
     paths = files_of(path)
     if expected := entry.get("file_sha1"):
         found = (

@@ -24,6 +24,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.model import adapters, targets
+from tunesmith.train.config import Job
 from tunesmith.train.head import head_of
 
 # Bytes of optimizer states for each trained number. Muon keeps one average for matrices; Adafactor keeps
@@ -151,6 +152,20 @@ def operations(
     attention = squares * width * layers * 2 * 3.5
     again = tokens * 2 * (found.linear + found.adapter) + squares * width * layers * 2
     return float(body + head + attention + (again / int(checkpointing) if checkpointing else 0))
+
+
+def run_bytes(job: Job, model: nn.Module, *, steps: int, validated: bool, parameters: int) -> dict[str, int]:
+    """Bytes in the run folder: of one checkpoint, of those that are kept, of the final weights."""
+    one = checkpoint_bytes((n, tuple(p.shape)) for n, p in model.named_parameters() if p.requires_grad)
+    train = job.train
+    often = (steps // train.save_every if train.save_every else 0) + 1
+    often += steps // train.eval_every if validated and train.eval_every else 0
+    kept = min(often, train.keep + (1 if validated else 0))
+    return {
+        "checkpoint": one,
+        "checkpoints": one * kept,
+        "final": one if job.adapter.uses_peft else parameters * 4,
+    }
 
 
 def checkpoint_bytes(named: Iterable[tuple[str, Sequence[int]]]) -> int:

@@ -320,15 +320,11 @@ def _evaluations(job: Job, work: Workload) -> int:
 
 def _disk(job: Job, model: Any, found: Sizes, work: Workload, description: Description) -> dict[str, int]:
     """Bytes in the run folder, and of what would be downloaded."""
-    trained = [(name, tuple(p.shape)) for name, p in model.named_parameters() if p.requires_grad]
-    one = estimate.checkpoint_bytes(trained)
-    train = job.train
-    often = (work.steps // train.save_every if train.save_every else 0) + 1
-    often += work.steps // train.eval_every if work.valid_tokens and train.eval_every else 0
-    kept = min(often, train.keep + (1 if work.valid_tokens else 0))
-    final = one if job.adapter.uses_peft else found.parameters * 4
+    files = estimate.run_bytes(
+        job, model, steps=work.steps, validated=bool(work.valid_tokens), parameters=found.parameters
+    )
     missing = 0 if description.source else found.parameters * 2
-    return {"checkpoint": one, "checkpoints": one * kept, "final": final, "download": missing}
+    return {**files, "download": missing}
 
 
 def _by_formula(config: dict[str, Any], work: Workload, width: int, checkpointing: bool | int) -> int:

@@ -34,7 +34,7 @@ from tunesmith.model.load import (
 from tunesmith.model.source import Source, resolve
 from tunesmith.records import Conversation, Record
 from tunesmith.rundir import RunDir
-from tunesmith.train import compiling, fast_paths, optim, probe
+from tunesmith.train import compiling, estimate, fast_paths, optim, probe
 from tunesmith.train.config import Job
 from tunesmith.train.listener import Listener
 from tunesmith.train.loop import Training, default_tokens_per_step
@@ -42,13 +42,14 @@ from tunesmith.train.objectives import sft
 from tunesmith.train.optim import check_schedule, check_tensors
 from tunesmith.train.seeds import seed_everything
 from tunesmith.train.track import Tracking
-from tunesmith.words import are, counted
+from tunesmith.words import are, counted, size
 
 Note = Callable[[str], None]
 
 APPROXIMATE = "Approximate"
 FEW_STEPS = 10
 FEW_ROWS = 20
+LARGE_RUN = 10**9  # bytes on disk that are worth a word
 
 
 @dataclass
@@ -189,6 +190,14 @@ def _warnings(job: Job, training: Training) -> list[str]:
             f"Note: the validation loss is that of {counted(len(training.valid), 'example')} only: a rough "
             "guess. "
             "data.valid takes more rows."
+        )
+    _, parameters = adapters.trainable_count(training.model)
+    files = estimate.run_bytes(
+        job, training.model, steps=training.steps, validated=bool(training.valid), parameters=parameters
+    )
+    if (space := files["checkpoints"] + files["final"]) > LARGE_RUN:
+        told.append(
+            f"The run's folder will take about {size(space)}, {size(files['checkpoints'])} in checkpoints."
         )
     context = context_length(cast(PreTrainedModel, training.model))
     longest = job.data.max_length
