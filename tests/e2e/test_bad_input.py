@@ -276,7 +276,7 @@ CASES = [
     Case("too many layers", TRAIN, 2, ("99",), job(adapter={"type": "freeze", "last_layers": 99})),
     Case("nothing to continue from", (*TRAIN, "adapter.continue_from=runs/none"), 1, ("runs/none",), job()),
     # the run folder
-    Case("output in use", TRAIN, 1, ("in use",), used_output),
+    Case("output in use", TRAIN, 1, ("is there already", "output="), used_output),
     Case("output below a file", TRAIN, 1, ("file",), output_below_file),
     Case("not a run", ("runs", "show", "nowhere"), 1, ("nowhere",)),
     Case("output where nothing can be made", (*TRAIN, "output=/proc/x"), 1, ("/proc/x can't be written",), job()),
