@@ -66,6 +66,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several chunks, the last one not full, in tests of some dozen labels."""
     monkeypatch.setattr(head, "ROWS", 7)
     monkeypatch.setattr(head, "WEIGHT_ROWS", 21)
+    monkeypatch.setattr(head, "ROW_MULTIPLE", 5)
 
 
 def step(

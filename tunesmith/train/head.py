@@ -22,6 +22,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tunesmith.model.fused_lora import at_work, product_dtype
 from tunesmith.model.peft_parts import PeftModel, lora
@@ -30,6 +31,9 @@ ROWS = 256
 """Label tokens in a chunk: 49,152 logits of so many rows still fit a large cache."""
 WEIGHT_ROWS = 1024
 """With a trained head: label tokens in one product of its gradient, which is then added in fp32."""
+
+# Rows of the products are filled up to a multiple of this: oneDNN makes code for each shape and keeps it.
+ROW_MULTIPLE = 64
 
 # Proved by tests/train/test_head.py: the model's logits are its head on its decoder's last hidden state, with
 # nothing but the head's own scale and cap in between.
@@ -192,14 +196,16 @@ def _forward(
     weight, bias, a, b = (None if t is None else t.to(hidden.dtype) for t in masters)
     assert weight is not None
     total = torch.zeros((), device=hidden.device)
-    into = hidden.new_empty(hidden.shape) if wanted[0] else None
     own = [
         None if t is None or not want else torch.zeros(t.shape, device=t.device)
         for t, want in zip(masters, wanted[1:], strict=True)
     ]
     rows = WEIGHT_ROWS if own[0] is not None else ROWS
+    real = len(hidden)
+    hidden = functional.pad(hidden, (0, 0, 0, -real % ROW_MULTIPLE))
     # One buffer for all chunks: fresh memory costs more than a product reads of it.
     buffer = hidden.new_empty(min(rows, len(hidden)), weight.shape[0])
+    into = hidden.new_empty(hidden.shape) if wanted[0] else None
     for start in range(0, len(hidden), rows):
         h = hidden[start : start + rows]
         y = targets[start : start + rows]
@@ -210,8 +216,10 @@ def _forward(
         if a is not None and b is not None:
             low = h @ a.t()
             z.addmm_(low, b.t(), alpha=lora_scale)
-        for at in range(0, len(h), ROWS):
-            total += chunk_loss(z[at : at + ROWS], y[at : at + ROWS])  # from here on z is its own gradient
+        for at in range(0, len(y), ROWS):
+            end = min(at + ROWS, len(y))
+            total += chunk_loss(z[at:end], y[at:end])  # from here on z is its own gradient
+        z[len(y) :] = 0
         if into is not None:
             torch.mm(z, weight, out=into[start : start + rows])
         if own[0] is not None:
@@ -226,7 +234,7 @@ def _forward(
                 own[2].add_((back.t() @ h).float(), alpha=lora_scale)
             if own[3] is not None:
                 own[3].add_((z.t() @ low).float(), alpha=lora_scale)
-    return total, [into, *own]
+    return total, [None if into is None else into[:real], *own]
 
 
 def _scale(config: Any) -> float:
