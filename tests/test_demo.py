@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from tests.families import save_tiny
+from tests.scripts import load_script
 from tunesmith.evaluate.history import read
 from tunesmith.model import source
 from tunesmith.rundir import open_run
@@ -19,12 +19,7 @@ TANG = Path(__file__).parent.parent / "examples" / "tang"
 
 @pytest.fixture
 def demo() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("demo", TANG / "demo.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(TANG / "demo.py")
 
 
 def test_the_demo_on_a_tiny_model(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from tests.scripts import load_script
 from tunesmith.cli.main import VERBS
 from tunesmith.settings import known_keys
 from tunesmith.train.config import Job
@@ -18,12 +18,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 @pytest.fixture(scope="module")
 def generate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(DOCS / "generate.py")
 
 
 def test_the_page_of_settings_is_not_stale(generate: ModuleType) -> None:
@@ -60,11 +55,7 @@ def test_a_setting_s_row_says_default_limits_and_meaning(generate: ModuleType) -
 
 @pytest.mark.parametrize(("name", "language"), [("README.md", "en"), ("README.zh-CN.md", "zh")])
 def test_the_table_of_features_is_not_stale(name: str, language: str) -> None:
-    spec = importlib.util.spec_from_file_location("features", DOCS / "features.py")
-    assert spec is not None
-    assert spec.loader is not None
-    features = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(features)
+    features = load_script(DOCS / "features.py")
     text = (DOCS.parent / name).read_text(encoding="utf-8")
     assert text == features.filled(text, language), "run `make docs`"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tunesmith.errors import SettingsError
-from tunesmith.settings import _ELSEWHERE, known_keys
+from tunesmith.settings import known_keys
 from tunesmith.train.config import Job, job_from, load_job
 
 
@@ -26,7 +26,7 @@ def test_names_of_other_tools_are_translated(word: str, meant: str) -> None:
 
 
 def test_every_name_of_other_tools_means_a_setting() -> None:
-    assert set(_ELSEWHERE) <= set(known_keys(Job))
+    assert set(Job.ELSEWHERE) <= set(known_keys(Job))
 
 
 @pytest.mark.parametrize(

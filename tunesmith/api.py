@@ -42,7 +42,7 @@ from tunesmith.rundir import RunDir
 from tunesmith.settings import build
 from tunesmith.train import fit
 from tunesmith.train import verify as verification
-from tunesmith.train.config import VERIFIED_TOKENS, Job, job_from, load_job
+from tunesmith.train.config import VERIFIED_TOKENS, Job, job_from, load_job, load_job_or_run
 from tunesmith.train.listener import Lines, Listener
 from tunesmith.train.plan import Plan, Planner, calibrate, target_of
 from tunesmith.train.run import train as train_job
@@ -104,8 +104,6 @@ def plan(
     where the model is here, in a process of their own. Where it doesn't fit, `.fitting` has the words of a
     job that does. `job` may be a run's folder too. Raises SettingsError, DataError, ModelError.
     """
-    if isinstance(job, str | Path) and Path(job).is_dir():
-        job = open_run(job).job_file
     resolved = _job(job, settings)
     target = target_of(resolved, card, memory)  # a card that isn't known is told before anything is counted
     note("Counting rows and a step of shapes alone …")
@@ -131,8 +129,6 @@ def verify(
     `.exact` is True where all fast paths agree. `job` may be a run's folder too. Raises PlanError where
     memory can't hold the model in fp32.
     """
-    if isinstance(job, str | Path) and Path(job).is_dir():
-        job = open_run(job).job_file
     return verification.verify(_job(job, settings), tokens, note)
 
 
@@ -190,8 +186,8 @@ def evaluate(
     """Loss, perplexity and metrics of one model on rows with answers; `.content` is what `--json` prints.
 
     `data` is a file, or rows that `read_questions` gave. `references` is a file with the answers, a line a
-    row, where the rows lack them. Answers are greedy unless
-    `sampling` says otherwise. `watch(what, done, rows)` is told of each row.
+    row, where the rows lack them. Answers are greedy unless `sampling` says otherwise.
+    `watch(what, done, rows)` is told of each row.
     """
     questions = data if isinstance(data, Questions) else read_questions(data, references, limit)
     chosen = choose_metrics(metrics, questions)
@@ -285,7 +281,8 @@ def _sample_answers(
 
 
 def _job(job: Job | Mapping[str, Any] | str | Path, settings: Sequence[str]) -> Job:
-    return load_job(Path(job), list(settings)) if isinstance(job, str | Path) else job_from(job, settings)
+    """The job in a file, a run's folder or a mapping."""
+    return load_job_or_run(Path(job), settings) if isinstance(job, str | Path) else job_from(job, settings)
 
 
 def _name(model: str | Path | RunDir) -> str:

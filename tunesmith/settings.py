@@ -256,37 +256,10 @@ def _place(cls: type[BaseModel], problem: Any, typed: Mapping[str, Any], file: s
     return f"{file} and on the command line" if given and file else file
 
 
-# What people write who come from PEFT, transformers and LLaMA-Factory.
-_ELSEWHERE = {
-    "adapter.rank": ("r", "lora_r", "lora_rank"),
-    "adapter.alpha": ("lora_alpha",),
-    "adapter.dropout": ("lora_dropout",),
-    "adapter.targets": ("target_modules", "lora_target"),
-    "adapter.type": ("finetuning_type",),
-    "train.learning_rate": ("lr",),
-    "train.epochs": ("num_train_epochs", "num_epochs"),
-    "train.batch_size": ("per_device_train_batch_size",),
-    "train.accumulate": ("gradient_accumulation_steps",),
-    "train.schedule": ("lr_scheduler_type", "lr_scheduler", "scheduler"),
-    "train.warmup": ("warmup_ratio", "warmup_steps"),
-    "train.dtype": ("bf16", "fp16", "torch_dtype"),
-    "train.optimizer": ("optim",),
-    "train.eval_every": ("eval_steps",),
-    "train.save_every": ("save_steps",),
-    "train.track": ("report_to",),
-    "train.checkpoint_activations": ("gradient_checkpointing",),
-    "train.neftune": ("neftune_noise_alpha",),
-    "data.max_length": ("cutoff_len", "max_seq_length", "max_seq_len"),
-    "data.train": ("dataset", "train_file"),
-    "data.valid": ("val_size", "eval_dataset", "validation_file"),
-    "output": ("output_dir",),
-    "model": ("model_name_or_path",),
-}
-
-
 def _suggestion(cls: type[BaseModel], path: Sequence[str]) -> str:
     known = known_keys(cls)
-    if meant := [key for key, names in _ELSEWHERE.items() if path[-1] in names and key in known]:
+    others: Mapping[str, Sequence[str]] = getattr(cls, "ELSEWHERE", {})
+    if meant := [key for key, names in others.items() if path[-1] in names]:
         return f"; here it is {meant[0]!r}"
     parent, wrong = ".".join(path[:-1]), path[-1]
     siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]

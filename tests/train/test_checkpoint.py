@@ -62,15 +62,15 @@ def test_a_checkpoint_of_another_job_is_refused(run: RunDir) -> None:
 def test_pruning_keeps_the_newest_and_the_best(run: RunDir) -> None:
     folders = [checkpoint.save(run, model(0), {"step": step}) for step in (1, 2, 3, 4, 5)]
     checkpoint.prune(run, keep=2, best=folders[1])
-    assert checkpoint.checkpoints(run) == [folders[1], folders[3], folders[4]]
+    assert run.saved_steps() == [folders[1], folders[3], folders[4]]
 
 
 def test_steps_of_seven_digits_come_after_those_of_six(run: RunDir) -> None:
     folders = [checkpoint.save(run, model(0), {"step": step}) for step in (999_999, 1_000_000, 1_000_001)]
-    assert checkpoint.checkpoints(run) == folders
+    assert run.saved_steps() == folders
     assert str(folders[-1]) in run.stopped_at()[1]
     checkpoint.prune(run, keep=1, best=None)
-    assert checkpoint.checkpoints(run) == folders[-1:]
+    assert run.saved_steps() == folders[-1:]
 
 
 def test_a_half_written_checkpoint_has_no_name(run: RunDir) -> None:
@@ -80,7 +80,7 @@ def test_a_half_written_checkpoint_has_no_name(run: RunDir) -> None:
 
     with pytest.raises(RuntimeError):
         checkpoint.save(run, Broken(2, 2), {"step": 3})
-    assert checkpoint.checkpoints(run) == []
+    assert run.saved_steps() == []
     assert list(run.checkpoints.iterdir()) == []
 
 
@@ -89,4 +89,4 @@ def test_as_many_as_asked_are_kept_besides_the_best(run: RunDir, best: int) -> N
     folders = [checkpoint.save(run, model(0), {"step": step}) for step in (1, 2, 3, 4)]
     checkpoint.prune(run, keep=2, best=folders[best - 1])
     newest = [folder for folder in folders if folder != folders[best - 1]][-2:]
-    assert checkpoint.checkpoints(run) == sorted([*newest, folders[best - 1]])
+    assert run.saved_steps() == sorted([*newest, folders[best - 1]])

@@ -21,7 +21,7 @@ from tunesmith.errors import TrainError
 from tunesmith.model.attention import can_segment
 from tunesmith.rundir import create
 from tunesmith.settings import build
-from tunesmith.train import checkpoint, epochs
+from tunesmith.train import epochs
 from tunesmith.train.config import TrainSettings
 from tunesmith.train.listener import Silent
 from tunesmith.train.loop import Outcome, Training, run_loop
@@ -97,7 +97,7 @@ def test_the_epoch_told_is_the_share_of_the_rows_seen(
     lines = job.run.metrics()
     assert [line["epoch"] for line in lines if "loss" in line] == told
     assert [line["epoch"] for line in lines if "valid_loss" in line][-1] == told[-1]
-    state = json.loads((checkpoint.checkpoints(job.run)[-1] / "state.json").read_text(encoding="utf-8"))
+    state = json.loads((job.run.saved_steps()[-1] / "state.json").read_text(encoding="utf-8"))
     assert state["epoch"] == pytest.approx(told[-1], abs=1e-4)
 
 
@@ -216,7 +216,7 @@ def watched(
 def test_best_and_last_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job, outcome = watched(tmp_path, monkeypatch, [5.0, 3.0, 4.0, 4.5, 4.4], save_every=1, keep=1)
     assert (outcome.best_step, outcome.best_loss) == (2, 3.0)
-    assert [p.name for p in checkpoint.checkpoints(job.run)] == ["step-000002", "step-000005"]
+    assert [p.name for p in job.run.saved_steps()] == ["step-000002", "step-000005"]
     assert outcome.best == job.run.checkpoints / "step-000002"
 
 

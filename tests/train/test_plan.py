@@ -61,7 +61,7 @@ def test_counts_and_file_sizes_are_exact(tmp_path: Path, changes: dict[str, Any]
     assert plan.work.tokens == sum(line["tokens"] for line in lines)
     assert plan.work.computed == sum(line["unique_tokens"] for line in lines)
     assert plan.work.labels == sum(line["label_tokens"] for line in lines)
-    folders = checkpoint.checkpoints(run)
+    folders = run.saved_steps()
     assert folders
     for folder in folders:
         assert (folder / checkpoint.WEIGHTS).stat().st_size == plan.disk["checkpoint"]

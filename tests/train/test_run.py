@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from argparse import Namespace
@@ -17,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.e2e.conftest import qa_rows, write_jsonl
 from tests.families import CHAT_FAMILIES, FAMILIES, save_tiny, tiny_model
+from tests.scripts import load_script
 from tunesmith import api
 from tunesmith.data import check
 from tunesmith.data.config import DataFile
@@ -230,11 +230,7 @@ def test_the_result_is_asked_as_its_rows_were(tmp_path: Path, thought: str) -> N
 
 
 def test_by_hand_gives_the_same_losses(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("sft_by_hand", ROOT / "examples" / "sft_by_hand.py")
-    assert spec is not None
-    assert spec.loader is not None
-    by_hand = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(by_hand)
+    by_hand = load_script(ROOT / "examples" / "sft_by_hand.py")
     assert len((ROOT / "examples" / "sft_by_hand.py").read_text(encoding="utf-8").splitlines()) < 200
 
     run = train(

@@ -11,7 +11,8 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -56,6 +57,13 @@ err = _Console(markup=False, emoji=False, highlight=False, soft_wrap=True, stder
 
 # For every verb that can answer a machine: `as_json: Annotated[bool, json_option] = False`.
 json_option = typer.Option("--json", help="Print one JSON object on stdout, for programs.")
+# What several verbs take: a job or a run, and words that win over the job's file.
+JobOrRun = Annotated[
+    Path, typer.Argument(metavar="JOB.yaml|RUN", help="The job file, or a run's folder.", show_default=False)
+]
+JobSettings = Annotated[
+    list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings that win over the file's.")
+]
 
 
 def print_json(value: Any) -> None:

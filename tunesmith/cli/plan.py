@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import tunesmith
-from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
-from tunesmith.rundir import open_run
+from tunesmith.cli.console import JobOrRun, JobSettings, err, json_option, out, print_json, print_table, table
 from tunesmith.train import cards
-from tunesmith.train.config import load_job
+from tunesmith.train.config import load_job_or_run
 from tunesmith.words import duration, size
 
 if TYPE_CHECKING:
@@ -32,13 +30,8 @@ Exit code 2: it doesn't fit; the settings of a job that does are printed.
 
 @app.command(epilog=EXAMPLES)
 def plan(
-    job: Annotated[
-        Path,
-        typer.Argument(metavar="JOB.yaml|RUN", help="The job file, or a run's folder.", show_default=False),
-    ],
-    settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings that win over the file's.")
-    ] = None,
+    job: JobOrRun,
+    settings: JobSettings = None,
     card: Annotated[
         str | None, typer.Option(help="Plan for a graphics card by name, such as 4090 or A100.")
     ] = None,
@@ -51,7 +44,7 @@ def plan(
 ) -> None:
     """Say what a training takes in memory, disk and time, before anything is downloaded or trained."""
     # Mistakes are told before torch is imported, which takes seconds.
-    load_job(open_run(job).job_file if job.is_dir() else job, settings or [])
+    load_job_or_run(job, settings or [])
     if card is not None:
         cards.find(card)
     if memory is not None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import tunesmith  # its functions import torch, seconds, when they are first called
-from tunesmith.cli.console import err, json_option, out, print_json
+from tunesmith.cli.console import JobSettings, err, json_option, out, print_json
 from tunesmith.cli.progress import TrainingProgress
 from tunesmith.cli.settings_list import show_settings
 from tunesmith.errors import SettingsError, UsageError
@@ -35,9 +35,7 @@ def train(
     job: Annotated[
         Path | None, typer.Argument(metavar="JOB.yaml", help="The job file.", show_default=False)
     ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings that win over the file's.")
-    ] = None,
+    settings: JobSettings = None,
     list_settings: Annotated[
         bool, typer.Option("--settings", help="List every setting, or those about a word, and end.")
     ] = False,

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import tunesmith
-from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
-from tunesmith.train.config import VERIFIED_TOKENS, load_job
+from tunesmith.cli.console import JobOrRun, JobSettings, err, json_option, out, print_json, print_table, table
+from tunesmith.train.config import VERIFIED_TOKENS, load_job_or_run
 
 if TYPE_CHECKING:
     from tunesmith.train.verify import Line
@@ -28,21 +27,15 @@ Exit code 1: a fast path's gradients differ from the naive ones.
 
 @app.command(epilog=EXAMPLES)
 def verify(
-    job: Annotated[
-        Path,
-        typer.Argument(metavar="JOB.yaml|RUN", help="The job file, or a run's folder.", show_default=False),
-    ],
-    settings: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value]...", help="Settings that win over the file's.")
-    ] = None,
+    job: JobOrRun,
+    settings: JobSettings = None,
     tokens: Annotated[
         int, typer.Option(min=1, help="Tokens of rows to compare on, about.")
     ] = VERIFIED_TOKENS,
     as_json: Annotated[bool, json_option] = False,
 ) -> None:
     """Compare the gradients of a job's own first rows with the naive computation in fp32."""
-    if not job.is_dir():
-        load_job(job, settings or [])  # a mistake in it is told before torch is imported, which takes seconds
+    load_job_or_run(job, settings or [])  # a mistake in it is told before torch is imported: seconds
     verdict = tunesmith.verify(
         job, *(settings or []), tokens=tokens, note=lambda text: err.print(text, style="dim")
     )

@@ -24,7 +24,6 @@
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <vector>
 
 namespace at::native::cpublas {
 // As in ATen/native/CPUBlas.h, which takes seconds to compile.
@@ -115,7 +114,7 @@ void write(const float* x, int64_t count, float factor, Half* out) {
 
 // What a thread works in; kept from call to call.
 struct Work {
-  Buffer<Half> rows, packed, more, kt, p, ds, ds_pairs, left;
+  Buffer<Half> rows, packed, more, kt, p, ds, ds_pairs;
   Buffer<float> s, dp, acc, acc2, dq, lse, delta;
   Buffer<int32_t> end, panel_end;
 };

@@ -76,13 +76,8 @@ def verify(folder: Path) -> None:
 
 def prune(run: RunDir, *, keep: int, best: Path | None) -> None:
     """Remove all but the newest `keep` checkpoints besides the best one, which always stays."""
-    for folder in [folder for folder in checkpoints(run) if folder != best][:-keep]:
+    for folder in [folder for folder in run.saved_steps() if folder != best][:-keep]:
         shutil.rmtree(folder)
-
-
-def checkpoints(run: RunDir) -> list[Path]:
-    """Whole checkpoints, the oldest first (a folder has its name only once it is whole)."""
-    return run.saved_steps()
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:

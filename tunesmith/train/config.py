@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from tunesmith.data.config import DataSettings
 from tunesmith.errors import SettingsError
 from tunesmith.model.config import AdapterSettings, Dtype, QuantizationSettings
+from tunesmith.rundir import open_run
 from tunesmith.settings import Settings, as_tuple, build, merge, parse_overrides, read_yaml
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -129,6 +130,11 @@ class TrainSettings(Settings):
         return self
 
     @property
+    def recomputing(self) -> bool | int:
+        """False, True, or every N-th layer; `auto` counts as False until memory asks for more."""
+        return False if self.checkpoint_activations == "auto" else self.checkpoint_activations
+
+    @property
     def rows_per_step(self) -> int | None:
         """Rows in one optimizer step where the job counts rows, else None."""
         return None if self.batch_size is None else self.batch_size * (self.accumulate or 1)
@@ -136,6 +142,33 @@ class TrainSettings(Settings):
 
 class Job(Settings):
     """One training: model, data, adapter, and how to train."""
+
+    # What people write who come from PEFT, transformers and LLaMA-Factory.
+    ELSEWHERE: ClassVar[Mapping[str, Sequence[str]]] = {
+        "adapter.rank": ("r", "lora_r", "lora_rank"),
+        "adapter.alpha": ("lora_alpha",),
+        "adapter.dropout": ("lora_dropout",),
+        "adapter.targets": ("target_modules", "lora_target"),
+        "adapter.type": ("finetuning_type",),
+        "train.learning_rate": ("lr",),
+        "train.epochs": ("num_train_epochs", "num_epochs"),
+        "train.batch_size": ("per_device_train_batch_size",),
+        "train.accumulate": ("gradient_accumulation_steps",),
+        "train.schedule": ("lr_scheduler_type", "lr_scheduler", "scheduler"),
+        "train.warmup": ("warmup_ratio", "warmup_steps"),
+        "train.dtype": ("bf16", "fp16", "torch_dtype"),
+        "train.optimizer": ("optim",),
+        "train.eval_every": ("eval_steps",),
+        "train.save_every": ("save_steps",),
+        "train.track": ("report_to",),
+        "train.checkpoint_activations": ("gradient_checkpointing",),
+        "train.neftune": ("neftune_noise_alpha",),
+        "data.max_length": ("cutoff_len", "max_seq_length", "max_seq_len"),
+        "data.train": ("dataset", "train_file"),
+        "data.valid": ("val_size", "eval_dataset", "validation_file"),
+        "output": ("output_dir",),
+        "model": ("model_name_or_path",),
+    }
 
     model: str = Field("smollm2-135m", description="alias, hub id, modelscope:id, folder, or GGUF file")
     revision: str | None = Field(None, description="branch, tag or commit of a hub model")
@@ -196,6 +229,11 @@ def load_job(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Job:
         return job.model_copy(update={"data": _anchor(job.data, started_in, typed)}) if known else job
     job = build(Job, _laid_over(content, overrides), str(path), _long_form(typed))
     return job.model_copy(update={"data": _anchor(job.data, path.parent, typed)})
+
+
+def load_job_or_run(path: Path, overrides: Sequence[str] = ()) -> Job:
+    """`load_job`, where a run's folder stands for the job that it was trained by. Raises RunError too."""
+    return load_job(open_run(path).job_file if path.is_dir() else path, list(overrides))
 
 
 def job_from(content: Any, overrides: Sequence[str] = ()) -> Job:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import get_args
 
 from tunesmith.errors import TunesmithError
 from tunesmith.model import known
-from tunesmith.train.config import Job, TrainSettings, job_from
-from tunesmith.train.plan import Plan, Planner, recomputing
+from tunesmith.train.config import job_from
+from tunesmith.train.plan import Plan, Planner
 
 # Some room: an estimate may be too low.
 ROOM = 0.95
@@ -44,14 +43,13 @@ def _ladder(plan: Plan, planner: Planner) -> Iterator[str]:
     while size > SMALLEST_MICROBATCH:
         size //= 2
         yield f"train.microbatch_tokens={size}"
-    if recomputing(job) is not True:
+    if job.train.recomputing is not True:
         yield "train.checkpoint_activations=true"
-    optimizers = get_args(TrainSettings.model_fields["optimizer"].annotation)
-    if "adamw_8bit" in optimizers and job.train.optimizer == "adamw":
+    if job.train.optimizer == "adamw":
         yield "train.optimizer=adamw_8bit"
     if not job.adapter.uses_peft:
         yield "adapter.type=lora adapter.last_layers=null train.learning_rate=2e-4"
-    if "quantization" in Job.model_fields and plan.target.device.kind != "mps":
+    if plan.target.device.kind != "mps":
         yield "quantization.type=nf4"
     rank = job.adapter.rank if job.adapter.uses_peft else 16
     if rank > 8:

@@ -93,7 +93,7 @@ def fast_paths(
     yield FastPath(
         "head on labels, in chunks", one_by_one, objective, peft_forward, why_not=why_full(model) or ""
     )
-    recomputed, every = recomputing(job), job.train.checkpoint_activations
+    recomputed, every = job.train.recomputing, job.train.checkpoint_activations
     yield FastPath(
         "activations recomputed", one_by_one, logits, partial(_recomputed, job=job),
         why_not="" if recomputed else f"the job says train.checkpoint_activations={str(every).lower()}",
@@ -183,12 +183,6 @@ def objective_loss(objective: Objective) -> Loss:
     return lambda model, batch: objective.loss(model, batch)[0]
 
 
-def recomputing(job: Job) -> bool:
-    """Whether the job asks for recomputed activations; `auto` counts as not."""
-    wanted: Any = job.train.checkpoint_activations
-    return wanted is not False and wanted != "auto"
-
-
 @contextmanager
 def peft_forward(model: nn.Module) -> Iterator[None]:
     """PEFT's own LoRA forward inside."""
@@ -210,7 +204,7 @@ def as_it_is(_model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _recomputed(model: nn.Module, job: Job) -> Iterator[None]:
     """Activations recomputed inside where the job asks for it."""
-    if not recomputing(job):
+    if not job.train.recomputing:
         yield
         return
     layers: Any = model

@@ -185,7 +185,7 @@ class Planner:
         return bool(job.train.compile)
 
     def _activations(self, job: Job, description: Description, work: Workload) -> int:
-        recomputed = recomputing(job)
+        recomputed = job.train.recomputing
         shape = (work.microbatch, work.microbatch_labels)
         how: dict[str, Any] = {
             "rows": work.microbatch_rows,
@@ -204,16 +204,9 @@ class Planner:
         return self._held[key]
 
 
-def recomputing(job: Job) -> bool | int:
-    """False, True, or every N-th layer; `auto` counts as False until memory asks for more."""
-    wanted: Any = job.train.checkpoint_activations
-    return False if wanted == "auto" else wanted
-
-
 def _what_auto_does(job: Job) -> Iterator[dict[str, Any]]:
     """Changes that training makes on its own where memory asks for them (train.checkpoint_activations)."""
-    wanted: Any = job.train.checkpoint_activations
-    if wanted != "auto":
+    if job.train.checkpoint_activations != "auto":
         return
     yield {"checkpoint_activations": True}
     if job.train.microbatch_tokens == "auto":
@@ -263,7 +256,7 @@ def calibrate(plan: Plan, planner: Planner, note: Callable[[str], None]) -> None
 
 def quantised_as(job: Job) -> str | None:
     """`nf4`, `nf4 double` or `int8` where the base is quantised."""
-    settings = getattr(job, "quantization", None)
+    settings = job.quantization
     if settings is None:
         return None
     if settings.type == "nf4" and settings.double_quant is not False:
@@ -290,7 +283,7 @@ def _seconds(
         squares=work.squares,
         width=width,
         layers=layers,
-        checkpointing=recomputing(job),
+        checkpointing=job.train.recomputing,
         full=not job.adapter.uses_peft,
     )
     share = (

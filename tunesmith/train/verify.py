@@ -32,7 +32,7 @@ from tunesmith.errors import ModelError
 from tunesmith.model import adapters
 from tunesmith.model.describe import describe
 from tunesmith.model.load import require_free
-from tunesmith.train import dryrun, paths
+from tunesmith.train import dryrun, estimate, paths
 from tunesmith.train.config import VERIFIED_TOKENS, Job
 from tunesmith.train.listener import Silent
 from tunesmith.train.loop import Training
@@ -133,7 +133,7 @@ def _as_the_job(
     job: Job, exact: Training, weights: Gradients, rows: Sequence[Example], labels: int, naive: Found
 ) -> Line:
     """The gradient in the job's own number format and base, far or near: approximate in any case."""
-    quantised = getattr(job, "quantization", None)
+    quantised = job.quantization
     told = [f"base in {quantised.type}"] if quantised is not None else []
     if (optimizer := str(job.train.optimizer)) in APPROXIMATE:
         told.append(f"optimizer {optimizer}: approximate updates")
@@ -166,7 +166,7 @@ def _plain(job: Job, dtype: str = "fp32", quantised: bool = False) -> Job:
         "train": job.train.model_copy(update=train),
         "adapter": job.adapter.model_copy(update={"dropout": 0.0}),
     }
-    if not quantised and "quantization" in Job.model_fields:
+    if not quantised:
         update["quantization"] = None
     return job.model_copy(update=update)
 
@@ -210,7 +210,7 @@ def _check_memory(job: Job, tokens: int) -> None:
     trained, parameters = adapters.trainable_count(shapes)
     row = min(tokens, job.data.max_length) * 2
     config = description.config
-    layers = int(config.get("num_hidden_layers") or config.get("n_layer") or 1)
+    _, layers = estimate.attention_shape(config)
     width = 4 * (12 * int(config.get("hidden_size") or config.get("n_embd") or 1)
                  + 4 * int(config.get("intermediate_size") or 0))  # fmt: skip
     logits = 3 * 4 * row * int(config.get("vocab_size") or 0)
