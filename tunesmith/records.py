@@ -138,14 +138,27 @@ FinishReason = Literal["stop", "length", "error"]
 
 
 @dataclass(frozen=True, slots=True)
+class TokenScore:
+    """A generated token, the logarithm of its probability, and (token, logarithm) of the likeliest there."""
+
+    token: int
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
-    """An answer. `finish` is "stop" (end token or stop string), "length" (limit reached) or "error"."""
+    """An answer. `finish` is "stop" (end token or stop string), "length" (limit reached) or "error".
+
+    `scores` has a TokenScore for each token, the one that ended it included, where they were asked for.
+    """
 
     text: str
     finish: FinishReason
     prompt_tokens: int
     completion_tokens: int
     seconds: float = 0.0
+    scores: tuple[TokenScore, ...] = ()
 
 
 class Completer(Protocol):

@@ -6,7 +6,9 @@ mean the same on every model. Answers are greedy unless a sampling setting is gi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError
@@ -22,6 +24,20 @@ SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p")
 
 def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, str | int) else value
+
+
+def _as_schema(value: Any) -> Any:
+    """A schema as it is, or as JSON text, or from a file."""
+    if not isinstance(value, str):
+        return value
+    try:
+        text = value if value.lstrip().startswith("{") else Path(value).expanduser().read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"the schema can't be read: {error}") from error
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"the schema isn't JSON: {error}") from error
 
 
 class Sampling(Settings):
@@ -57,6 +73,12 @@ class Sampling(Settings):
     repetition_penalty_range: int | None = Field(
         None, ge=1, description="the penalty looks at the last N generated tokens only, not at the prompt"
     )
+    presence_penalty: float | None = Field(
+        None, ge=-2, le=2, description="taken off the score of each token that the answer has already"
+    )
+    frequency_penalty: float | None = Field(
+        None, ge=-2, le=2, description="taken off a token's score once for each time that the answer has it"
+    )
     no_repeat_ngram_size: int | None = Field(
         None, ge=0, description="no run of N tokens comes twice, the prompt included; 0: off"
     )
@@ -72,6 +94,15 @@ class Sampling(Settings):
     num_return_sequences: int | None = Field(None, ge=1, description="answers to each prompt; 1 unless set")
     stop: Annotated[tuple[str, ...] | None, BeforeValidator(_as_tuple)] = Field(
         None, description="a text, or several, that ends an answer; it is left out of it"
+    )
+    json_schema: Annotated[Mapping[str, Any] | None, BeforeValidator(_as_schema)] = Field(
+        None, description="a JSON schema, or a file with one: every answer is JSON that follows it"
+    )
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="with each token its log-probability, and the N likeliest at its place",
     )
     eos_token_id: Annotated[tuple[int, ...] | None, BeforeValidator(_as_tuple)] = Field(
         None,

@@ -1,36 +1,32 @@
 """Answers from a model in memory: many prompts in batches, or one as a stream of text.
 
 The renderer makes every prompt, as in training. An answer's text is decoded from the generated tokens alone;
-nothing is ever cut from the prompt's characters.
+nothing is ever cut from the prompt's characters. What computes the tokens is a backend (backend.py).
 """
 
 from __future__ import annotations
 
-import queue
 import secrets
-import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
-import torch
-from transformers import GenerationConfig, PreTrainedModel
-from transformers.generation import BaseStreamer
+from transformers import PreTrainedModel
 
 from tunesmith.data.template import Renderer
 from tunesmith.errors import GenerateError, SettingsError, TunesmithError
 from tunesmith.infer.answer import Growing, ended
+from tunesmith.infer.backend import Asked, Backend, Tokens
+from tunesmith.infer.batch_backend import BatchBackend
+from tunesmith.infer.choosing import Choice, row_generator
 from tunesmith.infer.config import NEW_TOKENS, Sampling
-from tunesmith.infer.sampling import criteria, generation_config, processors, row_generator
+from tunesmith.infer.decoding import slow_because
+from tunesmith.infer.transformers_backend import TransformersBackend
+from tunesmith.model.adapters import adapter_off
+from tunesmith.model.fused_lora import can_mix
 from tunesmith.model.load import context_length
 from tunesmith.records import Completion, Conversation
-
-WINDOW = 8  # batches that are sorted by length together: little padding, and the first answers come soon
-
-# `generate` reads the model's own generation_config, which is put aside meanwhile: one answer at a time.
-_turn = threading.RLock()
 
 
 def generate(
@@ -45,12 +41,34 @@ def generate(
 
     `batch_size` counts the sequences computed at once: prompts x answers, or prompts x beams. What is drawn
     for a row depends on the seed, the row's number in its file and the answer's number, not on its batch.
-    `seconds` of an answer is its share of its batch's time.
+    `seconds` of an answer is its share of the time of the sequences computed with it.
 
     Raises before anything runs, naming every prompt that can't be rendered or leaves no room for an answer.
     """
     job = _Job(model, renderer, sampling)
     return job.in_order(job.prompts(conversations), batch_size)
+
+
+def generate_both(
+    model: PreTrainedModel,
+    renderer: Renderer,
+    conversations: Sequence[Conversation],
+    sampling: Sampling,
+    *,
+    batch_size: int = 16,
+) -> Iterator[tuple[list[Completion], list[Completion]]]:
+    """As `generate`, from the base and from the tuned model: both answer in the same batches.
+
+    With a seed both draw by the same chance. Raises as `generate`.
+    """
+    job = _Job(model, renderer, sampling)
+    prompts = [
+        replace(one, index=2 * one.index + on, adapter=bool(on))
+        for one in job.prompts(conversations)
+        for on in (0, 1)
+    ]
+    answers = job.in_order(prompts, batch_size)
+    return zip(answers, answers, strict=True)
 
 
 def stream(
@@ -70,12 +88,9 @@ def stream(
     return job.pieces(prompt)
 
 
-@dataclass(frozen=True, slots=True)
-class _Prompt:
-    index: int  # in the list given
-    row: int  # in the user's file: what its chance depends on
-    ids: list[int]
-    limit: int  # new tokens at most
+def slow_reason(model: PreTrainedModel) -> str | None:
+    """Why this model's answers are left to transformers' `generate`, in a line; None where they aren't."""
+    return slow_because(model)
 
 
 class _Job:
@@ -84,6 +99,7 @@ class _Job:
     def __init__(self, model: PreTrainedModel, renderer: Renderer, sampling: Sampling) -> None:
         # PEFT's wrapper adds nothing to `generate`; the model inside has the adapter in its layers.
         self.model: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.whole = model
         self.renderer = renderer
         self.tokenizer = renderer.tokenizer
         self.sampling = sampling
@@ -94,8 +110,8 @@ class _Job:
         self.context = context_length(self.model)
         self._check_ids()
 
-    def prompts(self, conversations: Sequence[Conversation]) -> list[_Prompt]:
-        found: list[_Prompt] = []
+    def prompts(self, conversations: Sequence[Conversation]) -> list[Asked]:
+        found: list[Asked] = []
         problems: list[TunesmithError] = []
         for index, conversation in enumerate(conversations):
             try:
@@ -113,102 +129,58 @@ class _Job:
             raise problems[0]
         return found
 
-    def in_order(self, prompts: Sequence[_Prompt], batch_size: int) -> Iterator[list[Completion]]:
-        size = max(1, batch_size // max(self.sampling.beams, self.sampling.answers))
-        for start in range(0, len(prompts), size * WINDOW):
-            done: dict[int, list[Completion]] = {}
-            due = start
-            for batch in _batches(prompts[start : start + size * WINDOW], size, self.context):
-                done.update(self._answer(batch))
-                while due in done:
-                    yield done.pop(due)
-                    due += 1
+    def in_order(self, prompts: Sequence[Asked], batch_size: int) -> Iterator[list[Completion]]:
+        # Beams of a prompt share its row; drawn answers to it are rows of their own.
+        repeats = 1 if self.sampling.beams > 1 else self.sampling.answers
+        asked = [replace(one, answer=n) for one in prompts for n in range(repeats)]
+        done: dict[int, dict[int, Completion]] = {}
+        due = 0
+        for tokens in self._backend(asked).answers(asked, batch_size):
+            answers = done.setdefault(tokens.asked.index, {})
+            # Beams come one after the other, the best first.
+            number = len(answers) if repeats == 1 else tokens.asked.answer
+            answers[number] = self._completion(tokens)
+            while len(done.get(due, ())) == self.sampling.answers:
+                yield [answer for _, answer in sorted(done.pop(due).items())]
+                due += 1
 
-    def pieces(self, prompt: _Prompt) -> Generator[str, None, Completion]:
-        tokens: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
-        cancelled = threading.Event()
-        ids: list[int] = []
-
-        def work() -> None:
-            try:
-                (row,) = self._run([(prompt, 0)], cancelled=cancelled, streamer=_NewTokens(tokens))
-                ids.extend(row)
-                tokens.put(None)
-            except BaseException as error:
-                tokens.put(error)
-
+    def pieces(self, prompt: Asked) -> Generator[str, None, Completion]:
         began = time.perf_counter()
         growing = Growing(self.tokenizer, self.end_ids, self.stop)
-        worker = threading.Thread(target=work, name="answer")
-        worker.start()
+        backend = self._backend([prompt])
+        tokens = backend.stream(prompt)
         try:
-            while (token := tokens.get()) is not None:
-                if isinstance(token, BaseException):
-                    raise token
+            for token in tokens:
                 if piece := growing.add(token):
                     yield piece
-            completion = self._completion(prompt, ids, time.perf_counter() - began)
+            completion = self._completion(Tokens(prompt, growing.ids, time.perf_counter() - began))
             if piece := growing.rest(completion.text):
                 yield piece
             return completion
         finally:
-            cancelled.set()
-            worker.join()
+            tokens.close()  # type: ignore[attr-defined]
 
-    def _answer(self, batch: Sequence[_Prompt]) -> dict[int, list[Completion]]:
-        began = time.perf_counter()
-        # Beams of a prompt share its row; drawn answers to it are rows of their own.
-        repeats = 1 if self.sampling.beams > 1 else self.sampling.answers
-        answers = self._run([(prompt, n) for prompt in batch for n in range(repeats)])
-        seconds = (time.perf_counter() - began) / len(answers)
-        each = self.sampling.answers
-        return {
-            prompt.index: [
-                self._completion(prompt, ids, seconds) for ids in answers[i * each : (i + 1) * each]
-            ]
-            for i, prompt in enumerate(batch)
-        }
+    def _completion(self, tokens: Tokens) -> Completion:
+        asked = tokens.asked
+        answer = ended(self.tokenizer, tokens.ids, limit=asked.limit, end_ids=self.end_ids, stop=self.stop)
+        scores = tuple(tokens.scores[: answer.tokens])
+        return Completion(answer.text, answer.finish, len(asked.ids), answer.tokens, tokens.seconds, scores)
 
-    def _completion(self, prompt: _Prompt, ids: Sequence[int], seconds: float) -> Completion:
-        answer = ended(self.tokenizer, ids, limit=prompt.limit, end_ids=self.end_ids, stop=self.stop)
-        return Completion(answer.text, answer.finish, len(prompt.ids), answer.tokens, seconds)
+    def _backend(self, asked: Sequence[Asked]) -> Backend:
+        mixed = len({one.adapter for one in asked}) > 1
+        if self.sampling.beams > 1 or slow_because(self.model) or (mixed and not can_mix(self.model)):
+            return TransformersBackend(
+                self.model, self.tokenizer, self.sampling, end_ids=sorted(self.end_ids), pad_id=self.pad_id,
+                context=self.context, choice=self._choice, base=lambda: adapter_off(self.whole),
+            )  # fmt: skip
+        return BatchBackend(
+            self.model, self.tokenizer, self.sampling, end_ids=self.end_ids, choice=self._choice
+        )
 
-    def _run(
-        self,
-        rows: Sequence[tuple[_Prompt, int]],
-        *,
-        cancelled: threading.Event | None = None,
-        streamer: BaseStreamer | None = None,
-    ) -> list[list[int]]:
-        """New tokens of each row (prompt, number of its answer), filled up after its end."""
-        width = max(len(prompt.ids) for prompt, _ in rows)
-        padding = [width - len(prompt.ids) for prompt, _ in rows]
-        limits = [prompt.limit for prompt, _ in rows]
-        input_ids = torch.tensor([[self.pad_id] * p + r.ids for p, (r, _) in zip(padding, rows, strict=True)])
-        mask = torch.tensor([[0] * p + [1] * (width - p) for p in padding])
-        generators = [row_generator(self.seed, prompt.row, n) for prompt, n in rows]
-        with _answering(self.model):
-            output = self.model.generate(
-                input_ids.to(self.model.device),
-                attention_mask=mask.to(self.model.device),
-                generation_config=generation_config(
-                    self.sampling,
-                    new_tokens=max(limits),
-                    end_ids=sorted(self.end_ids),
-                    pad_id=self.pad_id,
-                ),
-                logits_processor=processors(
-                    self.sampling, padding=padding, width=width, generators=generators
-                ),
-                stopping_criteria=criteria(
-                    self.tokenizer, self.sampling, width=width, limits=limits, cancelled=cancelled
-                ),
-                streamer=streamer,
-            )
-        new_ids: list[list[int]] = output[:, width:].tolist()
-        return new_ids
+    def _choice(self, asked: Asked) -> Choice:
+        return Choice(asked.ids, self.sampling, row_generator(self.seed, asked.row, asked.answer))
 
-    def _prompt(self, index: int, conversation: Conversation) -> _Prompt:
+    def _prompt(self, index: int, conversation: Conversation) -> Asked:
         ids = self.renderer.prompt_ids(conversation)
         if not ids:
             raise GenerateError(
@@ -229,7 +201,7 @@ class _Job:
                 f"{size} and the model reads {self.context}, prompt and answer together.",
                 fix="Shorten the prompt, or use a model that reads longer texts.",
             )
-        return _Prompt(index, conversation.number, ids, room)
+        return Asked(index, conversation.number, 0, ids, room)
 
     def _pad_id(self) -> int:
         if self.sampling.pad_token_id is not None:
@@ -252,47 +224,3 @@ class _Job:
             raise SettingsError(
                 f"The model has no such token: {', '.join(wrong)}.", fix=f"Its ids are 0 to {size - 1}."
             )
-
-
-class _NewTokens(BaseStreamer):  # type: ignore[misc]
-    """Hands each new token on; the prompt, which `generate` puts first, is left out."""
-
-    def __init__(self, tokens: queue.SimpleQueue[int | BaseException | None]) -> None:
-        self.tokens = tokens
-        self.prompt_seen = False
-
-    def put(self, value: torch.Tensor) -> None:
-        if self.prompt_seen:
-            self.tokens.put(int(value.item()))
-        self.prompt_seen = True
-
-    def end(self) -> None:
-        pass
-
-
-def _batches(prompts: Sequence[_Prompt], size: int, context: int | None) -> list[list[_Prompt]]:
-    """Prompts of similar length together; the batch with the earliest prompt first."""
-    batches: list[list[_Prompt]] = []
-    for prompt in sorted(prompts, key=lambda p: (len(p.ids), p.index)):
-        grown = [*batches[-1], prompt] if batches else [prompt]
-        # A row that has ended is carried along until the last one ends; it mustn't run out of positions.
-        last_position = len(prompt.ids) + max(p.limit for p in grown)
-        if batches and len(grown) <= size and (context is None or last_position <= context):
-            batches[-1] = grown
-        else:
-            batches.append([prompt])
-    return sorted(batches, key=lambda batch: min(p.index for p in batch))
-
-
-@contextmanager
-def _answering(model: Any) -> Iterator[None]:
-    """The model without dropout and without defaults of its own, both given back afterwards."""
-    with _turn:
-        was_training, own = model.training, model.generation_config
-        model.eval()
-        model.generation_config = GenerationConfig()
-        try:
-            yield
-        finally:
-            model.generation_config = own
-            model.train(was_training)

@@ -1,8 +1,7 @@
-"""Settings turned into what transformers' `generate` takes: its configuration, processors and criteria.
+"""Settings turned into what transformers' `generate` takes, for the models and settings that are left to it.
 
-Drawing is done here, row by row with a generator of its own, because torch's one generator for a whole batch
-would make an answer depend on the other rows of its batch. Temperature, top_k, top_p and min_p are
-transformers' own warpers, in transformers' own order.
+Beams choose by transformers' own rules; without beams each row's tokens are chosen as everywhere else
+(choosing.py), and `generate` only computes the scores.
 
     R rows of a batch (prompts, or prompts x beams)   T tokens so far, left padding included   V vocabulary
 """
@@ -13,40 +12,38 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
-    MinPLogitsWarper,
     NoRepeatNGramLogitsProcessor,
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
-from tunesmith.errors import GenerateError
 from tunesmith.infer.answer import contains, decode
+from tunesmith.infer.choosing import Choice, Chooser, no_numbers
 from tunesmith.infer.config import Sampling
 
 
 def generation_config(
     sampling: Sampling, *, new_tokens: int, end_ids: Sequence[int], pad_id: int
 ) -> GenerationConfig:
-    """What `generate` is told; everything about chance is left to `processors`."""
+    """What `generate` is told; without beams everything about the choice is left to `processors`."""
+    beams = sampling.beams > 1
     return GenerationConfig(
         max_new_tokens=new_tokens,
         do_sample=False,
         num_beams=sampling.beams,
         # Without beams the answers to one prompt are rows of their own, each with its own generator.
-        num_return_sequences=sampling.answers if sampling.beams > 1 else 1,
+        num_return_sequences=sampling.answers if beams else 1,
         early_stopping=sampling.early_stopping if sampling.early_stopping is not None else False,
         length_penalty=sampling.length_penalty if sampling.length_penalty is not None else 1.0,
-        repetition_penalty=None if sampling.repetition_penalty_range else sampling.repetition_penalty,
+        repetition_penalty=None
+        if sampling.repetition_penalty_range or not beams
+        else sampling.repetition_penalty,
         eos_token_id=list(end_ids) or None,
         pad_token_id=pad_id,
         use_cache=True,
@@ -54,28 +51,20 @@ def generation_config(
 
 
 def processors(
-    sampling: Sampling, *, padding: Sequence[int], width: int, generators: Sequence[np.random.Generator]
+    sampling: Sampling, *, padding: Sequence[int], width: int, choices: Sequence[Choice]
 ) -> LogitsProcessorList:
     """What changes the scores of the next token, in the order in which it's applied.
 
-    `padding` is each row's number of padding tokens, `width` the tokens of a padded prompt; `generators`
-    (one a row) are used where tokens are drawn.
+    `padding` is each row's number of padding tokens, `width` the tokens of a padded prompt; `choices` (one a
+    row) take the tokens where there are no beams.
     """
+    if sampling.beams == 1:
+        return LogitsProcessorList([ChooseByRow(Chooser(sampling), choices)])
     steps: list[LogitsProcessor] = [NumbersOnly()]
     if sampling.repetition_penalty is not None and sampling.repetition_penalty_range is not None:
         steps.append(RecentPenalty(sampling.repetition_penalty, sampling.repetition_penalty_range, width))
     if sampling.no_repeat_ngram_size:
         steps.append(NoRepeatWithoutPadding(sampling.no_repeat_ngram_size, padding))
-    if sampling.samples:
-        if sampling.temperature is not None and sampling.temperature != 1:
-            steps.append(TemperatureLogitsWarper(float(sampling.temperature)))
-        if sampling.top_k:
-            steps.append(TopKLogitsWarper(sampling.top_k))
-        if sampling.top_p is not None and sampling.top_p < 1:
-            steps.append(TopPLogitsWarper(float(sampling.top_p)))
-        if sampling.min_p:
-            steps.append(MinPLogitsWarper(float(sampling.min_p)))
-        steps.append(DrawByRow(generators))
     return LogitsProcessorList(steps)
 
 
@@ -96,28 +85,17 @@ def criteria(
     return StoppingCriteriaList(found)
 
 
-def row_generator(seed: int, row: int, answer: int) -> np.random.Generator:
-    """The stream of chance of one answer; it depends on nothing but these three numbers."""
-    return np.random.default_rng([seed, row, answer])
+class ChooseByRow(LogitsProcessor):  # type: ignore[misc]
+    """Chooses each row's next token; all others get -inf, so that `generate` takes the one that is left."""
 
-
-class DrawByRow(LogitsProcessor):  # type: ignore[misc]
-    """Draws the next token of each row by inverting its cumulative distribution; all others get -inf.
-
-    One uniform number a row and step. The greedy choice that follows takes the token that is left.
-    """
-
-    def __init__(self, generators: Sequence[np.random.Generator]) -> None:
-        self.generators = generators
+    def __init__(self, chooser: Chooser, choices: Sequence[Choice]) -> None:
+        self.chooser = chooser
+        self.choices = choices
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
-        # float64: in float32 the sum over 150,000 tokens would shift the rare ones. MPS has no float64.
-        exact = scores.cpu() if scores.device.type == "mps" else scores
-        cumulative = torch.softmax(exact.double(), dim=-1).cumsum(dim=-1)  # [R, V]
-        uniform = torch.tensor([[g.random()] for g in self.generators], dtype=torch.float64)  # [R, 1]
-        drawn = torch.searchsorted(cumulative, uniform.to(cumulative.device) * cumulative[:, -1:], right=True)
-        drawn = drawn.clamp(max=scores.shape[-1] - 1).to(scores.device)
-        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
+        self.chooser(scores.float(), self.choices)
+        chosen = torch.tensor([[choice.new[-1]] for choice in self.choices], device=scores.device)
+        return torch.full_like(scores, -torch.inf).scatter_(1, chosen, 0.0)
 
 
 class RecentPenalty(LogitsProcessor):  # type: ignore[misc]
@@ -161,11 +139,7 @@ class NumbersOnly(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
         if bool(torch.isnan(scores).any()):
-            raise GenerateError(
-                "The model's scores aren't numbers (NaN), so there is nothing to choose from.",
-                fix="Try dtype=fp32. If that doesn't help, the weights are damaged: the training diverged, "
-                "or the file is broken.",
-            )
+            raise no_numbers()
         return scores
 
 

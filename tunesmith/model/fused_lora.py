@@ -17,6 +17,8 @@ Source: Hu et al. 2021, arXiv 2106.09685. Shapes: T tokens, D and E the layer's 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -95,6 +97,29 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
+def can_mix(model: nn.Module) -> bool:
+    """Whether tokens with and without the adapter may be in one forward pass (`only_for`)."""
+    layers = [layer for layer in model.modules() if isinstance(layer, lora.LoraLayer)]
+    return bool(layers) and all(type(layer) is FusedLinear and at_work(layer) for layer in layers)
+
+
+_tokens: Tensor | None = None
+
+
+@contextmanager
+def only_for(tokens: Tensor | None) -> Iterator[None]:
+    """The adapter acts only on tokens that are 1 in `tokens` [T], not on those that are 0; None: on all.
+
+    For answers alone, and only where `can_mix` holds: no gradients are taken inside.
+    """
+    global _tokens
+    before, _tokens = _tokens, tokens
+    try:
+        yield
+    finally:
+        _tokens = before
+
+
 class Fused:
     """Marks a LoRA layer with a fused forward; `plain` is PEFT's class that it was."""
 
@@ -121,6 +146,11 @@ class FusedLinear(Fused, lora.Linear):  # type: ignore[misc]
             return out
         weight = base.weight.t() if isinstance(base, Conv1D) else base.weight
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
+        if _tokens is not None:
+            rows = x.to(dtype).flatten(0, -2)
+            y = F.linear(rows, weight, base.bias)
+            h = rows @ a.to(dtype).t() * _tokens.to(dtype)[:, None]
+            return y.addmm_(h, b.to(dtype).t(), alpha=self.scaling[name]).view(*x.shape[:-1], -1)
         return lora_linear(x.to(dtype), weight, base.bias, a, b, self.scaling[name])
 
 
