@@ -150,26 +150,20 @@ def test_greedy_and_beams_are_those_of_transformers() -> None:
 def test_answers_come_in_order_and_as_soon_as_they_are_ready() -> None:
     model, renderer = setup("llama")
     prompts = [f"{'very ' * (9 - n)}long {n}" for n in range(9)] * 3
-    sampling = build(Sampling, {"max_new_tokens": 2})
-    waiting = generate(model, renderer, asked(prompts), sampling, batch_size=2)
-    expected = [renderer.prompt_ids(c) for c in asked(prompts)]
-    calls: list[int] = []
-    real = model.generate
-
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        calls.append(len(args[0]))
-        return real(*args, **kwargs)
-
-    model.generate = counted  # type: ignore[method-assign]
-    try:
-        first = next(waiting)
-        assert calls == [2], "one batch is enough for the first answer"
-        found = [first, *waiting]
-    finally:
-        del model.generate
-    assert [several[0].prompt_tokens for several in found] == [len(ids) for ids in expected]
-    assert max(calls) == 2
-    assert sum(calls) == len(prompts)
+    expected = [len(renderer.prompt_ids(c)) for c in asked(prompts)]
+    for settings in ({}, {"num_beams": 2}):
+        waiting = generate(
+            model, renderer, asked(prompts), build(Sampling, {"max_new_tokens": 2, **settings}), batch_size=2
+        )
+        passes: list[int] = []
+        handle = model.register_forward_pre_hook(lambda *_, passes=passes: passes.append(1))
+        try:
+            first = next(waiting)
+            assert len(passes) <= 4, "one batch is enough for the first answer"
+            found = [first, *waiting]
+        finally:
+            handle.remove()
+        assert [several[0].prompt_tokens for several in found] == expected
 
 
 def test_a_wide_answer_counts_towards_the_batch() -> None:

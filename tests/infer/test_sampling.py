@@ -1,73 +1,21 @@
-"""What changes the scores and what ends a row, each alone, with numbers checked by hand or transformers."""
+"""What transformers' `generate` is given, each part alone, with numbers checked by hand or transformers."""
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
-from transformers import (
-    LogitsProcessorList,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from tests.families import tiny_tokenizer
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.sampling import (
-    DrawByRow,
     NoRepeatWithoutPadding,
     RecentPenalty,
     RowLimits,
     StopTexts,
     generation_config,
     processors,
-    row_generator,
 )
 from tunesmith.settings import build
-
-
-def test_drawing_follows_the_distribution() -> None:
-    scores = torch.tensor([[0.0, 1.0, -1.0, 2.0, -torch.inf]])
-    wanted = torch.softmax(scores, dim=-1)[0]
-    draw = DrawByRow([row_generator(0, row, 0) for row in range(20_000)])
-    drawn = draw(torch.zeros(20_000, 1, dtype=torch.long), scores.expand(20_000, -1)).argmax(dim=-1)
-    shares = torch.bincount(drawn, minlength=5) / 20_000
-    # Four standard errors of a share near 1/2 are 0.014.
-    assert torch.allclose(shares, wanted, atol=0.015)
-    assert shares[4] == 0, "a token that is ruled out is never drawn"
-
-
-def test_drawing_leaves_exactly_one_token() -> None:
-    scores = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
-    left = DrawByRow([np.random.default_rng(n) for n in range(3)])(torch.zeros(3, 1), scores)
-    assert (left > -torch.inf).sum(dim=-1).tolist() == [1, 1, 1]
-
-
-def test_drawing_at_the_very_edges_takes_no_token_that_is_ruled_out() -> None:
-    class Edge:
-        def __init__(self, value: float) -> None:
-            self.value = value
-
-        def random(self) -> float:
-            return self.value
-
-    scores = torch.tensor([[-torch.inf, 1.0, 1.0, -torch.inf]]).expand(2, -1)
-    edges: list[Any] = [Edge(0.0), Edge(1 - 2**-53)]
-    assert DrawByRow(edges)(torch.zeros(2, 1), scores).argmax(dim=-1).tolist() == [1, 2]
-
-
-def test_the_warpers_are_those_of_transformers_in_their_order() -> None:
-    sampling = build(Sampling, {"temperature": 0.5, "top_k": 7, "top_p": 0.8})
-    ours = processors(sampling, padding=[0], width=1, generators=[row_generator(0, 0, 0)])
-    scores = torch.randn(1, 40, generator=torch.Generator().manual_seed(1)) * 2
-    theirs = LogitsProcessorList([TemperatureLogitsWarper(0.5), TopKLogitsWarper(7), TopPLogitsWarper(0.8)])
-    ids = torch.zeros(1, 1, dtype=torch.long)
-    assert torch.equal(LogitsProcessorList(ours[:-1])(ids, scores), theirs(ids, scores))
-    assert isinstance(ours[-1], DrawByRow)
 
 
 def test_each_setting_arrives() -> None:
@@ -92,12 +40,10 @@ def test_the_penalty_of_the_last_tokens() -> None:
 
 
 def test_the_range_replaces_the_penalty_on_everything() -> None:
-    sampling = build(Sampling, {"repetition_penalty": 1.5, "repetition_penalty_range": 8})
+    sampling = build(Sampling, {"num_beams": 2, "repetition_penalty": 1.5, "repetition_penalty_range": 8})
     config = generation_config(sampling, new_tokens=1, end_ids=[0], pad_id=0)
     assert config.repetition_penalty is None
-    assert any(
-        isinstance(p, RecentPenalty) for p in processors(sampling, padding=[0], width=1, generators=[])
-    )
+    assert any(isinstance(p, RecentPenalty) for p in processors(sampling, padding=[0], width=1, choices=[]))
 
 
 def test_padding_is_no_text_for_the_rule_against_repeats() -> None:
