@@ -5,7 +5,7 @@ The classes are the only place where a setting is declared; a test fails when a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 
 from tunesmith.cli.settings_list import default_of
 from tunesmith.data.config import DataFile, DataSettings
-from tunesmith.infer.config import Sampling
+from tunesmith.infer.config import NOT_WITH, Sampling
 from tunesmith.model.config import AdapterSettings, QuantizationSettings
 from tunesmith.train.config import Job, TrainSettings
 
@@ -78,9 +78,11 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def table(cls: type[BaseModel], prefix: str = "") -> str:
-    """A row for each setting of a class, as Markdown."""
-    lines = ["| setting | default | values | meaning |", "|---|---|---|---|", *_rows(cls, prefix)]
+def table(cls: type[BaseModel], prefix: str = "", not_with: Mapping[str, str] | None = None) -> str:
+    """A row for each setting of a class, as Markdown; `not_with`: a last column, by the settings' names."""
+    titles = ["setting", "default", "values", "meaning", *(["not with"] if not_with else [])]
+    head = f"| {' | '.join(titles)} |"
+    lines = [head, "|---" * len(titles) + "|", *_rows(cls, prefix, not_with)]
     return "\n".join(lines) + "\n"
 
 
@@ -90,12 +92,13 @@ def filled(text: str) -> str:
     _, end, after = rest.partition(END)
     if not found or not end:
         raise ValueError(f"{ANSWERS} has lost the markers of its table")
-    return before + BEGIN + table(Sampling) + END + after
+    return before + BEGIN + table(Sampling, not_with=NOT_WITH) + END + after
 
 
-def _rows(cls: type[BaseModel], prefix: str) -> Iterator[str]:
+def _rows(cls: type[BaseModel], prefix: str, not_with: Mapping[str, str] | None) -> Iterator[str]:
     for name, field in cls.model_fields.items():
         cells = [f"`{prefix}{name}`", _default(field), _values(field), field.description or ""]
+        cells += [not_with.get(name, "")] if not_with else []
         yield (
             "| "
             + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ") for cell in cells)
@@ -133,6 +136,8 @@ def _type(annotation: Any) -> str:
         return f"list of {len(arguments)}: " + ", ".join(_type(one) for one in arguments)
     if origin in (tuple, list):
         return f"list of {_type(arguments[0])}"
+    if origin is Mapping:
+        return "mapping"
     if origin is dict:
         return f"mapping of {_type(arguments[0])} to {_type(arguments[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):

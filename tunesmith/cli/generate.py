@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json, typed, write
+from tunesmith.cli.settings_list import show_answer_settings
 from tunesmith.data.prompts import read_prompts
 from tunesmith.errors import UsageError
 from tunesmith.infer.config import Sampling
@@ -33,7 +34,8 @@ Examples:
   tunesmith generate smollm2-135m --input prompts.txt --output beams.jsonl num_beams=4 max_new_tokens=64
   tunesmith generate runs/tang-1 --prompt "白日依山盡，黃河入海流。"
   tunesmith generate runs/tang-1 --input test.json --output answers.jsonl --resume
-Without settings an answer is greedy and has 512 tokens at most. Every setting: docs/generate.md
+  tunesmith generate --settings                  every setting: meaning, default, what it doesn't go with
+Without settings an answer is greedy and has 512 tokens at most.
 """
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -44,7 +46,7 @@ def generate(
     model: Annotated[
         str,
         typer.Argument(metavar="MODEL|RUN", help="Alias, hub id, folder, GGUF file, or the folder of a run."),
-    ],
+    ] = "",
     settings: Annotated[
         list[str] | None,
         typer.Argument(metavar="key=value", help="How answers are chosen, e.g. temperature=0.7."),
@@ -63,8 +65,16 @@ def generate(
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Number format of the weights.")] = "auto",
     as_json: Annotated[bool, json_option] = False,
+    list_settings: Annotated[
+        bool, typer.Option("--settings", help="List every setting, or those about a word, and end.")
+    ] = False,
 ) -> None:
     """Answer every prompt of a file, in its order, or one prompt."""
+    if list_settings:
+        show_answer_settings(" ".join([*([model] if model else []), *(settings or [])]))
+        return
+    if not model:
+        raise UsageError("MODEL is missing.", fix="Give an alias, a hub id, a folder, a GGUF file or a run.")
     _check_words(input, output, prompt, system, resume=resume, force=force)
     sampling = build(Sampling, parse_overrides(list(map(typed, settings or []))))
     # Everything that can be wrong without the model is told before it's loaded.

@@ -1,4 +1,7 @@
-"""Every setting with its default, as a table in the terminal: `tunesmith train --settings [WORD]`."""
+"""Every setting with its default, as a table in the terminal: `tunesmith train --settings [WORD]`.
+
+`tunesmith generate --settings [WORD]` has those of answers, with what they can't be combined with.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from tunesmith.cli.console import out, print_table, table
 from tunesmith.errors import UsageError
-from tunesmith.infer.config import Sampling
+from tunesmith.infer.config import NOT_WITH, Sampling
 from tunesmith.settings import settings_class
 from tunesmith.train.config import Job
 
@@ -30,6 +33,17 @@ def show_settings(word: str = "") -> None:
             "\nOf answers (chat, generate, eval, compare), not part of a job:" if job else "Of answers:"
         )
         print_table(table(columns, answers), out)
+
+
+def show_answer_settings(word: str = "") -> None:
+    """Print the settings of answers whose name or description holds `word`."""
+    rows = [(*row, NOT_WITH.get(row[0], "").replace("`", "")) for row in _rows(Sampling, word)]
+    if not rows:
+        raise UsageError(
+            f"No setting of answers has {word!r} in its name or description.",
+            fix="`tunesmith generate --settings` lists every one.",
+        )
+    print_table(table(("setting", "default", "meaning", "not with"), rows), out)
 
 
 def default_of(field: FieldInfo) -> str:

@@ -6,6 +6,7 @@ mean the same on every model. Answers are greedy unless a sampling setting is gi
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,28 @@ from tunesmith.settings import Settings, build
 
 NEW_TOKENS = 512  # the limit of an answer where the person gives none
 CHAT_DEFAULTS: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9}
+WITHOUT_BEAMS = ("presence_penalty", "frequency_penalty", "json_schema", "logprobs")
+# What a setting can't be combined with, for the tables; `conflicts` explains each case.
+NOT_WITH = {
+    "max_new_tokens": "`max_length`",
+    "max_length": "`max_new_tokens`",
+    "do_sample": "true: `num_beams`; false: `temperature`, `top_k`, `top_p`, `min_p`",
+    "temperature": "`do_sample` false, `num_beams`; 0 can't be drawn from",
+    "top_k": "`do_sample` false, `num_beams`",
+    "top_p": "`do_sample` false, `num_beams`",
+    "min_p": "`do_sample` false, `num_beams`",
+    "repetition_penalty_range": "goes with `repetition_penalty` only",
+    "presence_penalty": "`num_beams`",
+    "frequency_penalty": "`num_beams`",
+    "num_beams": "sampling, the penalties of presence and frequency, `json_schema`, `logprobs`; chat",
+    "early_stopping": "goes with `num_beams` only",
+    "length_penalty": "goes with `num_beams` only",
+    "num_return_sequences": "greedy answers; more than `num_beams`; chat",
+    "stop": "`json_schema`",
+    "json_schema": "`num_beams`, `stop`, `no_repeat_ngram_size`; needs `tunesmith[schema]`",
+    "no_repeat_ngram_size": "`json_schema`",
+    "logprobs": "`num_beams`",
+}
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p")
 
 
@@ -186,10 +209,31 @@ class Sampling(Settings):
                 "repetition_penalty_range needs a repetition_penalty: set it, for example to 1.2, "
                 "or leave the range out"
             )
+        found += self._schema_conflicts()
         if self.stop is not None and not all(self.stop or ("",)):
             found.append("stop holds no text: give one or more texts, or leave it out")
         if self.eos_token_id is not None and (not self.eos_token_id or min(self.eos_token_id) < 0):
             found.append("eos_token_id takes one or more token ids of 0 and above")
+        return found
+
+    def _schema_conflicts(self) -> list[str]:
+        if self.json_schema is None:
+            return []
+        found = []
+        if self.stop is not None:
+            found.append(
+                "json_schema ends an answer where its JSON ends; stop might end it before: leave stop out"
+            )
+        if self.no_repeat_ngram_size:
+            found.append(
+                "no_repeat_ngram_size would forbid what JSON has to repeat, such as quotes: leave it out with "
+                "json_schema"
+            )
+        if importlib.util.find_spec("llguidance") is None:
+            found.append(
+                "json_schema needs the llguidance package, which isn't here: pip install 'tunesmith[schema]' "
+                "(in a clone: pip install -e '.[schema]')"
+            )
         return found
 
     def _beam_conflicts(self, drawn: list[str]) -> list[str]:
@@ -199,6 +243,11 @@ class Sampling(Settings):
                 found.append(
                     f"num_beams {self.beams} searches for the likeliest answer and {_names(drawn)} "
                     f"draw{'s' if len(drawn) == 1 else ''} by chance: leave out the one or the other"
+                )
+            if alone := [name for name in WITHOUT_BEAMS if getattr(self, name) is not None]:
+                found.append(
+                    f"num_beams {self.beams} follows several answers at once, where {_names(alone)} "
+                    f"{'looks' if len(alone) == 1 else 'look'} at one: leave {_them(alone)} out, or num_beams"
                 )
             if self.answers > self.beams:
                 found.append(

@@ -22,6 +22,7 @@ from tunesmith.infer.batch_backend import BatchBackend
 from tunesmith.infer.choosing import Choice, row_generator
 from tunesmith.infer.config import NEW_TOKENS, Sampling
 from tunesmith.infer.decoding import slow_because
+from tunesmith.infer.guide import SchemaGuides
 from tunesmith.infer.transformers_backend import TransformersBackend
 from tunesmith.model.adapters import adapter_off
 from tunesmith.model.fused_lora import can_mix
@@ -109,6 +110,11 @@ class _Job:
         self.seed = sampling.seed if sampling.seed is not None else secrets.randbits(63)
         self.context = context_length(self.model)
         self._check_ids()
+        self.guides: SchemaGuides | None = None
+        if sampling.json_schema is not None:
+            self.guides = SchemaGuides(
+                self.tokenizer, sampling.json_schema, sorted(self.end_ids), self._size()
+            )
 
     def prompts(self, conversations: Sequence[Conversation]) -> list[Asked]:
         found: list[Asked] = []
@@ -178,7 +184,8 @@ class _Job:
         )
 
     def _choice(self, asked: Asked) -> Choice:
-        return Choice(asked.ids, self.sampling, row_generator(self.seed, asked.row, asked.answer))
+        chance = row_generator(self.seed, asked.row, asked.answer)
+        return Choice(asked.ids, self.sampling, chance, self.guides.new() if self.guides else None)
 
     def _prompt(self, index: int, conversation: Conversation) -> Asked:
         ids = self.renderer.prompt_ids(conversation)

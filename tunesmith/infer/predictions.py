@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tunesmith.errors import RunError, UsageError
+from tunesmith.infer.scores import logprobs
 from tunesmith.records import Completion, Conversation
 from tunesmith.rundir import disk_errors
 from tunesmith.settings import nearest
@@ -127,9 +128,17 @@ def prediction(
         "tokens": first.completion_tokens,
         **_made_by(model),
     }
+    if first.scores:
+        line["logprobs"] = logprobs(model.renderer.tokenizer, first.scores)
     if len(completions) > 1:
         line["predictions"] = [
-            {"text": one.text, "finish": one.finish, "tokens": one.completion_tokens} for one in completions
+            {
+                "text": one.text,
+                "finish": one.finish,
+                "tokens": one.completion_tokens,
+                **({"logprobs": logprobs(model.renderer.tokenizer, one.scores)} if one.scores else {}),
+            }
+            for one in completions
         ]
     return line
 
