@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         report,
         runs,
         summary,
+        sweep,
         train,
         verify,
     )
@@ -52,6 +53,7 @@ __all__ = [
     "report",
     "runs",
     "summary",
+    "sweep",
     "train",
     "verify",
 ]

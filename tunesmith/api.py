@@ -7,6 +7,7 @@ verify     a job's gradients against the naive computation
 runs, open_run, summary    look at run folders
 load       a model or a run that answers: model.chat(…), model.stream(…), model.complete(…)
 generate   answers for every prompt of a file
+sweep      the same prompts under many settings
 evaluate   figures of one model on rows with answers
 compare    figures of two, row by row
 report     write a run's report.html again
@@ -32,12 +33,14 @@ from tunesmith.evaluate.measure import Result
 from tunesmith.evaluate.questions import Questions, choose_metrics, read_questions
 from tunesmith.evaluate.report import write_report
 from tunesmith.evaluate.run import Watch
+from tunesmith.evaluate.sweep import Combination, Sweep, combinations
+from tunesmith.evaluate.sweep import sweep as sweep_prompts
 from tunesmith.infer import local
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.generate import generate as answers_of
 from tunesmith.infer.local import LocalModel
 from tunesmith.infer.predictions import Existing, Summary, check_output, write_predictions
-from tunesmith.records import Conversation
+from tunesmith.records import Conversation, Message, Origin
 from tunesmith.rundir import RunDir
 from tunesmith.settings import build
 from tunesmith.train import fit
@@ -223,6 +226,29 @@ def compare(
         _name(a), second, questions, chosen, build(Sampling, sampling),
         output=_path(output), dtype=dtype, template=template, watch=watch,
     )  # fmt: skip
+
+
+def sweep(
+    model: str | Path | RunDir | LocalModel,
+    prompts: str | Sequence[str | Conversation],
+    settings: Sequence[str | Combination],
+    *,
+    watch: Callable[[int, Combination], None] = lambda *_: None,
+) -> Sweep:
+    """Answer the same prompts under every combination of `["temperature=0.1,0.7", "top_p=0.3,0.9"]`.
+
+    `.columns` has the answers and figures of each, `.html()` a page with all of them.
+    """
+    words = [word for word in settings if isinstance(word, str)]
+    chosen = [one for one in settings if not isinstance(one, str)] or combinations(words)
+    asked = [prompts] if isinstance(prompts, str) else prompts
+    rows = [
+        Conversation((Message("user", one),), Origin("prompts", row + 1, row), str(row))
+        if isinstance(one, str)
+        else one
+        for row, one in enumerate(asked)
+    ]
+    return sweep_prompts(model if isinstance(model, LocalModel) else load(model), rows, chosen, watch)
 
 
 def open_run(path: str | Path) -> RunDir:

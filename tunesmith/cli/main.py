@@ -59,6 +59,7 @@ VERBS: dict[str, Verb] = {
     "verify": Verb("tunesmith.cli.verify", "Compare a job's gradients with the naive computation."),
     "chat": Verb("tunesmith.cli.chat", "Talk to a model or a run."),
     "generate": Verb("tunesmith.cli.generate", "Answer every prompt of a file."),
+    "sweep": Verb("tunesmith.cli.sweep", "Answer the same prompts under many settings, side by side."),
     "eval": Verb("tunesmith.cli.eval", "Measure a model or a run on rows with answers."),
     "compare": Verb("tunesmith.cli.compare", "Measure two of them on the same rows, with uncertainty."),
     "runs": Verb(

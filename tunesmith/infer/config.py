@@ -222,7 +222,7 @@ class Sampling(Settings):
         found = []
         if self.stop is not None:
             found.append(
-                "json_schema ends an answer where its JSON ends; stop might end it before: leave stop out"
+                "json_schema ends an answer where its JSON ends, and stop might end it before: leave it out"
             )
         if self.no_repeat_ngram_size:
             found.append(
