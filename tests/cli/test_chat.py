@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import json
 import os
 import pty
 import select
@@ -111,10 +112,11 @@ def test_what_cannot_work_is_told_and_ends(
 class Terminal:
     """The real command at a real pseudo-terminal."""
 
-    def __init__(self, place: Path, *words: str) -> None:
+    def __init__(self, place: Path, *words: str, environment: dict[str, str] | None = None) -> None:
         self.master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            [*COMMAND, *words], cwd=place, env=PLAIN, stdin=slave, stdout=slave, stderr=slave,
+            [*COMMAND, *words], cwd=place, env={**PLAIN, **(environment or {})},
+            stdin=slave, stdout=slave, stderr=slave,
             start_new_session=True, preexec_fn=_take_terminal,
         )  # fmt: skip
         os.close(slave)
@@ -142,6 +144,13 @@ class Terminal:
     def end(self) -> int:
         """The exit code."""
         return self.process.wait(30)
+
+    def stop(self) -> None:
+        """End it, if it hasn't ended, and close the terminal."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.wait()
+        os.close(self.master)
 
 
 def _take_terminal() -> None:
@@ -194,10 +203,49 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves(place: Path) -> None:
         terminal.type(CTRL_D)
         assert terminal.end() == 0
     finally:
-        if terminal.process.poll() is None:
-            terminal.process.send_signal(signal.SIGKILL)
-            terminal.process.wait()
-        os.close(terminal.master)
+        terminal.stop()
+
+
+def test_wide_characters_blocks_and_history_at_a_terminal(place: Path, tmp_path: Path) -> None:
+    home = {"TUNESMITH_HOME": str(tmp_path)}
+    words = ["run", "max_new_tokens=2", "do_sample=false", "--dtype", "fp32"]
+    first = Terminal(place, *words, environment=home)
+    try:
+        first.until("> ")
+        # Backspace takes a whole character and an arrow key goes over one, however wide they are.
+        first.type("你好吗\x7f\x1b[D世\r")
+        first.until("tokens/s]")
+        first.until("> ")
+        first.type('"""第一行\r')
+        first.until(". ")
+        first.type('second"""\r')
+        first.until("tokens/s]")
+        first.until("> ")
+        first.type("/compare 你好\r")
+        first.until("base")
+        first.until("tuned")
+        first.until("> ")
+        first.type(f"/save {tmp_path / 'chat.json'}\r")
+        first.until("2 turns.")
+        first.type("/exit\r")
+        assert first.end() == 0
+    finally:
+        first.stop()
+    turns = json.loads((tmp_path / "chat.json").read_text(encoding="utf-8"))["messages"]
+    assert [turn["content"] for turn in turns if turn["role"] == "user"] == ["你世好", "第一行\nsecond"]
+    history = tmp_path / "chat_history"
+    assert "你世好" in history.read_text(encoding="utf-8")
+    assert history.stat().st_mode & 0o077 == 0, "for its owner alone"
+    second = Terminal(place, *words, environment=home)
+    try:
+        second.until("> ")
+        time.sleep(0.3)
+        second.type("\x1b[A\x1b[A")  # /exit, then /save
+        second.until("chat.json")
+        second.type("\x15/exit\r")
+        assert second.end() == 0
+    finally:
+        second.stop()
 
 
 def test_ctrl_c_twice_at_the_prompt_leaves(

@@ -9,6 +9,7 @@ import pytest
 
 from tests.families import save_tiny
 from tests.infer.made_run import made_run
+from tunesmith.data.prompts import read_prompts as read_rows
 from tunesmith.errors import DataError, GenerateError, ModelError, SettingsError
 from tunesmith.infer.chat import COMMANDS, Chat
 from tunesmith.infer.local import LocalModel, load
@@ -228,3 +229,58 @@ def test_wrong_settings_are_told_at_once(model: LocalModel) -> None:
         Chat(model, asked={"num_beams": 3})
     with pytest.raises(SettingsError):
         Chat(model, asked={"temperature": -1})
+
+
+def test_both_answer_and_neither_is_remembered(chat: Chat) -> None:
+    with pytest.raises(SettingsError, match="no message yet"):
+        chat.compare("")
+    answer = said(chat, "你好")
+    base, tuned = chat.compare("")
+    assert tuned == answer, "asked again as it was asked before"
+    with chat.model.base():
+        assert base == chat.model.chat("你好", max_new_tokens=6)
+    assert base != tuned
+    assert chat.turns == [("你好", answer)]
+    assert chat.command("/compare Hi") == "[base]\n{}\n[tuned]\n{}".format(*chat.compare("Hi"))
+
+
+def test_a_model_without_an_adapter_has_nothing_to_compare(tmp_path: Path) -> None:
+    alone = Chat(load(str(save_tiny("llama", tmp_path / "base")), dtype="fp32"), asked={"max_new_tokens": 2})
+    with pytest.raises(ModelError, match="no base model inside"):
+        alone.command("/compare Hi")
+
+
+def test_a_chat_is_saved_and_loaded(chat: Chat, model: LocalModel, tmp_path: Path) -> None:
+    chat.command("/system 請用一句話回答。")
+    first = said(chat, "你好\n第二行")
+    file = tmp_path / "chat.json"
+    assert chat.command(f"/save {file}") == f"Saved: {file}, 1 turn."
+    with pytest.raises(SettingsError, match="is there already"):
+        chat.command(f"/save {file}")
+    other = Chat(model, asked={"max_new_tokens": 2})
+    assert "1 turn" in str(other.command(f"/load {file}"))
+    assert (other.system, other.turns, other.asked) == (chat.system, [("你好\n第二行", first)], chat.asked)
+    assert said(other, "Hi") == said(chat, "Hi")
+    assert read_rows(file), "a saved chat is a row of training data"
+
+
+def test_a_file_that_is_no_chat_changes_nothing(chat: Chat, tmp_path: Path) -> None:
+    said(chat, "Hi")
+    before = (list(chat.turns), chat.system, dict(chat.asked))
+    file = tmp_path / "x.json"
+    for text in (
+        "not json",
+        "[]",
+        '{"messages": 3}',
+        '{"messages": [{"role": "user", "content": "x"}], "settings": {}}',
+        '{"messages": [], "settings": {"temperature": 0}}',
+        '{"messages": [], "settings": {"num_beams": 3}}',
+        '{"messages": [{"role": "user"}, {"role": "assistant", "content": ""}], "settings": {}}',
+    ):
+        file.write_text(text, encoding="utf-8")
+        with pytest.raises(SettingsError):
+            chat.command(f"/load {file}")
+    for line in ("/load", "/save", f"/load {tmp_path / 'missing.json'}"):
+        with pytest.raises(SettingsError):
+            chat.command(line)
+    assert (chat.turns, chat.system, chat.asked) == before

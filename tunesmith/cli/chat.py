@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import sys
 from typing import Annotated
@@ -9,15 +10,16 @@ from typing import Annotated
 import typer
 
 import tunesmith
-from tunesmith.cli.console import err, typed, write
+from tunesmith.cli.console import err, out, print_table, table, typed, write
 from tunesmith.errors import TunesmithError
 from tunesmith.infer.chat import Chat, checked
 from tunesmith.model.config import Dtype
+from tunesmith.model.source import home
 from tunesmith.records import Completion
 from tunesmith.settings import parse_overrides
 
 with contextlib.suppress(ImportError):
-    import readline  # noqa: F401 - gives input() line editing and a history of this session
+    import readline  # gives input() line editing and a history
 
 app = typer.Typer(add_completion=False)
 
@@ -31,6 +33,9 @@ In a chat, /help lists the commands. Every setting: docs/generate.md
 """
 
 PROMPT, MORE = "> ", ". "
+BLOCK = '"""'  # begins and ends a message of several lines
+HISTORY = 1000  # lines that are kept
+SIDE_BY_SIDE = 60  # characters of a terminal that can show two columns
 
 
 @app.command(epilog=EXAMPLES)
@@ -55,6 +60,7 @@ def chat(
     talk = Chat(tunesmith.load(model, dtype=dtype, template=template), system=typed(system), asked=asked)
     terminal = sys.stdin.isatty()
     if terminal:
+        _remember_lines()
         err.print(f"{talk.model.name} on {talk.model.device.name}. /help lists the commands.", style="dim")
     else:
         _read_utf8()
@@ -85,6 +91,9 @@ def _converse(talk: Chat, terminal: bool) -> bool:
             continue
         try:
             if text.startswith("/") and not text.startswith("//"):
+                if text.split()[0] == "/compare":
+                    _compare(talk, text.partition("/compare")[2].strip())
+                    continue
                 said = talk.command(text)
                 if said is None:
                     return good
@@ -112,6 +121,32 @@ def _answer(talk: Chat, text: str, terminal: bool) -> None:
         err.print("(stopped)", style="dim")
 
 
+def _compare(talk: Chat, text: str) -> None:
+    base, tuned = talk.compare(text)
+    if out.is_terminal and out.width >= SIDE_BY_SIDE:
+        print_table(table(("base", "tuned"), [(base.strip(), tuned.strip())]), out)
+    else:
+        write(f"[base]\n{base}\n[tuned]\n{tuned}\n")
+
+
+def _remember_lines() -> None:
+    """Lines of earlier chats come back with the arrow keys; they are kept for the owner's eyes alone."""
+    if "readline" not in globals():
+        return
+    file = home() / "chat_history"
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        readline.read_history_file(str(file))
+        readline.set_history_length(HISTORY)
+        atexit.register(_keep_lines, str(file))
+
+
+def _keep_lines(file: str) -> None:
+    with contextlib.suppress(OSError):  # a full disk is no reason to end a chat with an error
+        readline.write_history_file(file)
+
+
 def _figures(done: Completion, talk: Chat) -> str:
     speed = done.completion_tokens / done.seconds if done.seconds else 0.0
     text = f"[{done.completion_tokens} tokens, {speed:.1f} tokens/s]"
@@ -126,16 +161,29 @@ def _figures(done: Completion, talk: Chat) -> str:
 
 
 def _read(terminal: bool) -> str | None:
-    """The next message, without its line end; lines that end with a backslash are joined. None at the end."""
+    """The next message, without its line end; None at the end.
+
+    Lines between two `BLOCK` marks are one message, and so are lines that end with a backslash.
+    """
     lines: list[str] = []
+    block = False
     while True:
-        line = _read_line(MORE if lines else PROMPT) if terminal else sys.stdin.readline() or None
+        line = _read_line(MORE if lines or block else PROMPT) if terminal else sys.stdin.readline() or None
         if line is None:
             return "\n".join(lines) if lines else None
         line = typed(line.rstrip("\r\n"))
-        if not line.endswith("\\"):
+        if not block and not lines and line.startswith(BLOCK):
+            block, line = True, line.removeprefix(BLOCK)
+            if not line:
+                continue
+        if block:
+            if line.rstrip().endswith(BLOCK):
+                return "\n".join([*lines, line.rstrip().removesuffix(BLOCK)]).strip("\n")
+            lines.append(line)
+        elif line.endswith("\\"):
+            lines.append(line[:-1])
+        else:
             return "\n".join([*lines, line])
-        lines.append(line[:-1])
 
 
 def _read_line(prompt: str) -> str | None:

@@ -6,16 +6,20 @@ turns don't, and `/forget` drops them.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import GenerateError, SettingsError
 from tunesmith.infer.config import NEW_TOKENS, Sampling, for_chat
 from tunesmith.records import Completion, Conversation, Message, Origin
+from tunesmith.rundir import disk_errors
 from tunesmith.settings import nearest, parse_overrides
+from tunesmith.words import counted
 
 if TYPE_CHECKING:
     from tunesmith.infer.local import LocalModel
@@ -63,6 +67,22 @@ class Chat:
         finally:
             if shown:
                 self.turns.append((text, "".join(shown)))
+
+    def compare(self, text: str) -> tuple[str, str]:
+        """The answers of the base and of the tuned model to a message; neither is remembered.
+
+        Without a text the last message is asked again. Raises ModelError where there is no adapter,
+        SettingsError where there is nothing to ask, GenerateError without room for an answer.
+        """
+        turns = self.turns
+        if not text:
+            if not turns:
+                raise SettingsError(
+                    "There is no message yet that both could answer.", fix="Write /compare and a message."
+                )
+            turns, text = turns[:-1], turns[-1][0]
+        ((base, tuned),) = self.model.complete_both([self._conversation(turns, text)])
+        return base[0].text, tuned[0].text
 
     def command(self, line: str) -> str | None:
         """Carry out a line such as `/set temperature 0.7` and say what happened; None: the chat is over.
@@ -129,7 +149,11 @@ def _help(chat: Chat, rest: str) -> str:  # noqa: ARG001
     width = max(len(usage) for usage, _ in lines)
     return "\n".join(
         [f"{usage:<{width}}  {text}" for usage, text in lines]
-        + ["", "A line that ends with \\ goes on in the next one. Ctrl-C stops an answer, Ctrl-D leaves."]
+        + [
+            "",
+            'A message of several lines stands between """ and """; a line that ends with \\ goes on, too.',
+            "Ctrl-C stops an answer, Ctrl-D leaves.",
+        ]
     )
 
 
@@ -197,6 +221,62 @@ def _base(chat: Chat, rest: str) -> str:  # noqa: ARG001
     return "The adapter is off: the base model answers. /base again switches it on."
 
 
+def _compare(chat: Chat, rest: str) -> str:
+    base, tuned = chat.compare(rest)
+    return f"[base]\n{base}\n[tuned]\n{tuned}"
+
+
+def _save(chat: Chat, rest: str) -> str:
+    path = _file(rest, "/save")
+    content = {
+        "messages": [message.as_dict() for message in chat._conversation(chat.turns, "").messages[:-1]],
+        "settings": chat.asked,
+        "model": chat.model.name,
+    }
+    with disk_errors(path):
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        except FileExistsError:
+            raise SettingsError(f"{path} is there already.", fix="Give another name.") from None
+    return f"Saved: {path}, {counted(len(chat.turns), 'turn')}."
+
+
+def _load(chat: Chat, rest: str) -> str:
+    path = _file(rest, "/load")
+    wrong = SettingsError(f"{path} isn't a chat that /save wrote.", fix="Give the file of a saved chat.")
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{path} can't be read: {error.strerror}.", fix="Check the name.") from None
+    except ValueError:
+        raise wrong from None
+    if not isinstance(content, dict) or not isinstance(content.get("messages"), list):
+        raise wrong
+    said: list[tuple[Any, Any]] = [
+        (turn.get("role"), turn.get("content")) for turn in content["messages"] if isinstance(turn, dict)
+    ]
+    system = said.pop(0)[1] if said and said[0][0] == "system" else ""
+    roles = [role for role, _ in said]
+    if roles != ["user", "assistant"] * (len(said) // 2) or not all(isinstance(t, str) for _, t in said):
+        raise wrong
+    settings = content.get("settings")
+    if not isinstance(settings, dict) or not isinstance(system, str):
+        raise wrong
+    chat.model.sampling = checked(settings)
+    chat.asked, chat.system = settings, system
+    chat.turns = [(said[i][1], said[i + 1][1]) for i in range(0, len(said), 2)]
+    other = content.get("model") not in (None, chat.model.name)
+    note = f" It was held with {content['model']}." if other else ""
+    return f"Loaded: {counted(len(chat.turns), 'turn')}, with system prompt and settings.{note}"
+
+
+def _file(rest: str, word: str) -> Path:
+    if not rest:
+        raise SettingsError(f"{word} takes a file.", fix=f"Write {word} chat.json.")
+    return Path(rest).expanduser()
+
+
 def _exit(chat: Chat, rest: str) -> None:  # noqa: ARG001
     return None
 
@@ -212,6 +292,11 @@ COMMANDS: Mapping[str, Command] = {
     "/set": Command("/set NAME VALUE", "change a setting, such as temperature 0.7; default: unset it", _set),
     "/show": Command("/show", "the settings and their values", _show),
     "/base": Command("/base", "switch the adapter off, and on again", _base),
+    "/compare": Command(
+        "/compare TEXT", "base and tuned model answer side by side; no text: the last message again", _compare
+    ),
+    "/save": Command("/save FILE", "write conversation, system prompt and settings to a file", _save),
+    "/load": Command("/load FILE", "go on with a saved conversation", _load),
     "/exit": Command("/exit", "leave (also /quit, /bye, Ctrl-D)", _exit),
 }
 

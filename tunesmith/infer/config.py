@@ -226,8 +226,8 @@ class Sampling(Settings):
             )
         if self.no_repeat_ngram_size:
             found.append(
-                "no_repeat_ngram_size would forbid what JSON has to repeat, such as quotes: leave it out with "
-                "json_schema"
+                "no_repeat_ngram_size would forbid what the JSON of json_schema has to repeat, such as "
+                "quotes: leave it out"
             )
         if importlib.util.find_spec("llguidance") is None:
             found.append(

@@ -16,7 +16,7 @@ from tunesmith.data.template import TEMPLATES, Renderer
 from tunesmith.device import Device
 from tunesmith.errors import GenerateError, ModelError, RunError, SettingsError, TemplateError
 from tunesmith.infer.config import Sampling
-from tunesmith.infer.generate import generate, stream
+from tunesmith.infer.generate import generate, generate_both, stream
 from tunesmith.model import adapters, saved, source
 from tunesmith.model.config import QuantizationSettings
 from tunesmith.model.load import (
@@ -59,6 +59,18 @@ class LocalModel:
         """
         return generate(self.model, self.renderer, conversations, self.sampling, batch_size=self.batch_size)
 
+    def complete_both(
+        self, conversations: Sequence[Conversation]
+    ) -> Iterator[tuple[list[Completion], list[Completion]]]:
+        """Answers of the base and of the tuned model, computed in the same batches from one load.
+
+        Raises ModelError where there is no adapter to switch off, and what `complete` raises.
+        """
+        self._check_adapter()
+        return generate_both(
+            self.model, self.renderer, conversations, self.sampling, batch_size=self.batch_size
+        )
+
     def stream(self, conversation: Conversation) -> Generator[str, None, Completion]:
         """One answer in pieces of whole characters; the generator returns the Completion.
 
@@ -72,14 +84,17 @@ class LocalModel:
 
         Raises ModelError where there is no adapter to switch off.
         """
+        self._check_adapter()
+        with adapters.adapter_off(self.model):
+            yield
+
+    def _check_adapter(self) -> None:
         if self.adapter is None:
             what = "was tuned as a whole" if self.run is not None else "is a model without an adapter"
             raise ModelError(
                 f"{self.name} {what}: there is no base model inside to switch to.",
                 fix="Load the base model by its own name and ask it beside this one.",
             )
-        with adapters.adapter_off(self.model):
-            yield
 
     def chat(self, messages: str | Sequence[Message | Mapping[str, Any]], **sampling: Any) -> str:
         """The answer to a message, or to the messages of a conversation, as text.
