@@ -22,7 +22,8 @@ from transformers import GenerationConfig
 from bench.workloads import handbook_rows
 from tunesmith.data.template import Renderer
 from tunesmith.infer.config import Sampling
-from tunesmith.infer.generate import generate, slow_reason, stream
+from tunesmith.infer.decoding import slow_because
+from tunesmith.infer.generate import generate, stream
 from tunesmith.infer.local import LocalModel, load
 from tunesmith.records import Conversation, Message, Origin
 from tunesmith.settings import build
@@ -45,7 +46,7 @@ def main() -> None:
         compared = check(load(given.model, dtype="fp32"), prompts[:8], given.new // 2)
         print(f"fp32: {compared} tokens compared, all equal")
     model = load(given.model)
-    if why := slow_reason(model.model):
+    if why := slow_because(model.model):
         print(f"left to transformers: {why}")
     print(
         f"{model.name}, {model.device.dtype_name}, {torch.get_num_threads()} threads, {given.new} new tokens"

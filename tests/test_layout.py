@@ -19,7 +19,7 @@ LAYERS = [
     ("train", "infer", "synth"),
     ("data", "model"),
     ("settings", "rundir", "device", "redact"),
-    ("errors", "records", "words", "locks"),
+    ("errors", "records", "words", "locks", "places"),
 ]
 LEVEL = {stage: len(LAYERS) - 1 - row for row, stages in enumerate(LAYERS) for stage in stages}
 LINES = 400

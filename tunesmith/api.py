@@ -136,13 +136,20 @@ def verify(
 
 
 def load(
-    model: str | Path | RunDir, *, dtype: str = "auto", template: str | None = None, **sampling: Any
+    model: str | Path | RunDir,
+    *,
+    dtype: str = "auto",
+    template: str | None = None,
+    note: Callable[[str], None] | None = None,
+    **sampling: Any,
 ) -> LocalModel:
     """A model that answers: an alias, hub id, folder, GGUF file or run. `sampling` holds for all its answers.
 
-    `load(run).chat("…")` answers a message. Raises ModelError, RunError or TemplateError.
+    `load(run).chat("…")` answers a message. `note` is told in a line what about its answers isn't as usual.
+    Raises ModelError, RunError or TemplateError.
     """
-    return local.load(_name(model), dtype=dtype, template=template, sampling=build(Sampling, sampling))
+    settings = build(Sampling, sampling)
+    return local.load(_name(model), dtype=dtype, template=template, sampling=settings, note=note)
 
 
 def generate(
@@ -155,20 +162,21 @@ def generate(
     template: str | None = None,
     batch_size: int = 16,
     watch: Callable[[Summary], None] | None = None,
+    note: Callable[[str], None] | None = None,
     **sampling: Any,
 ) -> Summary:
     """Answer every prompt of a file, in any row format, into a JSONL file; returns counts, tokens, seconds.
 
     `existing` says what happens to an output that is there: refuse, resume or replace. `batch_size` counts
-    the sequences computed at once; `watch` is told after each prompt. Raises DataError, SettingsError,
-    UsageError, RunError.
+    the sequences computed at once; `watch` is told after each prompt, `note` as in `load`. Raises DataError,
+    SettingsError, UsageError, RunError.
     """
     settings = build(Sampling, sampling)
     check_output(Path(output), existing)
     conversations = read_prompts(prompts) if isinstance(prompts, str) else prompts
     if not conversations:
         raise DataError(f"{prompts or 'The list'} holds no prompts.", fix="Give at least one.")
-    answerer = load(model, dtype=dtype, template=template, **settings.given())
+    answerer = load(model, dtype=dtype, template=template, note=note, **settings.given())
     answerer.batch_size = batch_size
     return write_predictions(answerer, conversations, Path(output), existing=existing, watch=watch)
 

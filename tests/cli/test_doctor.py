@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from tunesmith.cli import doctor
 from tunesmith.model import source
+from tunesmith.places import home
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -24,7 +25,7 @@ def test_it_names_what_this_machine_is() -> None:
     assert found["device"].value
     assert found["number format"].value.split()[0] in ("bfloat16", "float32", "float16")
     assert "GiB free" in found["memory"].value
-    assert found["model cache"].value.startswith(str(source.home()))
+    assert found["model cache"].value.startswith(str(home()))
 
 
 def test_json_holds_the_same_findings() -> None:

@@ -13,8 +13,9 @@ from tunesmith.errors import ModelError
 from tunesmith.infer import generate as answers
 from tunesmith.infer.batch_backend import BatchBackend
 from tunesmith.infer.config import Sampling
-from tunesmith.infer.decoding import Decoder, New
-from tunesmith.infer.generate import generate, generate_both, slow_reason, stream
+from tunesmith.infer.decoding import Decoder, New, prepare
+from tunesmith.infer.decoding import slow_because as slow_reason
+from tunesmith.infer.generate import generate, generate_both, stream
 from tunesmith.infer.transformers_backend import TransformersBackend
 from tunesmith.model.adapters import adapter_off
 from tunesmith.model.cache import Cache
@@ -73,6 +74,17 @@ def test_what_is_not_proved_is_left_to_transformers_with_a_reason() -> None:
     model.config.model_type = "llama"
     model.config.rope_parameters = {"rope_type": "dynamic", "rope_theta": 1e4}
     assert "dynamic" in str(slow_reason(model))
+
+
+def test_what_is_not_as_usual_is_told_in_a_line() -> None:
+    lines: list[str] = []
+    model = tiny_model("llama")
+    prepare(model, lines.append)
+    assert lines == [], "in fp32 nothing is built"
+    model.config.model_type = "mamba"
+    prepare(model, lines.append)
+    assert len(lines) == 1
+    assert "transformers' generate, slower: packed rows aren't proved" in lines[0]
 
 
 def test_shared_beginnings_are_read_once(reads: list[list[New]]) -> None:

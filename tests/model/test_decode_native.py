@@ -107,7 +107,7 @@ def errors(model: Any, rows: list[list[int]], prompt: int, adapter: list[bool]) 
         new.append(New(ids[3 if adapter[row] else 0 : prompt], spans(row, prompt), adapter[row]))
     decoder.read(new)
     steps = [
-        decoder.step([ids[at] for ids in rows], [spans(r, at + 1) for r in range(len(rows))], adapter)
+        decoder.step([ids[at] for ids in rows], [spans(r, at + 1) for r in range(len(rows))], adapter).clone()
         for at in range(prompt, len(rows[0]))
     ]
     ours = torch.stack(steps, dim=1)

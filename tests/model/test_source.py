@@ -16,9 +16,10 @@ from safetensors.torch import save_file
 from tests.families import save_tiny
 from tunesmith.device import Device
 from tunesmith.errors import ModelError, PlanError, SettingsError
-from tunesmith.model import source, weights
+from tunesmith.model import weights
 from tunesmith.model.load import end_ids, fingerprint, load_model, load_tokenizer
 from tunesmith.model.source import embedded_file, resolve
+from tunesmith.places import home
 
 FP32 = Device(torch.device("cpu"), torch.float32, "CPU")
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 269060552\n"
@@ -117,11 +118,11 @@ def test_an_empty_name_and_a_revision_for_a_folder_are_wrong_usage(tiny):
 
 def test_home_is_the_variable_else_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path))
-    assert source.home() == tmp_path
+    assert home() == tmp_path
     monkeypatch.delenv("TUNESMITH_HOME")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if sys.platform == "linux":
-        assert source.home() == tmp_path / "cache" / "tunesmith"
+        assert home() == tmp_path / "cache" / "tunesmith"
 
 
 # What can be wrong with a folder: how it gets so, and words of the message.

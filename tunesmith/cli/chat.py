@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 import tunesmith
-from tunesmith.cli.console import err, out, print_table, table, typed, write
+from tunesmith.cli.console import err, out, print_table, table, told, typed, write
 from tunesmith.errors import TunesmithError
 from tunesmith.infer.chat import Chat, checked
 from tunesmith.model.config import Dtype
-from tunesmith.model.source import home
+from tunesmith.places import home
 from tunesmith.records import Completion
 from tunesmith.settings import parse_overrides
 
@@ -57,7 +57,9 @@ def chat(
     """Talk to a model or a run. Without a terminal, each line of stdin is a message."""
     asked = parse_overrides(list(map(typed, settings or [])))
     checked(asked)  # wrong settings are told before the model is loaded
-    talk = Chat(tunesmith.load(model, dtype=dtype, template=template), system=typed(system), asked=asked)
+    talk = Chat(
+        tunesmith.load(model, dtype=dtype, template=template, note=told), system=typed(system), asked=asked
+    )
     terminal = sys.stdin.isatty()
     if terminal:
         _remember_lines()

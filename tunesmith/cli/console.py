@@ -88,6 +88,11 @@ def typed(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
+def told(line: str) -> None:
+    """A line about what is going on, beside the results."""
+    err.print(line, style="dim")
+
+
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Sequence[str] = (), title: str = ""
 ) -> Table:

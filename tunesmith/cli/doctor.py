@@ -23,6 +23,7 @@ import typer
 from tunesmith.cli.console import json_option, print_json, print_table, table
 from tunesmith.errors import install_hint
 from tunesmith.model import source
+from tunesmith.places import home
 
 try:
     import torch
@@ -105,18 +106,18 @@ def _torch() -> Iterator[Finding]:
 
 
 def _space() -> Iterator[Finding]:
-    for name, folder in (("disk, this folder", Path.cwd()), ("disk, model cache", source.home())):
+    for name, folder in (("disk, this folder", Path.cwd()), ("disk, model cache", home())):
         there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
         free = shutil.disk_usage(there).free
         yield _room(name, free, LITTLE_DISK, f"in {there}", "Free some space, or work on another disk.")
         if not os.access(there, os.W_OK):
-            fix = "Set TUNESMITH_HOME to a folder of yours." if folder == source.home() else "Work elsewhere."
+            fix = "Set TUNESMITH_HOME to a folder of yours." if folder == home() else "Work elsewhere."
             yield Finding(name, f"{there} can't be written", "missing", fix)
 
 
 def _models() -> Iterator[Finding]:
     set_by = " (TUNESMITH_HOME)" if os.environ.get("TUNESMITH_HOME") else ""
-    yield Finding("model cache", f"{source.home()}{set_by}")
+    yield Finding("model cache", f"{home()}{set_by}")
     for alias in source.ALIASES:
         if file := source.embedded_file(alias):
             yield Finding(f"model {alias}", str(file))

@@ -12,7 +12,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import tunesmith
-from tunesmith.cli.console import err, json_option, out, print_json, typed, write
+from tunesmith.cli.console import err, json_option, out, print_json, told, typed, write
 from tunesmith.cli.settings_list import show_answer_settings
 from tunesmith.data.prompts import read_prompts
 from tunesmith.errors import UsageError
@@ -83,7 +83,7 @@ def generate(
         check_output(output, existing)
     if output is None:
         asked = _one(typed(prompt or ""), typed(system))
-        answerer = tunesmith.load(model, dtype=dtype, template=template, **sampling.given())
+        answerer = tunesmith.load(model, dtype=dtype, template=template, note=told, **sampling.given())
         answerer.batch_size = batch_size
         _show_answers(answerer, asked, as_json)
         return
@@ -91,7 +91,7 @@ def generate(
     with _progress(len(prompts)) as watch:
         summary = tunesmith.generate(
             model, prompts, output, existing=existing, dtype=dtype, template=template,
-            batch_size=batch_size, watch=watch, **sampling.given(),
+            batch_size=batch_size, watch=watch, note=told, **sampling.given(),
         )  # fmt: skip
     err.print(_told(summary))
     if as_json:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 import tunesmith
-from tunesmith.cli.console import err, json_option, out, print_json, print_table, table, typed
+from tunesmith.cli.console import err, json_option, out, print_json, print_table, table, told, typed
 from tunesmith.data.prompts import read_prompts
 from tunesmith.errors import UsageError
 from tunesmith.evaluate.sweep import FIGURES, Sweep, combinations, number
@@ -60,7 +60,7 @@ def sweep(
     _check_words(prompt, input, system, html, force=force)
     chosen = combinations(list(map(typed, settings or [])))
     prompts = read_prompts(input) if input else _asked(list(map(typed, prompt or [])), typed(system))
-    answerer = tunesmith.load(model, dtype=dtype, template=template)
+    answerer = tunesmith.load(model, dtype=dtype, template=template, note=told)
     answerer.batch_size = batch_size
     found = tunesmith.sweep(
         answerer, prompts[:limit], chosen,

@@ -7,7 +7,7 @@ model and the machine allow it (model/decode_native.py).
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tunesmith.errors import ModelError
 from tunesmith.model.cache import Cache, Chunk, Pass, Spans, attending
-from tunesmith.model.decode_native import NativeStep, why_not
+from tunesmith.model.decode_native import NativeStep, library, why_not
 from tunesmith.model.families import can_pack
 from tunesmith.model.fused_lora import only_for
 
@@ -28,6 +28,17 @@ def slow_because(model: Any) -> str | None:
     """Why this model's answers are left to transformers' `generate`, in a line; None where they aren't."""
     possible, why = can_pack(model.config)
     return None if possible else why
+
+
+def prepare(model: Any, note: Callable[[str], None]) -> None:
+    """Build what this model's answers need on this machine; `note` takes a line on what isn't as usual."""
+    if why := slow_because(model):
+        note(f"Answers are computed by transformers' generate, slower: {why}.")
+    elif why_not(model) is None:
+        try:
+            library(note)
+        except ModelError as error:
+            note(f"Answers are computed without C++, slower: {error.what}")
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,7 @@ class Decoder:
             except ModelError as error:
                 self.slow = str(error)
                 self.cache = Cache(tokens)
+        self._scores = torch.empty(0, 0)
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @torch.inference_mode()
@@ -85,12 +97,17 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self, tokens: Sequence[int], spans: Sequence[Spans], adapter: Sequence[bool]) -> Tensor:
-        """Scores [R, V] in fp32 after one more token of each row, the last one of its spans."""
+        """Scores [R, V] in fp32 after one more token of each row, the last one of its spans.
+
+        They hold until the next step.
+        """
         if self._native is None:
             return self.read([New([t], s, a) for t, s, a in zip(tokens, spans, adapter, strict=True)])
-        out = torch.empty(len(tokens), self.model.get_output_embeddings().weight.shape[0])
-        self._native(tokens, spans, adapter, out)
-        return out
+        size = (len(tokens), self.model.get_output_embeddings().weight.shape[0])
+        if self._scores.shape != size:  # the same memory for every step
+            self._scores = torch.empty(size)
+        self._native(tokens, spans, adapter, self._scores)
+        return self._scores
 
 
 def _mixed(adapter: Tensor, device: torch.device) -> Tensor | None:

@@ -89,11 +89,6 @@ def stream(
     return job.pieces(prompt)
 
 
-def slow_reason(model: PreTrainedModel) -> str | None:
-    """Why this model's answers are left to transformers' `generate`, in a line; None where they aren't."""
-    return slow_because(model)
-
-
 class _Job:
     """What stays the same over all prompts of a call."""
 

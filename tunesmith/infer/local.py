@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from tunesmith.data.template import TEMPLATES, Renderer
 from tunesmith.device import Device
 from tunesmith.errors import GenerateError, ModelError, RunError, SettingsError, TemplateError
 from tunesmith.infer.config import Sampling
+from tunesmith.infer.decoding import prepare
 from tunesmith.infer.generate import generate, generate_both, stream
 from tunesmith.model import adapters, saved, source
 from tunesmith.model.config import QuantizationSettings
@@ -115,13 +116,20 @@ class LocalModel:
 
 
 def load(
-    name: str, *, dtype: str = "auto", template: str | None = None, sampling: Sampling | None = None
+    name: str,
+    *,
+    dtype: str = "auto",
+    template: str | None = None,
+    sampling: Sampling | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> LocalModel:
     """Load a model by alias, hub id, folder or GGUF file, or by the folder of a run or an adapter.
 
     Weights that were tuned as a whole keep the number format they were saved in, unless `dtype` names one.
     A run's own template is used, and checked against the one it was trained with; `template` (a name or a
     .jinja file) replaces it.
+
+    With `note` what answers need on this machine is built now, and a line says what isn't as usual.
 
     Raises SettingsError for an unknown dtype, RunError for a run without final weights, ModelError for a
     base that isn't the one trained on, TemplateError for a changed template, and what `resolve` raises.
@@ -160,6 +168,8 @@ def load(
         )
     if template is None and meta:
         _check_template(renderer, meta, weights)
+    if note is not None:
+        prepare(model.get_base_model() if hasattr(model, "get_base_model") else model, note)
     return LocalModel(
         name,
         model,

@@ -10,7 +10,7 @@ and the machine alone, not on what is asked, so that the same command takes the 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,18 @@ def why_not(model: PreTrainedModel) -> str | None:
     return None
 
 
+def library(note: Callable[[str], None] = lambda _: None) -> ctypes.CDLL:
+    """The library, built where it isn't; `note` is told before that. Raises ModelError where it can't be."""
+    compiler = native.compiler()
+    assert compiler is not None
+    if not native.is_built("decode", SOURCES, compiler):
+        note("Answers are computed in C++ here: it is built for this machine now, once (about 10 s).")
+    found = native.build("decode", SOURCES, compiler)
+    if not found.decode_supported():
+        raise ModelError("The system keeps the processor's tiles from this process.", fix="Use dtype=fp32.")
+    return found
+
+
 @dataclass
 class NativeStep:
     """A model's weights as the library takes them. Raises ModelError where it can't be built."""
@@ -109,13 +121,7 @@ class NativeStep:
     _kept: list[Tensor] = field(default_factory=list, init=False)  # what pointers point at
 
     def __post_init__(self) -> None:
-        compiler = native.compiler()
-        assert compiler is not None
-        self._library = native.build("decode", SOURCES, compiler)
-        if not self._library.decode_supported():
-            raise ModelError(
-                "The system keeps the processor's tiles from this process.", fix="Use dtype=fp32."
-            )
+        self._library = library()
         self._model = self._described()
 
     def __call__(

@@ -34,7 +34,8 @@ from tunesmith.device import DTYPES, Device, available_memory
 from tunesmith.errors import ModelError, PlanError
 from tunesmith.model import gguf_file, quantize, weights
 from tunesmith.model.config import QuantizationSettings
-from tunesmith.model.source import Source, home
+from tunesmith.model.source import Source
+from tunesmith.places import home
 from tunesmith.rundir import disk_errors, new_folder
 
 log = logging.getLogger("tunesmith")

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from tunesmith.errors import ModelError
-from tunesmith.model.source import home
+from tunesmith.places import home
 
 FLAGS = (
     "-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-std=c++20", "-fopenmp",
@@ -44,13 +44,18 @@ def build(name: str, sources: Sequence[Path], compiler: str) -> ctypes.CDLL:
 
     Raises ModelError with the compiler's words.
     """
-    target = home() / "kernels" / f"{name}-{_key(sources, compiler)}.so"
+    target = _target(name, sources, compiler)
     if not target.is_file():
         _compile(name, sources[0], compiler, target)
     try:
         return ctypes.CDLL(str(target))
     except OSError as error:
         raise ModelError(f"The {name} kernel can't be loaded: {error}", fix=f"Delete {target}.") from error
+
+
+def is_built(name: str, sources: Sequence[Path], compiler: str) -> bool:
+    """Whether the cache has the library."""
+    return _target(name, sources, compiler).is_file()
 
 
 def pointers(*tensors: torch.Tensor | None) -> list[ctypes.c_void_p]:
@@ -61,6 +66,10 @@ def pointers(*tensors: torch.Tensor | None) -> list[ctypes.c_void_p]:
 def sizes(*numbers: int) -> list[ctypes.c_int64]:
     """Whole numbers as the libraries take them."""
     return [ctypes.c_int64(number) for number in numbers]
+
+
+def _target(name: str, sources: Sequence[Path], compiler: str) -> Path:
+    return home() / "kernels" / f"{name}-{_key(sources, compiler)}.so"
 
 
 def _key(sources: Sequence[Path], compiler: str) -> str:

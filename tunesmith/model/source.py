@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-import os
 import re
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -81,16 +79,6 @@ def resolve(name: str, revision: str | None = None) -> Source:
         # Asked of the hub, a misspelt alias would look like a fault of the network.
         raise ModelError(f"There is no model {name}. Did you mean {near[0]}?", fix=f"Give {_choices()}.")
     return _hub(name, name, revision)
-
-
-def home() -> Path:
-    """The folder of tunesmith's own cache: TUNESMITH_HOME, else the user's cache folder."""
-    if given := os.environ.get("TUNESMITH_HOME"):
-        return Path(given).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "tunesmith"
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "tunesmith"
 
 
 def embedded_file(alias: str) -> Path | None:
