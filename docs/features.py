@@ -136,9 +136,28 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ("train/test_optim.py", "train/test_probe.py"),
     ),
     (
-        "Chat that streams, answers to files, beams and sampling with conflicts explained",
-        "流式对话、批量回答文件、束搜索与采样，冲突的参数会被解释",
-        ("infer/test_generate.py", "infer/test_stream.py", "infer/test_sampling.py", "cli/test_chat.py"),
+        "Answers in our own batches: no padding, common beginnings read once, base and tuned model together; greedy "
+        "answers are those of `transformers.generate` token for token, for nine model families; steps in C++ in bf16",
+        "自有批量生成：无填充，公共前缀只读一次，底座与微调模型同批回答；贪心结果与 `transformers.generate` 逐词元一致（九个模型家族）；"
+        "bf16 下解码步骤用 C++ 完成",
+        ("infer/test_batching.py", "infer/test_choosing.py", "model/test_decode_native.py"),
+    ),
+    (
+        "Chat that streams, with /save, /load and /compare; answers to files, beams and sampling with conflicts explained; "
+        "answers by a JSON schema; log-probabilities",
+        "流式对话（/save、/load、/compare）、批量回答文件、束搜索与采样，冲突的参数会被解释；按 JSON schema 回答；词元对数概率",
+        (
+            "infer/test_generate.py",
+            "infer/test_stream.py",
+            "infer/test_sampling.py",
+            "infer/test_guide.py",
+            "cli/test_chat.py",
+        ),
+    ),
+    (
+        "`sweep`: the same prompts under many settings side by side, with figures of how varied the answers are",
+        "`sweep`：同一提示在多组参数下并排对比，并给出多样性指标",
+        ("evaluate/test_sweep.py", "cli/test_sweep.py"),
     ),
     (
         "Before and after: loss, perplexity, exact match, character F1, verse form, with intervals and a plain verdict",
