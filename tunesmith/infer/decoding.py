@@ -1,7 +1,7 @@
 """A model as generation uses it: new tokens of many rows in, scores of each row's next token out.
 
-Reading prompts goes through the model's own modules, packed; the steps after them too, or in C++ where the
-model and the machine allow it (model/decode_native.py).
+Prompts and the steps after them go through the model's own modules, packed, or through C++ where the model
+and the machine allow it (model/decode_native.py).
 """
 
 from __future__ import annotations
@@ -66,11 +66,17 @@ class Decoder:
                 self.slow = str(error)
                 self.cache = Cache(tokens)
         self._scores = torch.empty(0, 0)
+        self._vocabulary = int(model.get_output_embeddings().weight.shape[0])
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @torch.inference_mode()
     def read(self, new: Sequence[New]) -> Tensor:
         """Scores [R, V] in fp32 of what follows each of `new` that is wanted."""
+        if self._native is not None:
+            out = torch.empty(sum(one.wanted for one in new), self._vocabulary)
+            chunks = [Chunk(len(one.ids), one.spans, one.wanted) for one in new]
+            self._native.read(chunks, [i for one in new for i in one.ids], [one.adapter for one in new], out)
+            return out
         pieces = [piece for one in new for piece in _pieces(one)]
         chunks = [Chunk(len(piece.ids), piece.spans) for piece in pieces]
         device = self.model.device
@@ -103,10 +109,10 @@ class Decoder:
         """
         if self._native is None:
             return self.read([New([t], s, a) for t, s, a in zip(tokens, spans, adapter, strict=True)])
-        size = (len(tokens), self.model.get_output_embeddings().weight.shape[0])
+        size = (len(tokens), self._vocabulary)
         if self._scores.shape != size:  # the same memory for every step
             self._scores = torch.empty(size)
-        self._native(tokens, spans, adapter, self._scores)
+        self._native.step(tokens, spans, adapter, self._scores)
         return self._scores
 
 

@@ -93,10 +93,14 @@ def padded(count: int) -> int:
 
 @dataclass(frozen=True)
 class Chunk:
-    """New tokens of one row, one behind the other: so many, the last tokens of the row's spans."""
+    """New tokens of one row, one behind the other: so many, the last tokens of the row's spans.
+
+    `wanted`: the scores after them are.
+    """
 
     count: int
     spans: Spans
+    wanted: bool = True
 
 
 @dataclass

@@ -1,5 +1,6 @@
-// One step of generation on the CPU in bf16: the next tokens of all rows through a whole model of the llama kind
-// (model/decode_native.py builds and calls it).
+// New tokens on the CPU in bf16, through a whole model of the llama kind: the next one of every row, or the tokens of
+// prompts (model/decode_native.py builds and calls it). A row here is one token: the tokens of a prompt are rows, each of
+// which sees one more than the one before.
 //
 // Numbers lie feature by feature: x [features][M], M rows of the batch filled up to a multiple of 16, so that norms,
 // rotary positions and activations work on vectors of rows. A product is W x with the weights as they are in the
@@ -50,9 +51,11 @@ struct Model {
 struct Rows {
   const int64_t *tokens, *positions, *slots;  // [count]; slots: where the cache takes the token
   const int64_t *offsets, *spans;             // spans offsets[r] to offsets[r + 1] of row r: begin, end
+  const int64_t* wanted;                      // [outputs]: the rows whose scores are wanted
   const float* adapter;                       // [count]: 1 with the adapter, 0 without
-  float* logits;                              // [count][vocabulary]
-  int64_t count;
+  float* logits;                              // [outputs][vocabulary]
+  int64_t count, outputs;
+  int64_t together;  // whether rows see each other's new tokens
 };
 
 namespace {
@@ -81,7 +84,7 @@ struct Work {  // a thread's own
 thread_local Work work;
 
 struct Shared {  // what threads hand to each other
-  Buffer<float> x, qkv;
+  Buffer<float> x, qkv, last;
   Buffer<Half> attended;
   Buffer<uint32_t> inner;
 };
@@ -106,7 +109,9 @@ class Step {
       project(l.k, in, k, false);
       project(l.v, in, v, false);
       wait();
-      attend(l, q, k, v);
+      remember(l, k, v);
+      if (rw.together) wait();
+      attend(l, q);
       wait();
       project(l.o, taken(), x, true);
       wait();
@@ -115,13 +120,17 @@ class Step {
       project(l.down, shared.inner.get(0), x, true);
       wait();
     }
+    if (rw.outputs == 0) return;
+    x = last(x);
+    wait();
     head(normed(x, md.norm));
   }
 
  private:
   const Model& md;
   const Rows& rw;
-  const int64_t thread, threads, m;
+  const int64_t thread, threads;
+  int64_t m;
   Work& w;
 
   static void wait() {
@@ -141,6 +150,18 @@ class Step {
         for (int64_t r = 0; r < m; r++)
           x[d * m + r] = r < rw.count ? float(md.embedding[rw.tokens[r] * md.hidden + d]) : 0.0f;
     });
+  }
+
+  // The columns whose scores are wanted, which are all that is left from here on.
+  float* last(const float* x) {
+    const int64_t wide = (rw.outputs + LANES - 1) / LANES * LANES;
+    float* out = shared.last.get(0);
+    blocks(md.hidden, [&](int64_t first, int64_t count) {
+      for (int64_t d = first; d < first + count; d++)
+        for (int64_t r = 0; r < wide; r++) out[d * wide + r] = r < rw.outputs ? x[d * m + rw.wanted[r]] : 0.0f;
+    });
+    m = wide;
+    return out;
   }
 
   uint32_t* pairs() { return w.pairs.get(std::max(md.hidden, md.heads * md.size) / 2 * m); }
@@ -230,7 +251,7 @@ class Step {
       first = std::min(first, words - BLOCK);  // a last block that isn't full begins earlier
       outputs(md.head, in, nullptr, first, BLOCK, c);
       at::vec::transpose_mxn<float>(c, m, turned, BLOCK, int(BLOCK), int(m));
-      for (int64_t r = 0; r < rw.count; r++)
+      for (int64_t r = 0; r < rw.outputs; r++)
         std::memcpy(rw.logits + r * words + first, turned + r * BLOCK, BLOCK * sizeof(float));
     });
   }
@@ -254,30 +275,42 @@ class Step {
     }
   }
 
-  // This thread's share of rows and key heads: the new key and value into the cache, then attention over it.
-  void attend(const Layer& l, const float* q, const float* k, const float* v) {
-    const int64_t size = md.size, group = md.heads / md.kv_heads, items = md.kv_heads * rw.count;
-    float* one = w.small.get(std::max(m, 2 * size));
-    float* other = one + size;
+  // This thread's share of key heads and rows, the same wherever it is asked for: use(key head, row).
+  template <class F>
+  void items(F&& use) const {
+    const int64_t all = md.kv_heads * rw.count;
+    for (int64_t item = all * thread / threads; item < all * (thread + 1) / threads; item++)
+      use(item / rw.count, item % rw.count);
+  }
+
+  // New keys and values into the cache.
+  void remember(const Layer& l, const float* k, const float* v) {
+    const int64_t size = md.size;
+    float* one = w.small.get(std::max(m, size));
+    items([&](int64_t kv, int64_t row) {
+      const int64_t head = kv * md.store * size, slot = rw.slots[row];
+      gather(k + kv * size * m, row, l.k_norm, l.rotary, one);
+      write(one, size, 1.0f, l.keys + head + slot * size);
+      gather(v + kv * size * m, row, nullptr, false, one);
+      auto value = reinterpret_cast<uint16_t*>(l.values) + head + slot / 2 * 2 * size + slot % 2;
+      for (int64_t d = 0; d < size; d++) value[2 * d] = uint16_t(rounded(one[d]) >> 16);
+    });
+  }
+
+  void attend(const Layer& l, const float* q) {
+    const int64_t size = md.size, group = md.heads / md.kv_heads;
+    float* one = w.small.get(std::max(m, size));
     uint32_t* queries = w.queries.get(size / 2 * LANES);
     std::fill(queries, queries + size / 2 * LANES, 0);
-    for (int64_t item = items * thread / threads; item < items * (thread + 1) / threads; item++) {
-      const int64_t kv = item / rw.count, row = item % rw.count, slot = rw.slots[row];
-      Half *keys = l.keys + kv * md.store * size, *values = l.values + kv * md.store * size;
-      gather(k + kv * size * m, row, l.k_norm, l.rotary, one);
-      for (int64_t d = 0; d < size; d += 2) {
-        const uint32_t two = pair(one[d], one[d + 1]);
-        std::memcpy(keys + slot * size + d, &two, 4);
-      }
-      gather(v + kv * size * m, row, nullptr, false, other);
-      auto value = reinterpret_cast<uint16_t*>(values) + slot / 2 * 2 * size + slot % 2;
-      for (int64_t d = 0; d < size; d++) value[2 * d] = uint16_t(rounded(other[d]) >> 16);
+    items([&](int64_t kv, int64_t row) {
       for (int64_t h = 0; h < group; h++) {
         gather(q + (kv * group + h) * size * m, row, l.q_norm, l.rotary, one);
         for (int64_t d = 0; d < size; d += 2) queries[d / 2 * LANES + h] = pair(one[d], one[d + 1]);
       }
-      look(keys, values, l.window, row, queries, shared.attended.get(0) + (row * md.heads + kv * group) * size);
-    }
+      const int64_t head = kv * md.store * size;
+      look(l.keys + head, l.values + head, l.window, row, queries,
+           shared.attended.get(0) + (row * md.heads + kv * group) * size);
+    });
   }
 
   // out [group][size] = softmax(scale queries keys) values over the row's spans, all heads of the group at once.
@@ -351,6 +384,7 @@ int decode_supported() { return permitted(); }
 void decode_step(const Model* model, const Rows* rows, int64_t threads) {
   const int64_t m = (rows->count + LANES - 1) / LANES * LANES, width = model->heads * model->size;
   shared.x.get(model->hidden * m);
+  shared.last.get(model->hidden * ((rows->outputs + LANES - 1) / LANES * LANES));
   shared.qkv.get((width + 2 * model->kv_heads * model->size) * m);
   shared.inner.get(model->inner / 2 * m);
   std::memset(static_cast<void*>(shared.attended.get(width * m)), 0, width * m * sizeof(Half));

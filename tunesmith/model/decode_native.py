@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,15 @@ from transformers import PreTrainedModel
 
 from tunesmith.errors import ModelError
 from tunesmith.model import native
-from tunesmith.model.cache import ALIGN, Cache, Spans
+from tunesmith.model.cache import ALIGN, Cache, Chunk, Spans
 from tunesmith.model.fused_lora import at_work
 from tunesmith.model.peft_parts import lora
 
 SOURCES = [Path(__file__).with_name("decode_cpu.cpp"), Path(__file__).with_name("products_cpu.h")]
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3")
+# Tokens of prompts in one call: enough to hide reading the weights, few for a core's cache. Not a power
+# of two, which would put the rows of a tile into the same few places of that cache.
+AT_ONCE = 240
 LARGEST_GROUP = 16  # query heads of a key head: columns of a tile
 
 
@@ -64,9 +68,9 @@ class _Rows(ctypes.Structure):
     _fields_ = [
         *(
             (name, ctypes.c_void_p)
-            for name in ("tokens", "positions", "slots", "offsets", "spans", "adapter", "logits")
+            for name in ("tokens", "positions", "slots", "offsets", "spans", "wanted", "adapter", "logits")
         ),
-        ("count", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("count", "outputs", "together")),
     ]
 
 
@@ -124,31 +128,70 @@ class NativeStep:
         self._library = library()
         self._model = self._described()
 
-    def __call__(
+    def step(
         self, tokens: Sequence[int], spans: Sequence[Spans], adapter: Sequence[bool], out: Tensor
     ) -> None:
         """Scores of the next token of each row into out [R, V] fp32.
 
         `tokens` are the rows' newest, whose keys and values this call puts at the end of the rows' `spans`.
         """
-        lengths = [sum(b - a for a, b in row) for row in spans]
-        flat = [edge for row in spans for span in row for edge in span]
-        offsets = [0]
-        for row in spans:
-            offsets.append(offsets[-1] + len(row))
-        whole = [
-            torch.tensor(x)
-            for x in (tokens, [n - 1 for n in lengths], [row[-1][1] - 1 for row in spans], offsets, flat)
-        ]
-        rows = _Rows(
-            *native.pointers(*whole, on := torch.tensor(adapter, dtype=torch.float32), out), len(tokens)
+        ends = torch.tensor([sum(b - a for a, b in row) for row in spans])
+        slots = torch.tensor([row[-1][1] for row in spans]) - 1
+        offsets = torch.tensor([0, *accumulate(map(len, spans))])
+        edges = torch.tensor([edge for row in spans for span in row for edge in span])
+        self._run(
+            torch.tensor(tokens), ends - 1, slots, offsets, edges, torch.arange(len(tokens)), adapter, out
         )
-        assert out.shape == (len(tokens), self._model.head.outputs)
+
+    def read(
+        self, chunks: Sequence[Chunk], tokens: Sequence[int], adapter: Sequence[bool], out: Tensor
+    ) -> None:
+        """Read the chunks' tokens, all of them in `tokens` [T]; scores after the last of each that is wanted.
+
+        `adapter` is of each chunk; out [wanted chunks, V] fp32.
+        """
+        parts = [_rows_of(chunk) for chunk in chunks]
+        positions, slots, spans = (torch.cat([part[i] for part in parts]) for i in range(3))
+        counts = torch.tensor([chunk.count for chunk in chunks])
+        widths = torch.tensor([len(chunk.spans) for chunk in chunks]).repeat_interleave(counts)
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), widths.cumsum(0)])
+        on = [a for a, chunk in zip(adapter, chunks, strict=True) for _ in range(chunk.count)]
+        ends = counts.cumsum(0) - 1
+        wanted = ends[torch.tensor([chunk.wanted for chunk in chunks])]
+        ids = torch.tensor(tokens)
+        done = 0
+        for start in range(0, len(ids), AT_ONCE):
+            stop = min(start + AT_ONCE, len(ids))
+            here = wanted[(wanted >= start) & (wanted < stop)]
+            first, last = offsets[start], offsets[stop]
+            self._run(
+                ids[start:stop], positions[start:stop], slots[start:stop], offsets[start : stop + 1] - first,
+                spans[2 * first : 2 * last], here - start, on[start:stop], out[done : done + len(here)],
+                together=True,
+            )  # fmt: skip
+            done += len(here)
+
+    def _run(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        offsets: Tensor,
+        spans: Tensor,
+        wanted: Tensor,
+        adapter: Sequence[bool],
+        out: Tensor,
+        *,
+        together: bool = False,
+    ) -> None:
+        assert out.shape == (len(wanted), self._model.head.outputs)
         assert out.dtype is torch.float32
+        on = torch.tensor(adapter, dtype=torch.float32)
+        whole = [x.contiguous() for x in (tokens, positions, slots, offsets, spans, wanted, on, out)]
+        rows = _Rows(*native.pointers(*whole), len(tokens), len(wanted), together)
         self._library.decode_step(
             ctypes.byref(self._model), ctypes.byref(rows), *native.sizes(torch.get_num_threads())
         )
-        del on
 
     def _described(self) -> _Model:
         config: Any = self.model.config
@@ -225,6 +268,18 @@ class NativeStep:
 
     def _numbers(self, x: Tensor) -> int:
         return self._at(x.detach().float().contiguous())
+
+
+def _rows_of(chunk: Chunk) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each of its tokens position [N], place in the cache [N], and the spans it sees, laid flat."""
+    *before, (begin, end) = chunk.spans
+    slots = torch.arange(end - chunk.count, end)
+    positions = slots - begin + sum(b - a for a, b in before)
+    spans = torch.empty(chunk.count, len(chunk.spans), 2, dtype=torch.int64)
+    spans[:, :-1] = torch.tensor(before, dtype=torch.int64).view(-1, 2)
+    spans[:, -1, 0] = begin
+    spans[:, -1, 1] = slots + 1
+    return positions, slots, spans.flatten()
 
 
 def _modules(layer: Any) -> list[nn.Module]:
