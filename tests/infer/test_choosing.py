@@ -72,6 +72,13 @@ def test_drawing_at_the_very_edges_takes_no_token_that_is_ruled_out() -> None:
         assert draw(scores, edges).tolist() == [1, 2]
 
 
+def test_rounding_leads_to_no_token_that_is_ruled_out() -> None:
+    scores = torch.randn(3000, 700, generator=torch.Generator().manual_seed(3)) * 4
+    scores[:, 230:] = -torch.inf
+    tokens = draw(scores, torch.full((3000,), 1 - 2**-53, dtype=torch.float64))
+    assert bool((scores.gather(1, tokens[:, None]) > -torch.inf).all())
+
+
 WARPERS = {
     "temperature": ({"temperature": 0.5}, [TemperatureLogitsWarper(0.5)]),
     "top_k": ({"top_k": 7}, [TopKLogitsWarper(7)]),

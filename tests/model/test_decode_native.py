@@ -155,6 +155,29 @@ def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
     assert torch.equal(last(list(range(20)))[7], last([7])[0])
 
 
+def test_the_number_of_threads_changes_nothing() -> None:
+    model = tuned(made("llama"))
+    inner: Any = model.get_base_model()  # type: ignore[operator]
+    inner.to(torch.bfloat16)
+    rows = drawn(5, 90)
+
+    def scores(threads: int) -> Tensor:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            decoder = Decoder(inner, 128 * len(rows))
+            begins = [decoder.cache.reserve(100) or 0 for _ in rows]
+            first = decoder.read([New(row, ((b, b + 90),)) for row, b in zip(rows, begins, strict=True)])
+            return torch.cat([first, decoder.step([9] * 5, [((b, b + 91),) for b in begins], [True] * 5)])
+        finally:
+            torch.set_num_threads(before)
+
+    one = scores(1)
+    for _ in range(3):
+        # Three for two key heads: threads read what others have just written.
+        assert torch.equal(scores(3), one)
+
+
 def test_what_it_does_not_know_is_left_to_the_modules() -> None:
     model = made("llama")
     assert "bf16" in str(decode_native.why_not(model))

@@ -178,12 +178,12 @@ def draw(scores: Tensor, uniform: Tensor, ids: Tensor | None = None) -> Tensor:
     padded = torch.nn.functional.pad(shares, (0, rest))
     parts = padded.view(len(padded), -1, PART)  # [R, C / PART, PART]
     sums = parts.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
-    # Never the whole sum: it would lead beyond the last token that can be drawn.
-    target = (uniform * sums[:, -1]).minimum(torch.nextafter(sums[:, -1], sums.new_zeros(())))
+    target = uniform * sums[:, -1]
     part = torch.searchsorted(sums, target[:, None], right=True)
     before = torch.where(part > 0, sums.gather(-1, (part - 1).clamp(min=0)), 0.0)
     inside = parts.gather(1, part[..., None].expand(-1, -1, PART)).squeeze(1).double().cumsum(dim=-1)
     last = inside[:, -1:]
+    # Never the whole of it, which may round to less here: it would lead beyond the last that can be drawn.
     left = (target[:, None] - before).clamp(min=0.0).minimum(torch.nextafter(last, sums.new_zeros(())))
     token = part * PART + torch.searchsorted(inside, left, right=True)
     return token[:, 0] if ids is None else ids.gather(-1, token)[:, 0]
