@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
+from tunesmith.disk import write_atomic
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.perplexity import RowLoss
 from tunesmith.evaluate.results import beside
 from tunesmith.evaluate.run import Evaluation, RowResult, Watch, evaluate
 from tunesmith.evaluate.statistics import Interval, Paired, paired, paired_ratio, sign_flip, verdict
 from tunesmith.records import Completer, Conversation
-from tunesmith.rundir import write_atomic
 
 Side = Completer | Callable[[], Completer]
 """A model, or a function that loads it when its turn comes, so that two large ones needn't fit at once."""

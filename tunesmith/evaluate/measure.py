@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.trained_rows import row_key, trained_rows
+from tunesmith.disk import write_json
 from tunesmith.errors import ModelError, SettingsError, UsageError
 from tunesmith.evaluate.compare import Comparison, Side, compare
 from tunesmith.evaluate.metrics import Metric
@@ -30,7 +31,7 @@ from tunesmith.model import source
 from tunesmith.model.load import fingerprint, load_model
 from tunesmith.model.source import Source
 from tunesmith.records import Conversation, Message
-from tunesmith.rundir import RunDir, open_run, write_json
+from tunesmith.rundir import RunDir, open_run
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from tunesmith.device import peak_memory
+from tunesmith.disk import disk_errors
 from tunesmith.errors import GenerateError
 from tunesmith.evaluate.metrics import Metric, is_empty
 from tunesmith.evaluate.perplexity import Loss, RowLoss, answer_loss, intervals, total
 from tunesmith.evaluate.statistics import mean_interval
 from tunesmith.infer.local import LocalModel
 from tunesmith.records import Completer, Completion, Conversation
-from tunesmith.rundir import disk_errors
 
 Watch = Callable[[str, int, int], None]
 """Called with what is being done, rows done, rows in all."""

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from tunesmith.disk import disk_errors
 from tunesmith.errors import RunError, UsageError
 from tunesmith.records import Completion, Conversation
-from tunesmith.rundir import disk_errors
 from tunesmith.settings import nearest
 
 if TYPE_CHECKING:
