@@ -18,6 +18,7 @@ LAYERS = [
     ("evaluate", "export"),
     ("train", "infer", "synth"),
     ("data", "model"),
+    ("journal",),
     ("settings", "rundir", "device", "redact"),
     ("errors", "records", "words", "locks"),
 ]
