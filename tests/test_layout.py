@@ -18,7 +18,7 @@ LAYERS = [
     ("evaluate", "export"),
     ("train", "infer", "synth"),
     ("data", "model"),
-    ("journal",),
+    ("worklog",),
     ("settings", "rundir", "device", "redact"),
     ("errors", "records", "words", "locks"),
 ]

@@ -15,8 +15,8 @@ from tunesmith.evaluate.metrics import METRICS
 from tunesmith.evaluate.questions import read_questions
 from tunesmith.evaluate.run import Watch, evaluate
 from tunesmith.infer.config import Sampling
-from tunesmith.journal import read
 from tunesmith.records import Completion, Conversation
+from tunesmith.worklog import read
 
 ALL = list(METRICS.values())
 SHORT = Sampling(max_new_tokens=6)
@@ -42,9 +42,9 @@ class Dying:
 
 
 def answers_in(file: Path) -> int:
-    journal = read(file)
-    assert journal is not None
-    return len(journal.rows("answers"))
+    worklog = read(file)
+    assert worklog is not None
+    return len(worklog.rows("answers"))
 
 
 def test_answers_are_on_the_disk_before_the_last_one_is_in(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_the_result_of_the_same_rows_is_found_where_it_was_begun(
         measure_one(model, questions, ALL, SHORT, dtype="fp32", note=told.append).file.name
         for questions in (found, other, found)
     ]
-    # Each where its journal was; the third time the result is there, and is measured anew.
+    # Each where its worklog was; the third time the result is there, and is measured anew.
     assert names == ["qwen2.valid.eval.json", "qwen2.valid-2.eval.json", "qwen2.valid.eval.json"]
     assert told == [f"{model}: {n} of {n} answers were there already." for n in (8, 2)]
 

@@ -15,7 +15,7 @@ import pytest
 from tests.families import save_tiny
 from tests.faults.processes import Child, Ended, Warm
 from tests.infer.made_run import made_run
-from tunesmith.journal import read
+from tunesmith.worklog import read
 
 # bf16, so that answers that were computed in other batches would differ here and there.
 HOW = ("--dtype", "bf16", "max_new_tokens=24", "temperature=1.5", "seed=3")
@@ -70,9 +70,9 @@ class Command:
         return child.kill()
 
     def done(self) -> int:
-        """Rows, of all kinds and models, in the journals."""
-        journals = map(read, self.output.parent.glob(f"{self.output.name}*.partial"))
-        return sum(len(rows) for journal in journals if journal for rows in journal.groups.values())
+        """Rows, of all kinds and models, in the worklogs."""
+        worklogs = map(read, self.output.parent.glob(f"{self.output.name}*.partial"))
+        return sum(len(rows) for worklog in worklogs if worklog for rows in worklog.groups.values())
 
     def result(self) -> list[Any]:
         """All that the output and its figures say, but for seconds and memory."""

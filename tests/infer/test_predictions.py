@@ -19,9 +19,9 @@ from tunesmith.errors import RunError, UsageError
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.local import LocalModel, load
 from tunesmith.infer.predictions import Summary, write_predictions
-from tunesmith.journal import read
 from tunesmith.records import Conversation, Message, Origin
 from tunesmith.settings import build
+from tunesmith.worklog import read
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +107,10 @@ def interrupted(model: LocalModel, output: Path, after: int) -> Path:
 
 
 def kept(partial: Path) -> list[str]:
-    """The prompts that a journal has answers to."""
-    journal = read(partial)
-    assert journal is not None
-    return [line["prompt"] for _, line in sorted(journal.rows("answers").items())]
+    """The prompts that a worklog has answers to."""
+    worklog = read(partial)
+    assert worklog is not None
+    return [line["prompt"] for _, line in sorted(worklog.rows("answers").items())]
 
 
 @pytest.mark.parametrize(("after", "batches"), [(1, 1), (2, 1), (3, 2), (6, 3)])
@@ -265,10 +265,10 @@ def test_a_file_of_something_else_is_not_continued(model: LocalModel, tmp_path: 
 
 def test_a_disk_that_is_full_keeps_whole_batches(model: LocalModel, tmp_path: Path) -> None:
     write_predictions(model, asked(), tmp_path / "whole.jsonl")
-    journal = interrupted(model, tmp_path / "cut.jsonl", 3).read_bytes()
+    worklog = interrupted(model, tmp_path / "cut.jsonl", 3).read_bytes()
     output = tmp_path / "full.jsonl"
     # The first batch, and a bit more than the first line of the second.
-    room = len(b"".join(journal.splitlines(keepends=True)[:4])) + 20
+    room = len(b"".join(worklog.splitlines(keepends=True)[:4])) + 20
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, old[1]))

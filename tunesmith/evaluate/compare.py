@@ -19,11 +19,11 @@ from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.perplexity import RowLoss
 from tunesmith.evaluate.run import AGAIN, Evaluation, Note, RowResult, Watch, measured
 from tunesmith.evaluate.statistics import Interval, Paired, paired, paired_ratio, sign_flip, verdict
-from tunesmith.journal import Claim, claim, write_lines
 from tunesmith.records import Completer, Conversation
+from tunesmith.worklog import Claim, claim, write_lines
 
 PARTS = (".a", ".b")
-"""What tells the two journals of an output apart."""
+"""What tells the two worklogs of an output apart."""
 Side = Completer | Callable[[], Completer]
 """A model, or a function that loads it when its turn comes, so that two large ones needn't fit at once."""
 

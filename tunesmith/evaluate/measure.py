@@ -27,12 +27,12 @@ from tunesmith.evaluate.results import beside
 from tunesmith.evaluate.run import AGAIN, Base, Evaluation, Note, Watch, measured
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.local import load
-from tunesmith.journal import begun_for, claim, write_lines
 from tunesmith.model import source
 from tunesmith.model.load import fingerprint, load_model
 from tunesmith.model.source import Source
 from tunesmith.records import Conversation, Message
 from tunesmith.rundir import RunDir, open_run, write_json
+from tunesmith.worklog import begun_for, claim, write_lines
 
 
 @dataclass(frozen=True)

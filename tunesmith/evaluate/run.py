@@ -1,6 +1,6 @@
 """Measure one model on rows with answers: its loss, its own answers, their scores.
 
-Losses and answers go to a journal as they come (OUTPUT.partial, journal.py), so that hours of work outlive a
+Losses and answers go to a worklog as they come (OUTPUT.partial, worklog.py), so that hours of work outlive a
 kill; the same work continues it. Scores are made of them at the end.
 """
 
@@ -20,8 +20,8 @@ from tunesmith.evaluate.metrics import Metric, is_empty
 from tunesmith.evaluate.perplexity import Loss, RowLoss, answer_losses, intervals, total
 from tunesmith.evaluate.statistics import mean_interval
 from tunesmith.infer.local import LocalModel
-from tunesmith.journal import Claim, Journal, claim, write_lines
 from tunesmith.records import Completer, Completion, Conversation
+from tunesmith.worklog import Claim, Worklog, claim, write_lines
 
 Watch = Callable[[str, int, int], None]
 """Called with what is being done, rows done, rows in all."""
@@ -170,18 +170,18 @@ def measured(
 ) -> Evaluation:
     """`evaluate`, without writing the output, which is held already; `part` tells several models apart."""
     facts = {**_made_by(model), "rows": prompts_sha256(conversations)[:16]}
-    journal, other = held.journal(facts, len(conversations), part=part)
+    worklog, other = held.worklog(facts, len(conversations), part=part)
     if other:
         note(other)
-    if not journal.empty:
-        note(f"{model.name}: {journal.size()} were there already.")
-    _journal_losses(journal, model, conversations, watch)
-    before = sum(row["seconds"] for row in journal.rows(ANSWERS).values())
+    if not worklog.empty:
+        note(f"{model.name}: {worklog.size()} were there already.")
+    _worklog_losses(worklog, model, conversations, watch)
+    before = sum(row["seconds"] for row in worklog.rows(ANSWERS).values())
     begun = time.monotonic()
-    _journal_answers(journal, model, conversations, watch)
+    _worklog_answers(worklog, model, conversations, watch)
     seconds = before + time.monotonic() - begun
-    losses = [RowLoss(**row) for _, row in sorted(journal.rows(LOSSES).items())]
-    answers = [Completion(**row) for _, row in sorted(journal.rows(ANSWERS).items())]
+    losses = [RowLoss(**row) for _, row in sorted(worklog.rows(LOSSES).items())]
+    answers = [Completion(**row) for _, row in sorted(worklog.rows(ANSWERS).items())]
     rows = [
         _scored(conversation, answer, metrics, losses[at] if losses else None)
         for at, (conversation, answer) in enumerate(zip(conversations, answers, strict=True))
@@ -190,13 +190,13 @@ def measured(
     return Evaluation(model.name, rows, tuple(metrics), loss, seconds, _facts(model), held.output)
 
 
-def _journal_losses(
-    journal: Journal, model: Completer, conversations: Sequence[Conversation], watch: Watch | None
+def _worklog_losses(
+    worklog: Worklog, model: Completer, conversations: Sequence[Conversation], watch: Watch | None
 ) -> None:
     """Before any answer: rows that are too long are then known at once, and not after an hour."""
     if not isinstance(model, LocalModel | Base):
         return
-    what, done = f"{model.name}: loss", frozenset(journal.rows(LOSSES))
+    what, done = f"{model.name}: loss", frozenset(worklog.rows(LOSSES))
     _tell(watch, what, len(done), len(conversations))
     if len(done) == len(conversations):
         return
@@ -206,22 +206,22 @@ def _journal_losses(
         closing(answer_losses(local, conversations, done)) as passes,
     ):
         for losses in passes:
-            journal.append(LOSSES, {at: asdict(loss) for at, loss in losses.items()})
-            _tell(watch, what, len(journal.rows(LOSSES)), len(conversations))
+            worklog.append(LOSSES, {at: asdict(loss) for at, loss in losses.items()})
+            _tell(watch, what, len(worklog.rows(LOSSES)), len(conversations))
 
 
-def _journal_answers(
-    journal: Journal, model: Completer, conversations: Sequence[Conversation], watch: Watch | None
+def _worklog_answers(
+    worklog: Worklog, model: Completer, conversations: Sequence[Conversation], watch: Watch | None
 ) -> None:
-    what, done = f"{model.name} answers", frozenset(journal.rows(ANSWERS))
+    what, done = f"{model.name} answers", frozenset(worklog.rows(ANSWERS))
     _tell(watch, what, len(done), len(conversations))
     if len(done) == len(conversations):
         return
     # Closed here and now: an adapter that it has switched off must be on for what follows.
     with closing(_answered(model, conversations, done)) as batches:
         for batch in batches:
-            journal.append(ANSWERS, {at: asdict(answer) for at, answer in batch.items()})
-            _tell(watch, what, len(journal.rows(ANSWERS)), len(conversations))
+            worklog.append(ANSWERS, {at: asdict(answer) for at, answer in batch.items()})
+            _tell(watch, what, len(worklog.rows(ANSWERS)), len(conversations))
 
 
 def _answered(

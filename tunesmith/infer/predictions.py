@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tunesmith.data.prompts import prompts_sha256
 from tunesmith.errors import RunError, UsageError
-from tunesmith.journal import Claim, begun_for, check_free, claim, write_lines
 from tunesmith.records import Completion, Conversation
 from tunesmith.settings import nearest
+from tunesmith.worklog import Claim, begun_for, check_free, claim, write_lines
 
 if TYPE_CHECKING:
     from tunesmith.infer.local import LocalModel
@@ -75,7 +75,7 @@ def write_predictions(
 ) -> Summary:
     """Answer every prompt into `output`, which is written when the last answer is in.
 
-    Meanwhile the answers are in OUTPUT.partial (see journal.py), batch by batch as they are done; `watch` is
+    Meanwhile the answers are in OUTPUT.partial (see worklog.py), batch by batch as they are done; `watch` is
     told of each. Raises RunError for an output that is there already, that another model, other settings or
     other prompts began, or that another process is writing.
     """
@@ -85,7 +85,7 @@ def write_predictions(
 
 @contextmanager
 def claim_output(output: Path, existing: Existing) -> Iterator[Claim]:
-    """Hold an output that may be written; see `check_output` and `journal.claim` for what they raise."""
+    """Hold an output that may be written; see `check_output` and `worklog.claim` for what they raise."""
     check_output(output, existing)
     with claim(output, AGAIN) as held:
         yield held
@@ -102,15 +102,15 @@ def answer_into(
     """`write_predictions` into an output that is held already."""
     output = held.output
     facts = {**model.facts(), "prompts": prompts_sha256(prompts)[:16]}
-    journal = held.only_journal(facts, len(prompts), fresh=existing != "resume")
-    if existing == "resume" and journal.empty and (lines := _earlier(model, prompts, output)):
-        journal.append(ANSWERS, lines)
-    done = journal.rows(ANSWERS)
+    worklog = held.only_worklog(facts, len(prompts), fresh=existing != "resume")
+    if existing == "resume" and worklog.empty and (lines := _earlier(model, prompts, output)):
+        worklog.append(ANSWERS, lines)
+    done = worklog.rows(ANSWERS)
     summary = Summary(str(output), len(prompts), resumed=len(done))
     began = time.perf_counter()
     for batch in model.complete_batches(prompts, frozenset(done)):
         rows = {at: prediction(model, prompts[at], answers) for at, answers in batch.items()}
-        journal.append(ANSWERS, rows)
+        worklog.append(ANSWERS, rows)
         for completions in batch.values():
             summary.answered += 1
             summary.answers += len(completions)
@@ -119,7 +119,7 @@ def answer_into(
             summary.seconds = time.perf_counter() - began
             if watch is not None:
                 watch(summary)
-    lines = journal.rows(ANSWERS)
+    lines = worklog.rows(ANSWERS)
     write_lines(output, [lines[at] for at in range(len(prompts))])
     return summary
 

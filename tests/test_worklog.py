@@ -1,4 +1,4 @@
-"""Journals: what was finished is kept, what was cut off is not, and only the same work goes on."""
+"""Worklogs: what was finished is kept, what was cut off is not, and only the same work goes on."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith import journal
+from tunesmith import worklog
 from tunesmith.errors import RunError
-from tunesmith.journal import Claim, check_free, claim, differences, read, write_lines
+from tunesmith.worklog import Claim, check_free, claim, differences, read, write_lines
 
 FACTS = {"model": "m", "settings": {"temperature": 0.7}}
 
@@ -36,9 +36,9 @@ def crashing(output: Path) -> Iterator[Claim]:
 
 
 def begun(output: Path, groups: list[list[int]], facts: object = FACTS) -> Path:
-    """A journal of these groups, as work that was cut off leaves it."""
+    """A worklog of these groups, as work that was cut off leaves it."""
     with crashing(output) as held:
-        book, _ = held.journal(dict(facts), 9)  # type: ignore[call-overload]
+        book, _ = held.worklog(dict(facts), 9)  # type: ignore[call-overload]
         for group in groups:
             book.append("answers", {at: {"text": f"第{at}\ud800"} for at in group})
     return book.file
@@ -59,11 +59,11 @@ def test_rows_outlive_whoever_wrote_them(tmp_path: Path) -> None:
     assert found.rows("answers")[4] == {"text": "第4\ud800"}
     assert found.size() == "3 of 9 answers"
     with claim(tmp_path / "out.jsonl", "again") as held:
-        book, other = held.journal(FACTS, 9)
+        book, other = held.worklog(FACTS, 9)
         assert (sorted(book.rows("answers")), other) == ([0, 1, 4], "")
         book.append("answers", {2: {}})
         assert rows(file) == [0, 1, 2, 4]
-    assert list(tmp_path.iterdir()) == [], "a good end leaves no journal and no lock"
+    assert list(tmp_path.iterdir()) == [], "a good end leaves no worklog and no lock"
 
 
 def test_every_cut_leaves_whole_groups(tmp_path: Path) -> None:
@@ -81,10 +81,10 @@ def test_every_cut_leaves_whole_groups(tmp_path: Path) -> None:
         groups = sum(cut >= end for end in ends[1:])
         assert rows(file) == [0, 1, 2, 3][: (0, 1, 3, 4)[groups]]
         with crashing(tmp_path / "out.jsonl") as held:
-            book, _ = held.journal(FACTS, 9)
+            book, _ = held.worklog(FACTS, 9)
             book.append("answers", {8: {}})
             assert rows(file) == [*[0, 1, 2, 3][: (0, 1, 3, 4)[groups]], 8]
-    # Nothing but a whole first line makes it a journal of ours.
+    # Nothing but a whole first line makes it a worklog of ours.
     for cut in range(ends[0] - 1):
         file.write_bytes(whole[:cut])
         assert read(file) is None
@@ -105,21 +105,21 @@ def test_other_work_begins_anew_beside_it_and_either_goes_on(tmp_path: Path) -> 
     second = begun(output, [[1], [2]], {"model": "n", "settings": {}})
     assert second.name == "out.jsonl.partial-2"
     with claim(output, "again") as held:
-        book, other = held.journal(FACTS, 9)
+        book, other = held.worklog(FACTS, 9)
         assert (rows(book.file), other) == ([0], "")
     assert [file.name for file in tmp_path.iterdir()] == ["out.jsonl.partial-2"]
     with crashing(output) as held:
-        book, other = held.journal({"model": "n", "settings": {}}, 9)
+        book, other = held.worklog({"model": "n", "settings": {}}, 9)
         assert (book.file.name, rows(book.file), other) == ("out.jsonl.partial-2", [1, 2], "")
 
 
-def test_what_is_no_journal_is_left_alone(tmp_path: Path) -> None:
+def test_what_is_no_worklog_is_left_alone(tmp_path: Path) -> None:
     output, mine = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
     mine.write_text("a half of my own\n")
     with claim(output, "again") as held:
-        assert held.journal(FACTS, 9)[0].file.name == "out.jsonl.partial-2"
+        assert held.worklog(FACTS, 9)[0].file.name == "out.jsonl.partial-2"
         with pytest.raises(RunError, match="is something else"):
-            held.only_journal(FACTS, 9)
+            held.only_worklog(FACTS, 9)
     assert mine.read_text() == "a half of my own\n"
 
 
@@ -127,7 +127,7 @@ def test_only_the_same_work_is_continued(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     before = begun(output, [[0]]).read_bytes()
     with pytest.raises(RunError, match="begun otherwise") as refused, claim(output, "again") as held:
-        held.only_journal({"model": "n", "settings": {"top_p": 0.5}}, 9)
+        held.only_worklog({"model": "n", "settings": {"top_p": 0.5}}, 9)
     assert refused.value.details == (
         'model "m" before, "n" now',
         "settings.temperature 0.7 before, not set now",
@@ -139,7 +139,7 @@ def test_only_the_same_work_is_continued(tmp_path: Path) -> None:
 
 HOLD = """
 import sys, pathlib, time
-from tunesmith.journal import claim
+from tunesmith.worklog import claim
 with claim(pathlib.Path(sys.argv[1]), "again"):
     print("held", flush=True)
     time.sleep(60)
@@ -171,7 +171,7 @@ def test_another_process_is_refused_until_it_dies(tmp_path: Path) -> None:
 
 def test_who_holds_nothing_leaves_no_folder(tmp_path: Path) -> None:
     with crashing(tmp_path / "a" / "b" / "out.jsonl") as held:
-        held.journal(FACTS, 9)
+        held.worklog(FACTS, 9)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -181,7 +181,7 @@ def test_a_disk_that_is_full_takes_a_group_or_nothing(tmp_path: Path) -> None:
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         with crashing(tmp_path / "b.jsonl") as held:
-            book, _ = held.journal(FACTS, 9)
+            book, _ = held.worklog(FACTS, 9)
             book.append("answers", {0: {}})
             size = book.file.stat().st_size
             for limit in range(size, len(whole), 7):
@@ -200,7 +200,7 @@ def test_a_disk_that_is_full_takes_a_group_or_nothing(tmp_path: Path) -> None:
 def test_ctrl_c_says_what_is_kept_and_how_to_go_on(tmp_path: Path) -> None:
     def work() -> None:
         with claim(tmp_path / "out.jsonl", "Do it again.") as held:
-            held.journal(FACTS, 9)[0].append("answers", {0: {}})
+            held.worklog(FACTS, 9)[0].append("answers", {0: {}})
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt) as told:
@@ -215,9 +215,9 @@ def test_rows_are_forced_onto_the_disk_each_second(tmp_path: Path, monkeypatch: 
     fsync = os.fsync
     monkeypatch.setattr(os, "fsync", lambda number: (calls.append(number), fsync(number)))
     clock = 1000.0
-    monkeypatch.setattr(journal.time, "monotonic", lambda: clock)
+    monkeypatch.setattr(worklog.time, "monotonic", lambda: clock)
     with claim(tmp_path / "out.jsonl", "again") as held:
-        book, _ = held.journal(FACTS, 99)
+        book, _ = held.worklog(FACTS, 99)
         calls.clear()
         for at in range(40):  # ten seconds, four rows in each
             book.append("answers", {at: {}})

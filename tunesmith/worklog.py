@@ -1,10 +1,10 @@
 """Outputs that grow row by row, outlive a kill at any instant, and are continued by the same work only.
 
     OUTPUT            whole or not there: it takes its name when the last row is in
-    OUTPUT.partial    a journal: what makes the rows, then each row as it's finished, in that order
+    OUTPUT.partial    a worklog: what makes the rows, then each row as it's finished, in that order
     .OUTPUT.lock      held, and there, while a process works on OUTPUT
 
-Rows come in groups: what one pass of a model finished. A group is in the journal or isn't, so that the work
+Rows come in groups: what one pass of a model finished. A group is in the worklog or isn't, so that the work
 left over falls into the same passes as without an interruption, and rounds the same. Lines are handed to the
 system at once: a kill loses no group. They are forced onto the disk once a second: a power failure loses as
 much.
@@ -38,7 +38,7 @@ Row = Mapping[str, Any]
 def claim(output: Path, again: str) -> Iterator[Claim]:
     """Hold `output` against a second process while rows are made for it.
 
-    At a good end the journals that were opened go; otherwise those with rows stay, and who pressed Ctrl-C is
+    At a good end the worklogs that were opened go; otherwise those with rows stay, and who pressed Ctrl-C is
     told so, with `again`: how to go on. Raises RunError if another process works on `output`, or nothing can
     be written there.
     """
@@ -50,17 +50,17 @@ def claim(output: Path, again: str) -> Iterator[Claim]:
     held = Claim(output)
     try:
         yield held
-        for journal in held.journals:
-            journal.remove()
+        for worklog in held.worklogs:
+            worklog.remove()
     except KeyboardInterrupt:
-        kept = [journal for journal in held.journals if not journal.empty]
+        kept = [worklog for worklog in held.worklogs if not worklog.empty]
         if not kept:
             raise
-        told = "; ".join(f"{journal.size()} in {journal.file}" for journal in kept)
+        told = "; ".join(f"{worklog.size()} in {worklog.file}" for worklog in kept)
         raise KeyboardInterrupt(f"Interrupted. What is done is kept: {told}.\n{again}") from None
     finally:
-        for journal in held.journals:
-            journal.close()
+        for worklog in held.worklogs:
+            worklog.close()
         file.unlink(missing_ok=True)
         lock.close()
         for folder in made:
@@ -70,15 +70,15 @@ def claim(output: Path, again: str) -> Iterator[Claim]:
 
 @dataclass
 class Claim:
-    """An output that this process alone works on, and its journals."""
+    """An output that this process alone works on, and its worklogs."""
 
     output: Path
-    journals: list[Journal] = field(default_factory=list)
+    worklogs: list[Worklog] = field(default_factory=list)
 
-    def journal(self, facts: Mapping[str, Any], rows: int, *, part: str = "") -> tuple[Journal, str]:
-        """The journal of this very work, begun or continued, and a sentence on one that is of other work.
+    def worklog(self, facts: Mapping[str, Any], rows: int, *, part: str = "") -> tuple[Worklog, str]:
+        """The worklog of this very work, begun or continued, and a sentence on one that is of other work.
 
-        `facts` (JSON) are all that decides what the rows hold; `rows` is how many there will be. Journals of
+        `facts` (JSON) are all that decides what the rows hold; `rows` is how many there will be. Worklogs of
         other facts stay: this one is then OUTPUT.partial-2, and so on.
         """
         changed = ""
@@ -92,7 +92,7 @@ class Claim:
         free = (file for file in _numbered(self.output, part) if not file.exists() or _is_empty(file))
         return self._open(next(free), facts, rows, None), changed
 
-    def only_journal(self, facts: Mapping[str, Any], rows: int, *, fresh: bool = False) -> Journal:
+    def only_worklog(self, facts: Mapping[str, Any], rows: int, *, fresh: bool = False) -> Worklog:
         """OUTPUT.partial, continued or begun; `fresh`: begun anew. Raises RunError if it's of other work."""
         file = next(_numbered(self.output, ""))
         begun = read(file)
@@ -107,18 +107,18 @@ class Claim:
             )
         return self._open(file, facts, rows, None if fresh else begun)
 
-    def _open(self, file: Path, facts: Mapping[str, Any], rows: int, begun: Journal | None) -> Journal:
+    def _open(self, file: Path, facts: Mapping[str, Any], rows: int, begun: Worklog | None) -> Worklog:
         if begun is None or begun.empty:
-            write_atomic(file, _line({"journal": FORMAT, "rows": rows, "facts": facts}))
+            write_atomic(file, _line({"worklog": FORMAT, "rows": rows, "facts": facts}))
             begun = read(file)
             assert begun is not None
         begun.open()
-        self.journals.append(begun)
+        self.worklogs.append(begun)
         return begun
 
 
 @dataclass
-class Journal:
+class Worklog:
     """Rows that are done, by kind and by their number from 0; `total` is how many there will be of each."""
 
     file: Path
@@ -193,23 +193,23 @@ class Journal:
         self._synced = time.monotonic()
 
 
-def read(file: Path) -> Journal | None:
-    """What a journal holds, whole groups only; None where there is none, or something else.
+def read(file: Path) -> Worklog | None:
+    """What a worklog holds, whole groups only; None where there is none, or something else.
 
     Raises RunError for one that is damaged before its end.
     """
     try:
         content = file.read_bytes()
         header = json.loads(content[: content.index(b"\n")])
-        if header["journal"] != FORMAT:
+        if header["worklog"] != FORMAT:
             return None
-        journal = Journal(file, dict(header["facts"]), int(header["rows"]))
+        worklog = Worklog(file, dict(header["facts"]), int(header["rows"]))
     except (OSError, ValueError, LookupError, TypeError):
         return None
     # What a kill cut off has no end of line, and what a crash of the machine left may be zeros to the end.
     lines = content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]
     at = len(lines[0]) + 1
-    journal.length = at
+    worklog.length = at
     group: dict[int, dict[str, Any]] = {}
     for number, text in enumerate(lines[1:], 2):
         at += len(text) + 1
@@ -217,14 +217,14 @@ def read(file: Path) -> Journal | None:
             line = json.loads(text)
             group[int(line["at"])] = dict(line["row"])
             if line["left"] == 0:
-                journal.groups.setdefault(str(line["kind"]), {}).update(group)
-                journal.length, group = at, {}
+                worklog.groups.setdefault(str(line["kind"]), {}).update(group)
+                worklog.length, group = at, {}
         except (ValueError, LookupError, TypeError):
             raise RunError(
                 f"{file}:{number}: the line is damaged.",
                 fix="Restore the file, or take it away to begin anew.",
             ) from None
-    return journal
+    return worklog
 
 
 def check_free(output: Path) -> None:
@@ -233,13 +233,13 @@ def check_free(output: Path) -> None:
         raise _in_use(output)
 
 
-def begun_for(output: Path, part: str = "") -> list[Journal]:
-    """Journals with rows that interrupted work on `output` left, the first one first."""
+def begun_for(output: Path, part: str = "") -> list[Worklog]:
+    """Worklogs with rows that interrupted work on `output` left, the first one first."""
     ours = re.compile(re.escape(f"{output.name}{part}.partial") + r"(?:-(\d+))?")
     files = output.parent.iterdir() if output.parent.is_dir() else ()
     numbers = {int(found[1] or 1): file for file in files if (found := ours.fullmatch(file.name))}
-    journals = [read(file) for _, file in sorted(numbers.items())]
-    return [journal for journal in journals if journal is not None and not journal.empty]
+    worklogs = [read(file) for _, file in sorted(numbers.items())]
+    return [worklog for worklog in worklogs if worklog is not None and not worklog.empty]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -280,7 +280,7 @@ def _numbered(output: Path, part: str) -> Iterator[Path]:
 
 
 def _is_empty(file: Path) -> bool:
-    return (journal := read(file)) is not None and journal.empty
+    return (worklog := read(file)) is not None and worklog.empty
 
 
 def _locked(output: Path) -> tuple[IO[str], Path]:
@@ -309,7 +309,7 @@ def _in_use(output: Path) -> RunError:
 
 
 def _sweep(output: Path) -> None:
-    """Remove the temporary files that a kill left of an output, its figures and its journals."""
+    """Remove the temporary files that a kill left of an output, its figures and its worklogs."""
     name = re.escape(output.name.removesuffix(".jsonl"))
     ours = re.compile(rf"\.{name}(\.jsonl?)?(\.\w)?(\.partial(-\d+)?)?-[0-9a-f]{{12}}(\.[^.]+)?")
     for file in output.parent.iterdir():
