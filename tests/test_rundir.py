@@ -12,18 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tunesmith.disk import new_folder, write_atomic
 from tunesmith.errors import RunError
-from tunesmith.rundir import (
-    RunDir,
-    claimed,
-    create,
-    list_runs,
-    new_folder,
-    next_free,
-    open_run,
-    read_jsonl,
-    write_atomic,
-)
+from tunesmith.rundir import RunDir, claimed, create, list_runs, next_free, open_run, read_jsonl
 
 SECOND_PROCESS = """
 import sys
@@ -138,7 +129,8 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 from tunesmith.errors import RunError
-from tunesmith.rundir import RunDir, write_atomic
+from tunesmith.disk import write_atomic
+from tunesmith.rundir import RunDir
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 run = RunDir(Path(sys.argv[1]))

@@ -20,7 +20,6 @@ import errno
 import json
 import os
 import re
-import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -32,6 +31,7 @@ from typing import IO, Any, Literal
 import yaml
 
 from tunesmith import locks
+from tunesmith.disk import disk_errors
 from tunesmith.errors import RunError
 
 LOCK_SECONDS = 1.0
@@ -294,87 +294,6 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
                     f"{file}:{number}: the line is damaged.", fix="Restore the file, or take the line out."
                 ) from None
     return rows
-
-
-def write_atomic(file: Path, text: str) -> None:
-    """Write a text file so that readers see the old one or the new one, never a half."""
-    with disk_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = name_beside(file)
-        try:
-            with temporary.open("x", encoding="utf-8") as out:
-                out.write(text)
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.replace(file)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write an object as readable JSON, UTF-8, atomically."""
-    write_atomic(file, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that is renamed to `target` when the block ends well, and vanishes otherwise."""
-    with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = name_beside(target)
-        temporary.mkdir()
-        try:
-            yield temporary
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    with file.open("rb") as handle:
-                        os.fsync(handle.fileno())
-            if target.exists():
-                raise RunError(f"{target} is there already.", fix="Move it away, or give another folder.")
-            temporary.rename(target)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-
-
-def name_beside(target: Path) -> Path:
-    """A hidden name that nothing has, in the same folder. What is made there obeys the person's umask."""
-    return target.with_name(f".{target.name}-{secrets.token_hex(6)}{target.suffix}")
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the system's write errors into one message of cause and remedy."""
-    try:
-        yield
-    except Exception as error:
-        if (number := _system_error(error)) is None:
-            raise
-        why, fix = _WRITE_ERRORS.get(number, (os.strerror(number), "Check the disk and the path."))
-        raise RunError(f"{path} can't be written: {why}.", fix=fix) from error
-
-
-_ANOTHER_DISK = "Free some space, or give a folder on another disk."
-_OWN_FOLDER = "Give a folder that you may write to."
-_WRITE_ERRORS = {
-    errno.ENOSPC: ("the disk is full", _ANOTHER_DISK),
-    errno.EDQUOT: ("your disk quota is used up", _ANOTHER_DISK),
-    errno.EFBIG: ("the file would be larger than the limit allowed here", "Raise the limit (ulimit -f)."),
-    errno.EACCES: ("there is no permission to write", _OWN_FOLDER),
-    errno.EPERM: ("there is no permission to write", _OWN_FOLDER),
-    errno.EROFS: ("the file system is read-only", "Give a folder on another disk."),
-    errno.ENOTDIR: ("a part of the path is a file", "Give another path."),
-    errno.EEXIST: ("a file of this name is there", "Give another path."),
-}
-
-
-def _system_error(error: Exception) -> int | None:
-    """The system's error number. Libraries written in Rust have it only in their message."""
-    if isinstance(error, OSError):
-        return error.errno or 0
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
 
 
 _yaml_loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from tunesmith import locks
+from tunesmith.disk import disk_errors, write_atomic
 from tunesmith.errors import RunError
-from tunesmith.rundir import disk_errors, write_atomic
+from tunesmith.failpoints import reach
 
 LOCK_SECONDS = 0.5
 SYNC_SECONDS = 1.0
@@ -155,11 +156,13 @@ class Worklog:
         number, after = self._handle.fileno(), self.length + len(rest)
         with disk_errors(self.file):
             try:
+                reach("worklog.append")
                 while rest:
                     rest = rest[os.write(number, rest) :]
             except BaseException:
                 os.ftruncate(number, self.length)
                 raise
+            reach("worklog.appended")
             self.length = after
             self.groups.setdefault(kind, {}).update({at: dict(row) for at, row in group.items()})
             if time.monotonic() - self._synced > SYNC_SECONDS:

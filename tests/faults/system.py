@@ -46,7 +46,7 @@ def counted() -> int:
 
 
 def limit_file_size(size: int) -> None:
-    """No file grows beyond so many bytes (RLIMIT_FSIZE); the signal is ignored, as shells do for `ulimit -f`."""
+    """No file grows beyond so many bytes (RLIMIT_FSIZE); what would be a signal is an error."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 

@@ -92,7 +92,8 @@ def markdown(outcomes: list[Outcome]) -> str:
     ]
     for each in outcomes:
         tally = each.tally
-        figures = f"{tally.injected:,} | {tally.survived:,} | {tally.injected - tally.survived:,} | {each.seconds:,.0f}"
-        lines.append(f"| {each.row.injection} | {each.row.holds} | {figures} |")
+        figures = (tally.injected, tally.survived, tally.injected - tally.survived, round(each.seconds))
+        numbers = " | ".join(f"{figure:,}" for figure in figures)
+        lines.append(f"| {each.row.injection} | {each.row.holds} | {numbers} |")
     notes = [f"- {each.row.injection}: {note}" for each in outcomes for note in each.tally.notes]
     return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.families import save_tiny
 from tests.faults.processes import Child
 from tests.faults.tally import Place
-from tests.families import save_tiny
 from tunesmith.rundir import RunDir
 
 STEPS, SAVE_EVERY = 40, 3

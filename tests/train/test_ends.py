@@ -97,7 +97,7 @@ def test_ctrl_c_before_the_records_are_written_is_no_failure(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("tunesmith.rundir.write_json", interrupted)
+        patched.setattr("tunesmith.disk.write_json", interrupted)
         with pytest.raises(SystemExit) as ended:
             main()
     assert ended.value.code == 130

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.trained_rows import row_key, trained_rows
+from tunesmith.disk import write_json
 from tunesmith.errors import ModelError, SettingsError, UsageError
 from tunesmith.evaluate.compare import PARTS, Comparison, Side, compared
 from tunesmith.evaluate.metrics import Metric
@@ -31,7 +32,7 @@ from tunesmith.model import source
 from tunesmith.model.load import fingerprint, load_model
 from tunesmith.model.source import Source
 from tunesmith.records import Conversation, Message
-from tunesmith.rundir import RunDir, open_run, write_json
+from tunesmith.rundir import RunDir, open_run
 from tunesmith.worklog import begun_for, claim, write_lines
 
 

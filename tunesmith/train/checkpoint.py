@@ -5,7 +5,7 @@
       state.json             step, epoch, validation loss
       manifest.json          size and sha256 of the other files
 
-A folder takes its name only after every file in it is on the disk (rundir.new_folder).
+A folder takes its name only after every file in it is on the disk (disk.new_folder).
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tunesmith.disk import new_folder
 from tunesmith.errors import RunError
-from tunesmith.rundir import RunDir, new_folder
+from tunesmith.rundir import RunDir
 
 WEIGHTS, STATE, MANIFEST = "weights.safetensors", "state.json", "manifest.json"
 

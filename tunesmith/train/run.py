@@ -15,7 +15,7 @@ import torch
 import yaml
 from transformers import PreTrainedModel
 
-from tunesmith import rundir
+from tunesmith import disk, rundir
 from tunesmith.data.check import Dataset
 from tunesmith.data.template import Renderer
 from tunesmith.data.trained_rows import write_trained_rows
@@ -55,8 +55,8 @@ def train(
 
     run = rundir.create(output)
     with run.lock(), _log_file(run), tracking(job.train.track, run, facts["job"]) as training.tracking:
-        rundir.write_json(run.data_report_file, ready.report)
-        rundir.write_atomic(run.job_file, yaml.safe_dump(facts, allow_unicode=True, sort_keys=False))
+        disk.write_json(run.data_report_file, ready.report)
+        disk.write_atomic(run.job_file, yaml.safe_dump(facts, allow_unicode=True, sort_keys=False))
         log.info("%s", report_text(ready.report))
         for note in ready.notes:
             log.info("%s", note)
@@ -117,7 +117,7 @@ def _save_final(
         "version": facts["versions"]["tunesmith"],
     }
     uses_peft = facts["job"]["adapter"]["type"] in ("lora", "dora")
-    with rundir.new_folder(run.adapter if uses_peft else run.model) as folder:
+    with disk.new_folder(run.adapter if uses_peft else run.model) as folder:
         adapters.save(model, renderer.save, folder, meta=meta)
 
 
@@ -165,7 +165,7 @@ def _hashes(*sets: Dataset | None) -> dict[str, str]:
 @contextmanager
 def _log_file(run: RunDir) -> Iterator[None]:
     """log.txt: what happened and every warning of a library, with the time; a failure with its cause."""
-    with rundir.disk_errors(run.log_file):
+    with disk.disk_errors(run.log_file):
         handler = logging.FileHandler(run.log_file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     loggers = [log, logging.getLogger("py.warnings"), logging.getLogger("transformers")]

@@ -2,8 +2,9 @@
 
     z = (loss - mean of the last 50 steps) / their standard deviation        a spike: z > 6
 
-The standard deviation counts as 0.01 nats at least, so that a loss that hardly moves has no spikes of nothing;
-below 20 steps nothing is said. A spike is told, not undone: it may be a bad row, or a rate that is too high.
+The standard deviation counts as 0.01 nats at least, so that a loss that hardly moves has no spikes of
+nothing; below 20 steps nothing is said. A spike is told, not undone: it may be a bad row, or a rate that is
+too high.
 """
 
 from __future__ import annotations
