@@ -26,7 +26,7 @@ from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint
 from tunesmith.train.config import Job
 from tunesmith.train.forward import mixed_precision
-from tunesmith.train.listener import Listener, Silent, how_it_ended, report_text, what_is_trained
+from tunesmith.train.listener import Listener, Silent, Undisturbed, how_it_ended, report_text, what_is_trained
 from tunesmith.train.loop import Outcome, run_loop
 from tunesmith.train.optim import check_installed as check_optimizer
 from tunesmith.train.prepare import Prepared, prepare
@@ -44,7 +44,7 @@ def train(
 
     `answer` writes the sample answers (infer gives it). Raises a TunesmithError of the part that failed.
     """
-    listener = listener or Silent()
+    listener = Undisturbed(listener or Silent())
     rundir.check_free(output)
     check_ready(job.train.track)
     check_optimizer(job.train)

@@ -72,7 +72,7 @@ class Costs:
 
 
 def losses_by_example(indexes: Sequence[int], labels: Sequence[int], each: Tensor) -> dict[int, float]:
-    """Loss per label token of the examples of a pass; `each` [sum of labels] in their order, `labels` of each."""
+    """Loss per label token of a pass's examples, which have so many `labels`; `each` is in their order."""
     rows = torch.repeat_interleave(torch.tensor(labels))
     sums = torch.zeros(len(labels), dtype=torch.float64).index_add_(0, rows, each.to("cpu", torch.float64))
     return {
