@@ -42,10 +42,12 @@ from tunesmith.rundir import RunDir
 from tunesmith.settings import build
 from tunesmith.train import fit
 from tunesmith.train import verify as verification
-from tunesmith.train.config import VERIFIED_TOKENS, Job, job_from, load_job, load_job_or_run
+from tunesmith.train.config import VERIFIED_TOKENS, Job, job_from, load_job_or_run
 from tunesmith.train.listener import Lines, Listener
 from tunesmith.train.plan import Plan, Planner, calibrate, target_of
+from tunesmith.train.resume import asked_for, choose
 from tunesmith.train.run import train as train_job
+from tunesmith.train.signals import AtOnce
 
 SAMPLE_TOKENS = 64
 
@@ -63,25 +65,33 @@ def check(files: str | Sequence[str], *, info: str | None = None) -> Dataset:
 
 
 def train(
-    job: Job | Mapping[str, Any] | str | Path, *settings: str, listener: Listener | None = None
+    job: Job | Mapping[str, Any] | str | Path,
+    *settings: str,
+    listener: Listener | None = None,
+    resume: bool | None = None,
+    force: bool = False,
 ) -> RunDir:
     """Train what a job says; returns its run folder, which then holds adapter, figures and report.
+
+    An unfinished run of the same job is gone on with, at its exact next step. `resume=True` wants one, and
+    may make a finished one longer ("train.epochs=5"); `resume=False` always begins a new one. `force` goes
+    on although data, tokenizer, base or settings are others, and says so.
 
     `job` is a YAML path, a mapping or a Job; `settings` are "key=value" words that win over it. Without a
     `listener` notes, progress and the run's folder are printed on stderr; `listener=tunesmith.Silent()` says
     nothing.
     Raises TunesmithError: SettingsError, DataError, ModelError, RunError or TrainError.
     """
-    if isinstance(job, str | Path):
-        resolved, stem = load_job(Path(job), settings), Path(job).stem
-        stem = Path(job).resolve().parent.name or stem if stem == "job" else stem
-    else:
-        resolved, stem = job_from(job, settings), "run"
-    with nullcontext(Path(resolved.output)) if resolved.output else rundir.claimed(stem) as output:
+    heard, asked = listener or Lines(), asked_for(job, settings)
+    going_on = choose(asked, resume=resume, force=force, note=heard.note)
+    todo = going_on.job if going_on else asked.job
+    known = going_on.run.path if going_on else todo.output and Path(todo.output)
+    with nullcontext(known) if known else rundir.claimed(asked.stem) as output:
         try:
-            run = train_job(resolved, output, listener=listener or Lines(), answer=_sample_answers)
-        except BaseException:
-            _draw_what_there_is(RunDir(output))
+            run = train_job(todo, output, listener=heard, answer=_sample_answers, continued=going_on)
+        except BaseException as error:
+            if not isinstance(error, AtOnce):
+                _draw_what_there_is(RunDir(output))
             raise
     curve.write_png(run)
     report(run)

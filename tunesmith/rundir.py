@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,11 +122,7 @@ class RunDir:
         done = max((int(line["step"]) for line in self.metrics() if "loss" in line), default=0)
         planned = self.job().get("steps") if self.job_file.is_file() else None
         newest = next(reversed(self.saved_steps()), None)
-        left = (
-            f"its newest checkpoint is {newest} (the tuned weights alone, weights.safetensors)"
-            if newest
-            else "it has no checkpoint yet (train.save_every)"
-        )
+        left = f"its newest checkpoint is {newest}" if newest else "it has no checkpoint yet"
         return f"step {done}" + (f" of {planned}" if planned else ""), left
 
     def saved_steps(self) -> list[Path]:
@@ -154,12 +150,6 @@ class RunDir:
             yield
         finally:
             handle.close()
-
-    def append(self, file: Path, line: Mapping[str, Any]) -> None:
-        """Append one JSON object as a line, flushed to the system."""
-        with self._open(file, "a") as handle, disk_errors(file):
-            handle.write(json.dumps(line, ensure_ascii=False) + "\n")
-            handle.flush()
 
     def discard(self) -> None:
         """Remove a run that never began, so that the same command can be given again."""

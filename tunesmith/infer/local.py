@@ -186,8 +186,7 @@ def _weights(run: RunDir) -> Path:
     step, left = run.stopped_at()
     raise RunError(
         f"{run.path} has no final weights: its training was interrupted at {step}; {left}.",
-        fix="A training can't be taken up again yet: train anew in another folder "
-        f"(`tunesmith train {run.job_file} output=…`), or load another run (`tunesmith runs list`).",
+        fix=f"`tunesmith train {run.path} --resume` goes on with it; `tunesmith runs list` shows others.",
     )
 
 

@@ -92,8 +92,15 @@ class TrainSettings(Settings):
         "memory asks for it",
     )
     eval_every: int = Field(50, ge=0, description="steps between validation losses; 0: only at the ends")
-    save_every: int = Field(200, ge=0, description="steps between checkpoints; 0: only at the end")
-    keep: int = Field(2, ge=1, description="checkpoints kept besides the best")
+    save_every: int = Field(200, ge=0, description="steps between checkpoints; 0: none by steps")
+    save_minutes: float = Field(
+        10.0,
+        ge=0,
+        description="minutes between checkpoints, more where writing one takes long; 0: none by the clock",
+    )
+    keep: int = Field(
+        2, ge=2, description="checkpoints kept besides the best; two, as the newest might be damaged"
+    )
     early_stopping: int | None = Field(
         None, ge=1, description="evaluations without improvement before stopping"
     )
