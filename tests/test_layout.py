@@ -18,7 +18,7 @@ LAYERS = [
     ("evaluate", "export"),
     ("train", "infer", "synth"),
     ("data", "model"),
-    ("settings", "rundir", "journal", "device", "redact"),
+    ("settings", "rundir", "journal", "worklog", "device", "redact"),
     ("disk",),
     ("errors", "records", "words", "locks", "failpoints"),
 ]

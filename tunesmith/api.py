@@ -31,12 +31,12 @@ from tunesmith.evaluate import curve, measure
 from tunesmith.evaluate.measure import Result
 from tunesmith.evaluate.questions import Questions, choose_metrics, read_questions
 from tunesmith.evaluate.report import write_report
-from tunesmith.evaluate.run import Watch
+from tunesmith.evaluate.run import Note, Watch
 from tunesmith.infer import local
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.generate import generate as answers_of
 from tunesmith.infer.local import LocalModel
-from tunesmith.infer.predictions import Existing, Summary, check_output, write_predictions
+from tunesmith.infer.predictions import Existing, Summary, answer_into, check_output, claim_output
 from tunesmith.records import Conversation
 from tunesmith.rundir import RunDir
 from tunesmith.settings import build
@@ -166,6 +166,7 @@ def generate(
 ) -> Summary:
     """Answer every prompt of a file, in any row format, into a JSONL file; returns counts, tokens, seconds.
 
+    Until the last one is in, answers are in OUTPUT.partial, which outlives a kill: resume continues it.
     `existing` says what happens to an output that is there: refuse, resume or replace. `batch_size` counts
     the sequences computed at once; `watch` is told after each prompt. Raises DataError, SettingsError,
     UsageError, RunError.
@@ -175,9 +176,10 @@ def generate(
     conversations = read_prompts(prompts) if isinstance(prompts, str) else prompts
     if not conversations:
         raise DataError(f"{prompts or 'The list'} holds no prompts.", fix="Give at least one.")
-    answerer = load(model, dtype=dtype, template=template, **settings.given())
-    answerer.batch_size = batch_size
-    return write_predictions(answerer, conversations, Path(output), existing=existing, watch=watch)
+    with claim_output(Path(output), existing) as held:
+        answerer = load(model, dtype=dtype, template=template, **settings.given())
+        answerer.batch_size = batch_size
+        return answer_into(held, answerer, conversations, existing=existing, watch=watch)
 
 
 def evaluate(
@@ -191,19 +193,20 @@ def evaluate(
     dtype: str = "auto",
     template: str | None = None,
     watch: Watch | None = None,
+    note: Note = lambda _: None,
     **sampling: Any,
 ) -> Result:
     """Loss, perplexity and metrics of one model on rows with answers; `.content` is what `--json` prints.
 
     `data` is a file, or rows that `read_questions` gave. `references` is a file with the answers, a line a
     row, where the rows lack them. Answers are greedy unless `sampling` says otherwise.
-    `watch(what, done, rows)` is told of each row.
+    `watch(what, done, rows)` is told of each row, `note` what an interrupted call had done already.
     """
     questions = data if isinstance(data, Questions) else read_questions(data, references, limit)
     chosen = choose_metrics(metrics, questions)
     return measure.measure_one(
         _name(model), questions, chosen, build(Sampling, sampling),
-        output=_path(output), dtype=dtype, template=template, watch=watch,
+        output=_path(output), dtype=dtype, template=template, watch=watch, note=note,
     )  # fmt: skip
 
 
@@ -219,19 +222,20 @@ def compare(
     dtype: str = "auto",
     template: str | None = None,
     watch: Watch | None = None,
+    note: Note = lambda _: None,
     **sampling: Any,
 ) -> Result:
     """Two models on the same rows, with paired differences; a run alone is measured against its base.
 
     `.content` is what `--json` prints, `.measured.rows()` the answers of both, side by side.
-    `watch(what, done, rows)` is told of each row.
+    `watch(what, done, rows)` is told of each row, `note` what an interrupted call had done already.
     """
     questions = data if isinstance(data, Questions) else read_questions(data, references, limit)
     chosen = choose_metrics(metrics, questions)
     second = None if b is None else _name(b)
     return measure.measure_two(
         _name(a), second, questions, chosen, build(Sampling, sampling),
-        output=_path(output), dtype=dtype, template=template, watch=watch,
+        output=_path(output), dtype=dtype, template=template, watch=watch, note=note,
     )  # fmt: skip
 
 

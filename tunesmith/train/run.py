@@ -25,7 +25,7 @@ from tunesmith.train.facts import facts_of
 from tunesmith.train.forward import mixed_precision
 from tunesmith.train.going_on import Start
 from tunesmith.train.identity import made_from
-from tunesmith.train.listener import Listener, Silent, how_it_ended, report_text, what_is_trained
+from tunesmith.train.listener import Listener, Silent, Undisturbed, how_it_ended, report_text, what_is_trained
 from tunesmith.train.loop import Outcome, run_loop
 from tunesmith.train.optim import check_installed as check_optimizer
 from tunesmith.train.prepare import Prepared, prepare, require_disk
@@ -51,7 +51,7 @@ def train(
     `continued`: the run that this goes on with; `job` and `output` are then its own. `answer` writes the
     sample answers (infer gives it). Raises a TunesmithError of the part that failed.
     """
-    listener = listener or Silent()
+    listener = Undisturbed(listener or Silent())
     with ExitStack() as held:
         check_ready(job.train.track)
         check_optimizer(job.train)
