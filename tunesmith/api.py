@@ -4,6 +4,7 @@ check      read data files and say what is in them
 train      a job -> a run folder
 plan       what a job will take in memory, disk and time, and whether it fits
 verify     a job's gradients against the naive computation
+verify_resume  a training that is killed and gone on with, against one that isn't
 runs, open_run, summary    look at run folders
 load       a model or a run that answers: model.chat(…), model.stream(…), model.complete(…)
 generate   answers for every prompt of a file
@@ -31,21 +32,23 @@ from tunesmith.evaluate import curve, measure
 from tunesmith.evaluate.measure import Result
 from tunesmith.evaluate.questions import Questions, choose_metrics, read_questions
 from tunesmith.evaluate.report import write_report
-from tunesmith.evaluate.run import Watch
+from tunesmith.evaluate.run import Note, Watch
 from tunesmith.infer import local
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.generate import generate as answers_of
 from tunesmith.infer.local import LocalModel
-from tunesmith.infer.predictions import Existing, Summary, check_output, write_predictions
+from tunesmith.infer.predictions import Existing, Summary, answer_into, check_output, claim_output
 from tunesmith.records import Conversation
 from tunesmith.rundir import RunDir
 from tunesmith.settings import build
-from tunesmith.train import fit
+from tunesmith.train import fit, resume_check
 from tunesmith.train import verify as verification
-from tunesmith.train.config import VERIFIED_TOKENS, Job, job_from, load_job, load_job_or_run
+from tunesmith.train.config import RESUMED_STEPS, VERIFIED_TOKENS, Job, job_from, load_job_or_run
 from tunesmith.train.listener import Lines, Listener
 from tunesmith.train.plan import Plan, Planner, calibrate, target_of
+from tunesmith.train.resume import asked_for, choose
 from tunesmith.train.run import train as train_job
+from tunesmith.train.signals import AtOnce
 
 SAMPLE_TOKENS = 64
 
@@ -63,25 +66,33 @@ def check(files: str | Sequence[str], *, info: str | None = None) -> Dataset:
 
 
 def train(
-    job: Job | Mapping[str, Any] | str | Path, *settings: str, listener: Listener | None = None
+    job: Job | Mapping[str, Any] | str | Path,
+    *settings: str,
+    listener: Listener | None = None,
+    resume: bool | None = None,
+    force: bool = False,
 ) -> RunDir:
     """Train what a job says; returns its run folder, which then holds adapter, figures and report.
+
+    An unfinished run of the same job is gone on with, at its exact next step. `resume=True` wants one, and
+    may make a finished one longer ("train.epochs=5"); `resume=False` always begins a new one. `force` goes
+    on although data, tokenizer, base or settings are others, and says so.
 
     `job` is a YAML path, a mapping or a Job; `settings` are "key=value" words that win over it. Without a
     `listener` notes, progress and the run's folder are printed on stderr; `listener=tunesmith.Silent()` says
     nothing.
     Raises TunesmithError: SettingsError, DataError, ModelError, RunError or TrainError.
     """
-    if isinstance(job, str | Path):
-        resolved, stem = load_job(Path(job), settings), Path(job).stem
-        stem = Path(job).resolve().parent.name or stem if stem == "job" else stem
-    else:
-        resolved, stem = job_from(job, settings), "run"
-    with nullcontext(Path(resolved.output)) if resolved.output else rundir.claimed(stem) as output:
+    heard, asked = listener or Lines(), asked_for(job, settings)
+    going_on = choose(asked, resume=resume, force=force, note=heard.note)
+    todo = going_on.job if going_on else asked.job
+    known = going_on.run.path if going_on else todo.output and Path(todo.output)
+    with nullcontext(known) if known else rundir.claimed(asked.stem) as output:
         try:
-            run = train_job(resolved, output, listener=listener or Lines(), answer=_sample_answers)
-        except BaseException:
-            _draw_what_there_is(RunDir(output))
+            run = train_job(todo, output, listener=heard, answer=_sample_answers, continued=going_on)
+        except BaseException as error:
+            if not isinstance(error, AtOnce):
+                _draw_what_there_is(RunDir(output))
             raise
     curve.write_png(run)
     report(run)
@@ -132,6 +143,19 @@ def verify(
     return verification.verify(_job(job, settings), tokens, note)
 
 
+def verify_resume(
+    job: Job | Mapping[str, Any] | str | Path,
+    *settings: str,
+    steps: int = RESUMED_STEPS,
+    note: Callable[[str], None] = lambda _: None,
+) -> resume_check.Verdict:
+    """Kill a real training of the job half-way through `steps` steps, go on with it, and compare.
+
+    `.equal` is True where it ended as an uninterrupted one, byte for byte. `job` may be a run's folder too.
+    """
+    return resume_check.verify_resume(_job(job, settings), steps, note)
+
+
 def load(
     model: str | Path | RunDir, *, dtype: str = "auto", template: str | None = None, **sampling: Any
 ) -> LocalModel:
@@ -156,6 +180,7 @@ def generate(
 ) -> Summary:
     """Answer every prompt of a file, in any row format, into a JSONL file; returns counts, tokens, seconds.
 
+    Until the last one is in, answers are in OUTPUT.partial, which outlives a kill: resume continues it.
     `existing` says what happens to an output that is there: refuse, resume or replace. `batch_size` counts
     the sequences computed at once; `watch` is told after each prompt. Raises DataError, SettingsError,
     UsageError, RunError.
@@ -165,9 +190,10 @@ def generate(
     conversations = read_prompts(prompts) if isinstance(prompts, str) else prompts
     if not conversations:
         raise DataError(f"{prompts or 'The list'} holds no prompts.", fix="Give at least one.")
-    answerer = load(model, dtype=dtype, template=template, **settings.given())
-    answerer.batch_size = batch_size
-    return write_predictions(answerer, conversations, Path(output), existing=existing, watch=watch)
+    with claim_output(Path(output), existing) as held:
+        answerer = load(model, dtype=dtype, template=template, **settings.given())
+        answerer.batch_size = batch_size
+        return answer_into(held, answerer, conversations, existing=existing, watch=watch)
 
 
 def evaluate(
@@ -181,19 +207,20 @@ def evaluate(
     dtype: str = "auto",
     template: str | None = None,
     watch: Watch | None = None,
+    note: Note = lambda _: None,
     **sampling: Any,
 ) -> Result:
     """Loss, perplexity and metrics of one model on rows with answers; `.content` is what `--json` prints.
 
     `data` is a file, or rows that `read_questions` gave. `references` is a file with the answers, a line a
     row, where the rows lack them. Answers are greedy unless `sampling` says otherwise.
-    `watch(what, done, rows)` is told of each row.
+    `watch(what, done, rows)` is told of each row, `note` what an interrupted call had done already.
     """
     questions = data if isinstance(data, Questions) else read_questions(data, references, limit)
     chosen = choose_metrics(metrics, questions)
     return measure.measure_one(
         _name(model), questions, chosen, build(Sampling, sampling),
-        output=_path(output), dtype=dtype, template=template, watch=watch,
+        output=_path(output), dtype=dtype, template=template, watch=watch, note=note,
     )  # fmt: skip
 
 
@@ -209,19 +236,20 @@ def compare(
     dtype: str = "auto",
     template: str | None = None,
     watch: Watch | None = None,
+    note: Note = lambda _: None,
     **sampling: Any,
 ) -> Result:
     """Two models on the same rows, with paired differences; a run alone is measured against its base.
 
     `.content` is what `--json` prints, `.measured.rows()` the answers of both, side by side.
-    `watch(what, done, rows)` is told of each row.
+    `watch(what, done, rows)` is told of each row, `note` what an interrupted call had done already.
     """
     questions = data if isinstance(data, Questions) else read_questions(data, references, limit)
     chosen = choose_metrics(metrics, questions)
     second = None if b is None else _name(b)
     return measure.measure_two(
         _name(a), second, questions, chosen, build(Sampling, sampling),
-        output=_path(output), dtype=dtype, template=template, watch=watch,
+        output=_path(output), dtype=dtype, template=template, watch=watch, note=note,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from tests.evaluate.made_run import Scripted, couplets, made_run
 from tunesmith.data import labels, mask, template
+from tunesmith.disk import write_json
 from tunesmith.errors import RunError
 from tunesmith.evaluate.chinese import in_chinese
 from tunesmith.evaluate.compare import compare
@@ -21,7 +22,7 @@ from tunesmith.evaluate.metrics import METRICS
 from tunesmith.evaluate.report import SHOWN_TEXT, write_report
 from tunesmith.evaluate.results import read_results
 from tunesmith.redact import short_paths, without_secrets
-from tunesmith.rundir import RunDir, open_run, write_json
+from tunesmith.rundir import RunDir, open_run
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}&lt;b&gt;"
 

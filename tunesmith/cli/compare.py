@@ -71,7 +71,7 @@ def compare(
     with Watching() as watch:
         result = tunesmith.compare(
             names[0], b, data=questions, metrics=chosen, output=output,
-            dtype=dtype, template=template, watch=watch, **sampling.given(),
+            dtype=dtype, template=template, watch=watch, note=err.print, **sampling.given(),
         )  # fmt: skip
     if as_json:
         print_json(result.content)

@@ -80,7 +80,7 @@ def eval_(
     with Watching() as watch:
         result = tunesmith.evaluate(
             names[0], questions, metrics=chosen, output=output,
-            dtype=dtype, template=template, watch=watch, **sampling.given(),
+            dtype=dtype, template=template, watch=watch, note=err.print, **sampling.given(),
         )  # fmt: skip
     if as_json:
         print_json(result.content)

@@ -16,6 +16,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -104,11 +105,13 @@ def main() -> NoReturn:
         fail(error)
     except KeyboardInterrupt as interrupted:
         err.print(str(interrupted) or "Interrupted.")
+        _let_go(130)
         raise SystemExit(130) from None
     except SystemExit as ended:
         # typer turns Ctrl-C into an exit of its own, without a word.
         if isinstance(cause := getattr(ended.__context__, "__cause__", None), KeyboardInterrupt):
             err.print(str(cause) or "Interrupted.")
+            _let_go(130)
         raise
     except BrokenPipeError:
         _leave_pipe()
@@ -223,6 +226,14 @@ def _show_traceback(debug: bool) -> None:
 def _terminated(*_: object) -> NoReturn:
     # An exception, not os._exit: temporary folders vanish and locks are given back on the way out.
     raise SystemExit(143)
+
+
+def _let_go(code: int) -> None:
+    """End now where a checkpoint is still being written: Ctrl-C for the second time waits for nothing."""
+    if any(thread.name == "tunesmith-checkpoint" for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _leave_pipe() -> NoReturn:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -75,6 +77,16 @@ def read_references(path: str, prompts: Sequence[Conversation]) -> list[Conversa
             fix="There must be one for each prompt, in the same order, one a row; blank lines don't count.",
         )
     return [replace(prompt, references=truth) for prompt, truth in zip(prompts, references, strict=True)]
+
+
+def prompts_sha256(rows: Sequence[Conversation]) -> str:
+    """Of what these rows ask and of their references, in their order; a row's own answer isn't in it."""
+    digest = hashlib.sha256()
+    for row in rows:
+        said = [message.as_dict() for message in row.prompt.messages]
+        told = [row.key, said, [dict(tool) for tool in row.tools], row.references]
+        digest.update(json.dumps(told, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _lines_as_rows(file: RawFile) -> RawFile:

@@ -7,7 +7,6 @@ one row makes hard for both doesn't blur the result.
 from __future__ import annotations
 
 import gc
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +17,13 @@ import torch
 
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.perplexity import RowLoss
-from tunesmith.evaluate.results import beside
-from tunesmith.evaluate.run import Evaluation, RowResult, Watch, evaluate
+from tunesmith.evaluate.run import AGAIN, Evaluation, Note, RowResult, Watch, measured
 from tunesmith.evaluate.statistics import Interval, Paired, paired, paired_ratio, sign_flip, verdict
 from tunesmith.records import Completer, Conversation
-from tunesmith.rundir import write_atomic
+from tunesmith.worklog import Claim, claim, write_lines
 
+PARTS = (".a", ".b")
+"""What tells the two worklogs of an output apart."""
 Side = Completer | Callable[[], Completer]
 """A model, or a function that loads it when its turn comes, so that two large ones needn't fit at once."""
 
@@ -44,6 +44,10 @@ class Comparison:
     def rows(self) -> list[tuple[RowResult, RowResult]]:
         """Both results of each row, in the rows' order."""
         return list(zip(self.a.rows, self.b.rows, strict=True))
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What stands in `output`: a line a row, with both answers."""
+        return [_line(row_a, row_b) for row_a, row_b in self.rows()]
 
     def to_json(self) -> dict[str, Any]:
         """The figures: n, metrics, loss, notes, and the two evaluations as a and b.
@@ -98,32 +102,46 @@ def compare(
     *,
     output: Path,
     watch: Watch | None = None,
+    note: Note = lambda _: None,
 ) -> Comparison:
     """Measure A, then B, on the same conversations; both answers of each row go to `output` (JSONL).
 
     A line has id, prompt, references, `prediction` (B's), and under `a` and `b` what `evaluate` writes of an
-    answer. While it runs, each model's answers are in OUTPUT.a.jsonl and OUTPUT.b.jsonl.
+    answer. While it runs, each model's answers are in OUTPUT.a.partial and OUTPUT.b.partial.
     """
-    result_a = _measured(a, conversations, metrics, beside(output, ".a.jsonl"), watch)
-    result_b = _measured(b, conversations, metrics, beside(output, ".b.jsonl"), watch)
-    comparison = Comparison(result_a, result_b, output, _notes(result_a, result_b))
-    lines = [_line(row_a, row_b) for row_a, row_b in comparison.rows()]
-    write_atomic(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    for result in (result_a, result_b):
-        result.output.unlink(missing_ok=True)
-        result.output = output
+    with claim(output, AGAIN) as held:
+        comparison = compared(held, a, b, conversations, metrics, watch=watch, note=note)
+        write_lines(output, comparison.lines())
     return comparison
 
 
-def _measured(
-    side: Side,
+def compared(
+    held: Claim,
+    a: Side,
+    b: Side,
     conversations: Sequence[Conversation],
     metrics: Sequence[Metric],
-    output: Path,
+    *,
+    watch: Watch | None = None,
+    note: Note = lambda _: None,
+) -> Comparison:
+    """`compare`, without writing the output, which is held already."""
+    result_a = _measured(held, a, PARTS[0], conversations, metrics, watch, note)
+    result_b = _measured(held, b, PARTS[1], conversations, metrics, watch, note)
+    return Comparison(result_a, result_b, held.output, _notes(result_a, result_b))
+
+
+def _measured(
+    held: Claim,
+    side: Side,
+    part: str,
+    conversations: Sequence[Conversation],
+    metrics: Sequence[Metric],
     watch: Watch | None,
+    note: Note,
 ) -> Evaluation:
     model = side() if callable(side) else side
-    result = evaluate(model, conversations, metrics, output=output, watch=watch)
+    result = measured(held, model, conversations, metrics, part=part, watch=watch, note=note)
     del model
     gc.collect()
     if torch.cuda.is_available():

@@ -10,7 +10,7 @@ Label tokens are those of the last reply with its end token, as `train_on: last_
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Generator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,6 +56,17 @@ def answer_loss(model: LocalModel, conversations: Sequence[Conversation]) -> lis
 
     Raises DataError naming every row that is longer than the model reads, or can't be rendered.
     """
+    found = {row: loss for done in answer_losses(model, conversations) for row, loss in done.items()}
+    return [found[row] for row in range(len(conversations))]
+
+
+def answer_losses(
+    model: LocalModel, conversations: Sequence[Conversation], done: Container[int] = frozenset()
+) -> Generator[dict[int, RowLoss]]:
+    """What `answer_loss` gives, by the row's index and pass by pass; a pass of rows in `done` isn't computed.
+
+    Raises as `answer_loss` does, before the first pass.
+    """
     records = [_answered(conversation) for conversation in conversations]
     settings = build(
         DataSettings,
@@ -65,18 +76,26 @@ def answer_loss(model: LocalModel, conversations: Sequence[Conversation]) -> lis
     _check_lengths(model, examples)
     packing, _ = can_pack(model.model.config)
     plan = plan_eval([len(e.input_ids) for e in examples], microbatch_tokens=FORWARD_TOKENS, packing=packing)
-    sums, counts = [0.0] * len(records), [0] * len(records)
+    sizes = [len((record.answer or "").encode()) for record in records]
     was_training = model.model.training
     model.model.eval()
-    with torch.no_grad(), mixed_precision(model.device, model.model):
+    try:
         for indexes in plan:
+            # Rows of a pass come and go together: one alone would be rounded otherwise.
             batch = [examples[i] for i in indexes]
-            for example, (nll, tokens) in zip(batch, _losses(model, batch, packing), strict=True):
-                sums[example.row] += nll
-                counts[example.row] += tokens
-    model.model.train(was_training)
-    sizes = [len((record.answer or "").encode()) for record in records]
-    return [RowLoss(*row) for row in zip(sums, counts, sizes, strict=True)]
+            if all(example.row in done for example in batch):
+                continue
+            with torch.no_grad(), mixed_precision(model.device, model.model):
+                losses = _losses(model, batch, packing)
+            yield {
+                example.row: RowLoss(nll, tokens, sizes[example.row])
+                for example, (nll, tokens) in zip(batch, losses, strict=True)
+            }
+        without = set(range(len(records))) - {example.row for example in examples}
+        if bare := {row: RowLoss(0.0, 0, sizes[row]) for row in sorted(without) if row not in done}:
+            yield bare
+    finally:
+        model.model.train(was_training)
 
 
 def intervals(rows: Sequence[RowLoss]) -> dict[str, Interval]:

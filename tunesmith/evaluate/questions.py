@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tunesmith.data.prompts import read_prompts, read_references
+from tunesmith.data.prompts import prompts_sha256, read_prompts, read_references
 from tunesmith.data.read import files_of
 from tunesmith.errors import DataError, SettingsError
 from tunesmith.evaluate.metrics import METRICS, Metric
@@ -31,12 +29,7 @@ class Questions:
     @cached_property
     def sha256(self) -> str:
         """Of the rows that are asked, their answers included, in their order."""
-        digest = hashlib.sha256()
-        for row in self.conversations:
-            said = [message.as_dict() for message in row.prompt.messages]
-            told = [row.key, said, [dict(tool) for tool in row.tools], row.references]
-            digest.update(json.dumps(told, sort_keys=True, default=str).encode() + b"\n")
-        return digest.hexdigest()
+        return prompts_sha256(self.conversations)
 
 
 def read_questions(data: str, references: str | None = None, limit: int | None = None) -> Questions:

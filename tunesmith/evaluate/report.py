@@ -18,12 +18,13 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
+from tunesmith.disk import write_atomic
 from tunesmith.evaluate.chinese import in_chinese
 from tunesmith.evaluate.drawing import curve_svg
 from tunesmith.evaluate.history import History, duration, model_name, read
 from tunesmith.evaluate.results import comparison_rows, evaluation_rows, interval, read_results
 from tunesmith.redact import short_paths, without_secrets
-from tunesmith.rundir import RunDir, read_jsonl, write_atomic
+from tunesmith.rundir import RunDir, read_jsonl
 from tunesmith.words import size
 
 FEW_ROWS = 5  # of a result's answers that are open at once

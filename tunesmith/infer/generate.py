@@ -10,7 +10,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Container, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -49,8 +49,25 @@ def generate(
 
     Raises before anything runs, naming every prompt that can't be rendered or leaves no room for an answer.
     """
+    return _in_order(generate_batches(model, renderer, conversations, sampling, batch_size=batch_size))
+
+
+def generate_batches(
+    model: PreTrainedModel,
+    renderer: Renderer,
+    conversations: Sequence[Conversation],
+    sampling: Sampling,
+    *,
+    batch_size: int = 16,
+    done: Container[int] = frozenset(),
+) -> Generator[dict[int, list[Completion]]]:
+    """What `generate` gives, a batch at a time as it's done, by the index of the conversation.
+
+    Conversations whose index is in `done` aren't asked. They keep their places: where whole batches are done,
+    the others are computed as if none were, bit for bit.
+    """
     job = _Job(model, renderer, sampling)
-    return job.in_order(job.prompts(conversations), batch_size)
+    return job.in_batches(job.prompts(conversations), batch_size, done)
 
 
 def stream(
@@ -113,16 +130,14 @@ class _Job:
             raise problems[0]
         return found
 
-    def in_order(self, prompts: Sequence[_Prompt], batch_size: int) -> Iterator[list[Completion]]:
+    def in_batches(
+        self, prompts: Sequence[_Prompt], batch_size: int, done: Container[int]
+    ) -> Generator[dict[int, list[Completion]]]:
         size = max(1, batch_size // max(self.sampling.beams, self.sampling.answers))
         for start in range(0, len(prompts), size * WINDOW):
-            done: dict[int, list[Completion]] = {}
-            due = start
             for batch in _batches(prompts[start : start + size * WINDOW], size, self.context):
-                done.update(self._answer(batch))
-                while due in done:
-                    yield done.pop(due)
-                    due += 1
+                if left := [prompt for prompt in batch if prompt.index not in done]:
+                    yield self._answer(left)
 
     def pieces(self, prompt: _Prompt) -> Generator[str, None, Completion]:
         tokens: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
@@ -268,6 +283,16 @@ class _NewTokens(BaseStreamer):  # type: ignore[misc]
 
     def end(self) -> None:
         pass
+
+
+def _in_order(batches: Iterator[dict[int, list[Completion]]]) -> Iterator[list[Completion]]:
+    done: dict[int, list[Completion]] = {}
+    due = 0
+    for batch in batches:
+        done.update(batch)
+        while due in done:
+            yield done.pop(due)
+            due += 1
 
 
 def _batches(prompts: Sequence[_Prompt], size: int, context: int | None) -> list[list[_Prompt]]:

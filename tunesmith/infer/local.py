@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+import json
+from collections.abc import Container, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from tunesmith.data.template import TEMPLATES, Renderer
 from tunesmith.device import Device
 from tunesmith.errors import GenerateError, ModelError, RunError, SettingsError, TemplateError
 from tunesmith.infer.config import Sampling
-from tunesmith.infer.generate import generate, stream
+from tunesmith.infer.generate import generate, generate_batches, stream
 from tunesmith.model import adapters, saved, source
 from tunesmith.model.config import QuantizationSettings
 from tunesmith.model.load import (
@@ -58,6 +59,24 @@ class LocalModel:
         Raises before anything runs, naming every prompt that can't be rendered or leaves no room.
         """
         return generate(self.model, self.renderer, conversations, self.sampling, batch_size=self.batch_size)
+
+    def complete_batches(
+        self, conversations: Sequence[Conversation], done: Container[int] = frozenset()
+    ) -> Generator[dict[int, list[Completion]]]:
+        """The same by index, a batch at a time as it's done, without the conversations that are in `done`."""
+        return generate_batches(
+            self.model, self.renderer, conversations, self.sampling, batch_size=self.batch_size, done=done
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """All of a model that decides what it answers: name, weights, template, number format, settings."""
+        return {
+            "model": self.name,
+            "weights": self.weights,
+            "template": self.renderer.sha256[:16],
+            "dtype": str(self.device.dtype).removeprefix("torch."),
+            "settings": json.loads(json.dumps(self.sampling.given())),
+        }
 
     def stream(self, conversation: Conversation) -> Generator[str, None, Completion]:
         """One answer in pieces of whole characters; the generator returns the Completion.
@@ -167,8 +186,7 @@ def _weights(run: RunDir) -> Path:
     step, left = run.stopped_at()
     raise RunError(
         f"{run.path} has no final weights: its training was interrupted at {step}; {left}.",
-        fix="A training can't be taken up again yet: train anew in another folder "
-        f"(`tunesmith train {run.job_file} output=…`), or load another run (`tunesmith runs list`).",
+        fix=f"`tunesmith train {run.path} --resume` goes on with it; `tunesmith runs list` shows others.",
     )
 
 
