@@ -6,6 +6,7 @@
       trained-rows.txt    a key of every row that was learnt from, not the rows themselves
       metrics.jsonl       one line per step, append only
       samples.jsonl       fixed prompts answered during training
+      worst.jsonl         the 20 rows with the highest loss when they were last trained on
       adapter/            final adapter, PEFT format; model/ after full or freeze tuning
       checkpoints/        step-000120/ …
       eval/  report.html  log.txt
@@ -64,6 +65,10 @@ class RunDir:
     @property
     def samples_file(self) -> Path:
         return self.path / "samples.jsonl"
+
+    @property
+    def worst_file(self) -> Path:
+        return self.path / "worst.jsonl"
 
     @property
     def log_file(self) -> Path:
