@@ -82,7 +82,7 @@ def capture(training: Training, parts: Parts, at: Progress, *, copied: bool) -> 
         "microbatch_tokens": training.settings.microbatch_tokens,
         "halved": training.halved,
         "losses": losses,
-        "optimizer": optimizer,
+        "optimizer": {"name": training.settings.optimizer, "states": optimizer},
         "scaler": parts.scaler.state_dict(),
         "generators": at.generators.numbers,
         "compiled": training.compiled.seen,
@@ -103,7 +103,12 @@ def restore(training: Training, parts: Parts, contents: Contents) -> Progress:
     checkpoint.put_weights(training.model, tensors[WEIGHTS], name)
     # Copies: what is read lies in the file, at addresses of the file's making.
     moments = {key: tensor.clone() for key, tensor in tensors[OPTIMIZER].items()}
-    _put_moments(parts, unflatten(state["optimizer"], moments), name)
+    if (kept := state["optimizer"]["name"]) != training.settings.optimizer:
+        raise RunError(
+            f"{name} holds the states of {kept}, which {training.settings.optimizer} can't take.",
+            fix=f"Go on with train.optimizer={kept}.",
+        )
+    _put_moments(parts, unflatten(state["optimizer"]["states"], moments), name)
     seek(parts.schedule, contents.step)
     parts.scaler.load_state_dict(state["scaler"])
     training.learnt = set(np.flatnonzero(np.unpackbits(tensors[LOOP][LEARNT].numpy())).tolist())
@@ -125,13 +130,7 @@ def restore(training: Training, parts: Parts, contents: Contents) -> Progress:
 
 def _put_moments(parts: Parts, saved: Any, name: str) -> None:
     """The optimizer's states; what it made of them must be what was saved, to the last bit."""
-    try:
-        put_states(parts.optimizer, saved)
-    except (KeyError, ValueError) as error:
-        raise RunError(
-            f"{name} holds the states of another optimizer: {error}.",
-            fix="Go on with the optimizer that the run began with.",
-        ) from None
+    put_states(parts.optimizer, saved)
     (wanted, before), (found, after) = flatten(saved), flatten(states(parts.optimizer))
     differing = [key for key in before.keys() | after.keys() if not _same(before.get(key), after.get(key))]
     if wanted != found or differing:
