@@ -32,7 +32,7 @@ from typing import IO, Any, Literal
 import yaml
 
 from tunesmith import locks
-from tunesmith.disk import disk_errors
+from tunesmith.disk import disk_errors, is_leftover
 from tunesmith.errors import RunError
 
 LOCK_SECONDS = 1.0
@@ -169,7 +169,7 @@ class RunDir:
 def check_free(path: Path) -> None:
     """Raise RunError if something is at `path` already, or nothing can be written there."""
     with disk_errors(path):
-        used = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        used = path.exists() and not (path.is_dir() and _never_began(path))
         there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
         if there.is_dir() and not used and not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "there is no permission to write", str(there))
@@ -186,6 +186,12 @@ def check_free(path: Path) -> None:
         raise RunError(
             f"{path} can't be written: {there} is a file.", fix="Give another folder with output=…."
         )
+
+
+def _never_began(path: Path) -> bool:
+    """Whether a folder is empty, or holds only what a training leaves that is killed before its record."""
+    rest = [file for file in path.iterdir() if file.name != "lock" and not is_leftover(file)]
+    return not rest and not locks.is_held(path / "lock")
 
 
 def create(path: Path) -> RunDir:

@@ -96,8 +96,9 @@ def _train(
     training.sample = _sampler(ready, listener, answer)
     training.guards.text = lambda example: _first_words(ready.train_rows.records[example.row])
     training.made_from = made_from(facts)
+    # First of all: a folder with this record can be gone on with, whatever comes next.
+    disk.write_atomic(run.job_file, yaml.safe_dump(facts, allow_unicode=True, sort_keys=False))
     with log_file(run, new=start is None):
-        disk.write_atomic(run.job_file, yaml.safe_dump(facts, allow_unicode=True, sort_keys=False))
         disk.write_json(run.data_report_file, ready.report)
         if start is not None:
             start.put_back_records(training)
