@@ -24,7 +24,7 @@ from tests.faults.tally import Outcome, Place, Row, count, markdown
 ROWS = (
     Row(
         "stops",
-        "a stop after every step of a 40-step run x one or four passes a step x packed or padded x dropout x epoch edge",
+        "a stop after every step of a 40-step run x one or several passes x packing x dropout x epoch edge",
         "weights, optimizer, generators and metrics byte-equal to the uninterrupted run",
         rows_runs.stops,
     ),
@@ -36,18 +36,23 @@ ROWS = (
     ),
     Row(
         "calls",
-        "SIGKILL before and after each write (in its middle), fsync, rename, removal, creation and truncation",
+        "SIGKILL before and after (a write: in its middle) each write, fsync, rename, removal and creation",
         "checkpoints that have their name are whole; the same command goes on; byte-equal in the end",
         rows_kills.kills_at_calls,
     ),
     Row(
         "disk",
         "ENOSPC (once, and from there on) and EIO at each write, fsync, creation and rename",
-        "goes on, or one clear error; checkpoints whole, nothing half-written left; the same command ends alike",
+        "goes on, or one clear error; checkpoints whole, nothing half-written; the same command ends alike",
         rows_disk.failing_calls,
     ),
     Row("sizes", "RLIMIT_FSIZE, 40 sizes", "the same", rows_disk.small_files),
-    Row("tmpfs", "a real file system that gets full", "the same, once there is room", rows_disk.full_file_system),
+    Row(
+        "tmpfs",
+        "a real file system (tmpfs) that is too small, or gets full at each step",
+        "refused before it begins; the same, once there is room",
+        rows_disk.full_file_system,
+    ),
     Row(
         "damage",
         "a bit flipped, a file cut or deleted in the newest checkpoint",
@@ -79,8 +84,18 @@ ROWS = (
         "refused with what differs; --force says what it forces",
         rows_runs.changed_inputs,
     ),
-    Row("second", "a second process on the same run", "refused at once; the first is unaffected", rows_runs.second_process),
-    Row("readers", "readers of output and files that sleep, go, or are killed", "training unaffected", rows_loop.readers),
+    Row(
+        "second",
+        "a second process on the same run",
+        "refused within a second or so; the first is unaffected",
+        rows_runs.second_process,
+    ),
+    Row(
+        "readers",
+        "readers of output and files that sleep, go away, or are killed",
+        "training unaffected",
+        rows_loop.readers,
+    ),
     Row(
         "files",
         "SIGKILL while generate, eval and compare answer files",
@@ -92,35 +107,28 @@ TABLE = ROOT / "docs" / "faults.md"
 NEEDS_CALLS = ("calls", "disk")
 
 
-def run_rows(names: Sequence[str], *, full: bool, folder: Path, package: Path = ROOT) -> list[Outcome]:
+def run_rows(names: Sequence[str], place: Place) -> list[Outcome]:
     """Run rows by name (all, if none is given), telling each on stderr."""
-    library = system.build(folder) if system.compiler() else None
-    chosen = [row for row in ROWS if (not names or row.name in names)]
-    if library is None:
-        chosen = [row for row in chosen if row.name not in NEEDS_CALLS]
     outcomes = []
-    with Warm(package, library) as warm:
-        for row in chosen:
-            place = Place(folder, warm, full)
-            outcome = count(row, place)
-            tally = outcome.tally
-            told = (
-                f"{row.name}: {tally.injected} injected, {tally.survived} survived, {outcome.seconds:.0f} s"
-            )
-            print(told, file=sys.stderr, flush=True)
-            for line in tally.lost:
-                print(f"  lost: {line}", file=sys.stderr, flush=True)
-            outcomes.append(outcome)
+    for row in ROWS:
+        if (names and row.name not in names) or (row.name in NEEDS_CALLS and not system.compiler()):
+            continue
+        outcome = count(row, place)
+        tally = outcome.tally
+        told = f"{row.name}: {tally.injected} injected, {tally.survived} survived, {outcome.seconds:.0f} s"
+        print("\n  lost: ".join([told, *tally.lost]), file=sys.stderr, flush=True)
+        outcomes.append(outcome)
     return outcomes
 
 
 def page(outcomes: list[Outcome]) -> str:
     """docs/faults.md"""
-    machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
+    machine = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
     return (
         "# Faults: what was injected, what survived\n\n"
-        "Written by `make faults` (tests/faults), with a tiny model on the CPU: real processes, real signals, real "
-        f"limits and file systems. {machine}. What each guard is for: reliability.md.\n\n{markdown(outcomes)}"
+        "Written by `make faults` (tests/faults), with a tiny model on the CPU; real processes, signals, "
+        f"limits and file systems. {machine}, torch {torch.__version__}. Promised: reliability.md.\n\n"
+        f"{markdown(outcomes)}"
     )
 
 
@@ -129,10 +137,15 @@ def main() -> int:
     parser.add_argument("rows", nargs="*", choices=[[], *(row.name for row in ROWS)], metavar="ROW")
     parser.add_argument("--quick", action="store_true", help="a few faults of each row")
     parser.add_argument("--write", action="store_true", help=f"write {TABLE.relative_to(ROOT)}")
-    parser.add_argument("--package", type=Path, default=ROOT, help="the folder that tunesmith is taken from")
+    parser.add_argument(
+        "--every", type=int, default=1, metavar="N", help="every Nth case of the longest rows"
+    )
+    parser.add_argument("--package", type=Path, default=ROOT, help="where tunesmith is")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="tunesmith-faults-") as folder:
-        outcomes = run_rows(given.rows, full=not given.quick, folder=Path(folder), package=given.package)
+    with tempfile.TemporaryDirectory(prefix="tunesmith-faults-") as name:
+        folder = Path(name)
+        with Warm(given.package, system.build(folder) if system.compiler() else None) as warm:
+            outcomes = run_rows(given.rows, Place(folder, warm, not given.quick, given.every))
     if given.write:
         TABLE.write_text(page(outcomes), encoding="utf-8")
     print(markdown(outcomes))

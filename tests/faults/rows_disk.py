@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,7 @@ def failing_calls(place: Place) -> Tally:
         for at in range(1, calls + 1)
         for number, forever in ((errno.ENOSPC, False), (errno.ENOSPC, True), (errno.EIO, False))
     ]
-    if not place.full:
-        cases = [cases[len(cases) // 3], cases[2 * len(cases) // 3]]
+    cases = cases[:: place.every] if place.full else [cases[len(cases) // 3], cases[2 * len(cases) // 3]]
     for at, number, forever in cases:
         job = tiny_job(place, "disk", **SHORT)
         ended = job.start(before=arming(job, WRITES, at, number, forever=forever)).wait()
@@ -68,26 +68,44 @@ def small_files(place: Place) -> Tally:
 
 
 def full_file_system(place: Place) -> Tally:
-    """A real small tmpfs that a run fills; then it gets larger, and the run goes on."""
+    """A real small tmpfs: too small from the start, or filled by something else while a run writes to it."""
     tally = Tally()
     whole = uninterrupted(place, "eight", **SHORT)
-    used = sum(file.stat().st_size for file in whole.run.path.rglob("*") if file.is_file())
-    for share in (0.1, 0.2, 0.35, 0.5, 0.65, 0.8) if place.full else (0.5,):
+    for step in (0, *range(1, 8)) if place.full else (0, 2):
         job = tiny_job(place, "tmpfs", **SHORT)
-        job.run.path.mkdir()
-        if _mount(job.run.path, int(used * share)) is None:
+        disk = job.folder / "run"
+        disk.mkdir()
+        if _mount(disk, 200 * 2**10 if step == 0 else 48 * 2**20) is None:
             tally.notes.append("a tmpfs can't be mounted here")
             return tally
         try:
-            ended = job.start().wait()
-            with tally.fault(f"a file system of {int(used * share)} bytes"):
+            with tally.fault(f"full from step {step} on"):
+                child = job.start()
+                if step:
+                    child.until(lambda job=job, step=step: job.last_step() >= step)  # type: ignore[misc]
+                    _fill(disk / "ballast")
+                ended = child.wait()
+                if step == 0:
+                    assert ended.code == 2, f"exit code {ended.code}: the space wasn't checked beforehand"
+                    check_one_error(ended.printed)
+                    assert job.last_step() == 0, "it began"
+                    continue
                 _told(ended)
                 _intact(job, ended)
-                subprocess.run(["mount", "-o", f"remount,size={64 * 2**20}", str(job.run.path)], check=True)
+                (disk / "ballast").unlink()
                 _goes_on(job, whole)
         finally:
-            subprocess.run(["umount", "-l", str(job.run.path)], check=True)
+            subprocess.run(["umount", "-l", str(disk)], check=True)
     return tally
+
+
+def _fill(file: Path) -> None:
+    """Write until nothing fits any more."""
+    with file.open("wb", buffering=0) as ballast:
+        for size in (1 << 20, 1 << 12, 1):
+            with suppress(OSError):
+                while True:
+                    ballast.write(b"x" * size)
 
 
 def damaged_checkpoints(place: Place) -> Tally:
@@ -182,7 +200,7 @@ def _temporary(paths: Any) -> Sequence[str]:
 
 
 def _goes_on(job: TinyJob, whole: TinyJob) -> None:
-    """Without the fault, the same command ends as an undisturbed run does; a finished run is whole already."""
+    """Without the fault the same command ends as an undisturbed run does; a finished run is whole already."""
     if job.run.weights is None:
         again = job.start().wait()
         assert again.code == 0, f"it didn't go on: {again.printed[-300:]}"

@@ -71,8 +71,7 @@ def kills_at_calls(place: Place) -> Tally:
     tally = Tally()
     whole = uninterrupted(place, "eight", **SHORT)
     calls = count_calls(place, system.ANY)
-    step = 1 if place.full else max(1, calls // 2)
-    for at in range(1 if place.full else calls // 4, calls + 1, step):
+    for at in range(1, calls + 1, place.every) if place.full else (calls // 4, 3 * calls // 4):
         for action in (system.KILL_BEFORE, system.KILL_AFTER) if place.full else (system.KILL_AFTER,):
             job = tiny_job(place, "call", **SHORT)
             child = job.start(before=arming(job, system.ANY, at, action))

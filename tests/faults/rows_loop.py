@@ -95,17 +95,14 @@ def memory(place: Place) -> Tally:
         ended = job.start().wait()
         with tally.fault("remembered"):
             _smaller(job, whole, ended)
-            assert all(
-                "microbatch_tokens" in line
-                for line in job.metrics()
-                if line["step"] > first and "loss" in line
-            )
+            later = [line for line in job.metrics() if line["step"] > first and "loss" in line]
+            assert all("microbatch_tokens" in line for line in later), "the size was forgotten"
     _real_limit(place, tally)
     return tally
 
 
 def _real_limit(place: Place, tally: Tally) -> None:
-    """RLIMIT_AS: with less and less of it, a training ends as always, in smaller passes, or with one error."""
+    """RLIMIT_AS, less and less of it: a training ends as always, in smaller passes, or with one error."""
     smaller = 0
     big: dict[str, Any] = {**EXACT, "train__microbatch_tokens": 4096, "train__tokens_per_step": 4096}
     whole = uninterrupted(place, "big", **big)
@@ -124,7 +121,7 @@ def _real_limit(place: Place, tally: Tally) -> None:
                 assert ended.printed.count("Error: ") == 1, ended.printed[-300:]
     if place.full:
         tally.notes.append(
-            f"{smaller} of 20 real limits were met by smaller passes, the others by an error or not at all"
+            f"{smaller} of 20 real limits were met by smaller passes, the others by an error, or not"
         )
 
 
@@ -158,10 +155,7 @@ class Poison:
         loss, labels = sft().loss(model, batch)
         self.count += 1
         if self.count in self.passes:
-            if self.gradient:
-                loss = _OtherGradient.apply(loss, self.value)  # type: ignore[no-untyped-call]
-            else:
-                loss = loss + self.value * labels
+            loss = _OtherGradient.apply(loss, self.value) if self.gradient else loss + self.value * labels
         return loss, labels
 
 

@@ -21,7 +21,7 @@ from tunesmith.train.loop import run_loop
 def stops(place: Place) -> Tally:
     """Stop after every step, in every case of the matrix, and go on with everything made anew."""
     tally = Tally()
-    for case, name in zip(CASES, NAMES, strict=True) if place.full else [(CASES[1], NAMES[1])]:
+    for case, name in zip(CASES, NAMES, strict=True) if place.full else [(CASES[3], NAMES[3])]:
         passes, packing, dropout, edge = case
         folder = place.new("stops")
         whole = maker(folder / "whole", passes=passes, packing=packing, dropout=dropout, edge=edge)()
@@ -37,7 +37,7 @@ def stops(place: Place) -> Tally:
 
 
 def changed_inputs(place: Place) -> Tally:
-    """Change data, tokenizer, job or base of an unfinished run: refused with what differs; --force goes on."""
+    """Change data, tokenizer, job or base of an unfinished run: refused, or forced, with what differs."""
     tally = Tally()
     cases: dict[str, tuple[Callable[[TinyJob], object], str]] = {
         "data": (_other_data, "data rows.jsonl"),
@@ -76,8 +76,8 @@ def second_process(place: Place) -> Tally:
         first = job.start()
         first.until(lambda job=job: job.last_step() >= 1)  # type: ignore[misc]
         begun = time.monotonic()
-        second = job.place.warm.start("train", "job.yaml", folder=job.folder, printed=job.folder / "second")
-        refused = second.wait()
+        words = {"folder": job.folder, "printed": job.folder / "second"}
+        refused = place.warm.start("train", "job.yaml", **words).wait()
         seconds = time.monotonic() - begun
         slowest = max(slowest, seconds)
         ended = first.wait()
