@@ -53,7 +53,7 @@ def test_json_is_the_documented_object_and_nothing_else(tunesmith: Run) -> None:
         assert 0 <= bounds["low"] < bounds["value"] < bounds["high"]
     assert result["sampling"] == {"max_new_tokens": 5}
     assert result["data"] == "valid.jsonl"
-    assert "8 rows; metrics: exact_match, f1_char." in err
+    assert "8 rows; metrics: f1_char, exact_match." in err
     lines = read_jsonl(Path(result["predictions"]))
     assert len(lines) == 8
     assert set(lines[0]) >= {"id", "prompt", "prediction", "references"}

@@ -11,6 +11,12 @@ _PHRASES = [
         # verdicts
         (r"better$", "更好"),
         (r"worse$", "更差"),
+        (r"higher$", "更高"),
+        (r"lower$", "更低"),
+        (
+            r"cannot tell with n = (\d+) from (\d+) documents; at least (\d+) documents are needed$",
+            r"n = \1（来自 \2 份文档）看不出差别；至少需 \3 份文档",
+        ),
         (
             r"cannot tell with n = (\d+); at least (\d+) are needed$",
             r"n = \1 看不出差别；至少需 \2 条",

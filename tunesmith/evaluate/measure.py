@@ -20,12 +20,13 @@ from typing import Any
 from tunesmith.data.trained_rows import row_key, trained_rows
 from tunesmith.disk import write_json
 from tunesmith.errors import ModelError, SettingsError, UsageError
+from tunesmith.evaluate.answerers import Base, Note, Watch
 from tunesmith.evaluate.compare import PARTS, Comparison, Side, compared
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.questions import Questions
 from tunesmith.evaluate.report import write_report
 from tunesmith.evaluate.results import beside
-from tunesmith.evaluate.run import AGAIN, Base, Evaluation, Note, Watch, measured
+from tunesmith.evaluate.run import AGAIN, Evaluation, measured
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.local import load
 from tunesmith.model import source
