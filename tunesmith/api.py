@@ -26,11 +26,12 @@ from tunesmith.data import check as data_check
 from tunesmith.data.check import Dataset, read_prompts
 from tunesmith.data.read import joined
 from tunesmith.data.template import Renderer
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, UsageError
 from tunesmith.evaluate import curve, measure
 from tunesmith.evaluate.answerers import Note, Watch
 from tunesmith.evaluate.measure import Result
 from tunesmith.evaluate.metrics import Named
+from tunesmith.evaluate.predicted import read_predictions
 from tunesmith.evaluate.questions import Questions, choose_metrics, read_questions
 from tunesmith.evaluate.report import write_report
 from tunesmith.infer import local
@@ -184,9 +185,10 @@ def generate(
 
 
 def evaluate(
-    model: str | Path | RunDir,
-    data: str | Questions,
+    model: str | Path | RunDir | None = None,
+    data: str | Questions | None = None,
     *,
+    predictions: str | None = None,
     references: str | None = None,
     metrics: Named | Sequence[Named] | None = None,
     by: str | Sequence[str] = (),
@@ -205,8 +207,18 @@ def evaluate(
     row, where the rows lack them. `metrics` are names, FILE.py:function, or functions (prediction,
     references, prompt) -> a number. `by` names columns whose values get figures of their own, `document` the
     one that says which document a row is from. Answers are greedy unless `sampling` says otherwise.
+    `predictions` is a file of answers (id, prompt, prediction, references) that is scored without a model.
     `watch(what, done, rows)` is told of each row, `note` what an interrupted call had done already.
     """
+    if predictions is not None:
+        rows = read_questions(data, references, limit) if isinstance(data, str) else data
+        questions, answers = read_predictions(predictions, rows, by=_listed(by), document=document)
+        return measure.measure_predictions(
+            answers, questions, choose_metrics(metrics, questions),
+            output=_path(output), watch=watch, note=note,
+        )  # fmt: skip
+    if model is None or data is None:
+        raise UsageError("There is nothing to measure.", fix="Give a model and data, or predictions=FILE.")
     questions = data if isinstance(data, Questions) else _questions(data, references, limit, by, document)
     chosen = choose_metrics(metrics, questions)
     return measure.measure_one(
@@ -309,8 +321,11 @@ def _job(job: Job | Mapping[str, Any] | str | Path, settings: Sequence[str]) -> 
 def _questions(
     data: str, references: str | None, limit: int | None, by: str | Sequence[str], document: str | None
 ) -> Questions:
-    columns = [by] if isinstance(by, str) else by
-    return read_questions(data, references, limit, by=columns, document=document)
+    return read_questions(data, references, limit, by=_listed(by), document=document)
+
+
+def _listed(names: str | Sequence[str]) -> Sequence[str]:
+    return [names] if isinstance(names, str) else names
 
 
 def _name(model: str | Path | RunDir) -> str:

@@ -75,6 +75,28 @@ def test_comparison_of_scripted_sides(tmp_path: Path) -> None:
     json.dumps(content, allow_nan=False)
 
 
+def test_of_the_metrics_that_are_not_the_first_one_some_differ_by_chance(tmp_path: Path) -> None:
+    def often(conversation: Conversation) -> str:
+        return perfect(conversation) if conversation.origin.row < 6 else "不知道。"
+
+    sides = Scripted("none", lambda _: "不知道。"), Scripted("often", often)
+    metrics = [METRICS[name] for name in ("exact_match", "squad_em", "cmrc2018_em")]
+    content = compare(*sides, couplets(20), metrics, output=tmp_path / "c.jsonl").to_json()
+    # Six wins and no loss: p = 2 / 2^6 = 0.031 for each; of the two that aren't the first, 0.0625.
+    assert {metric["p_value"] for metric in content["metrics"].values()} == {2 / 2**6}
+    told = [metric["verdict"].split(" with")[0] for metric in content["metrics"].values()]
+    assert told == ["better", "cannot tell", "cannot tell"]
+    assert content["primary"] == "exact_match"
+
+
+def test_less_is_better_and_neither(tmp_path: Path) -> None:
+    sides = Scripted("a", lambda _: "春眠不覺曉" * 4), Scripted("b", lambda _: "春眠不覺曉")
+    metrics = [METRICS[name] for name in ("repetition", "length")]
+    content = compare(*sides, couplets(20), metrics, output=tmp_path / "c.jsonl").to_json()["metrics"]
+    assert (content["repetition"]["verdict"], content["repetition"]["wins"]) == ("better", 20)
+    assert (content["length"]["a"], content["length"]["b"]) == (20, 5)
+
+
 def test_equal_sides_are_not_told_apart(tmp_path: Path) -> None:
     sides = Scripted("a", perfect), Scripted("b", perfect)
     content = compare(*sides, couplets(), ALL, output=tmp_path / "c.jsonl").to_json()

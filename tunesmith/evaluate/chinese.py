@@ -33,6 +33,10 @@ _PHRASES = [
             r"The prompts are written by different templates: A by (.+), B by (.+)\.$",
             r"两个模型的提示由不同模板写成：A 用 \1，B 用 \2。",
         ),
+        (
+            r"The (\d+) rows come from (\d+) documents: intervals and tests are over documents\.$",
+            r"这 \1 条数据来自 \2 份文档：区间与检验按文档计算。",
+        ),
         (r"The sampling settings differ\.$", "两边的采样设置不同。"),
         # rows of the data report
         (r"longer than (\d+) tokens$", r"超过 \1 个 token"),

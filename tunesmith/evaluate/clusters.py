@@ -39,7 +39,7 @@ def clustered_mean(
     found = ratio(sums.tolist(), sizes.tolist(), seed=seed)
     if found is None:
         return Interval(mean, *_unknown(mean, None if top is None else (0.0, top), len(sums)))
-    return Interval(mean, max(0.0, found.low), found.high if top is None else min(top, found.high))
+    return found if top is None else Interval(mean, max(0.0, found.low), min(top, found.high))
 
 
 def clustered_paired(

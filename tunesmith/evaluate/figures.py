@@ -19,8 +19,10 @@ def figure(metric: Metric, rows: Sequence[RowResult]) -> Interval:
         return corpus_interval(_counts(metric, rows, documents), metric.combine, top=metric.top or 1.0)
     scores = [row.scores[metric.name] for row in rows]
     if documents is not None:
-        return clustered_mean(scores, documents, top=metric.top)
-    return mean_interval(scores, binary=metric.binary, top=metric.top)
+        found = clustered_mean(scores, documents, top=metric.top)
+    else:
+        found = mean_interval(scores, binary=metric.binary, top=metric.top)
+    return found if metric.least is None else replace(found, low=max(metric.least, found.low))
 
 
 def difference(metric: Metric, a: Sequence[RowResult], b: Sequence[RowResult]) -> Paired:

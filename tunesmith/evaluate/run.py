@@ -32,13 +32,13 @@ AGAIN = "The same command goes on."
 
 @dataclass
 class Evaluation:
-    """One model's rows and figures. `seconds` is the wall-clock time of answering."""
+    """One model's rows and figures. `seconds` is the wall-clock time of answering, None if it was before."""
 
     model: str
     rows: list[RowResult]
     metrics: tuple[Metric, ...]
     loss: Loss | None
-    seconds: float
+    seconds: float | None
     facts: Mapping[str, Any]
     output: Path
 
@@ -60,6 +60,7 @@ class Evaluation:
         that could not be had are left out.
         """
         texts = [row.completion.text for row in self.rows]
+        tokens = sum(row.completion.completion_tokens for row in self.rows)
         content: dict[str, Any] = {
             "kind": "evaluation",
             "model": self.model,
@@ -86,8 +87,8 @@ class Evaluation:
             "empty": sum(map(is_empty, texts)),
             "cut": sum(row.completion.finish == "length" for row in self.rows),
             "mean_length": sum(map(len, texts)) / self.n,
-            "completion_tokens": sum(row.completion.completion_tokens for row in self.rows),
-            "seconds": round(self.seconds, 3),
+            **({"completion_tokens": tokens} if tokens else {}),
+            **({"seconds": round(self.seconds, 3)} if self.seconds is not None else {}),
             "predictions": str(self.output),
             **self.facts,
         }

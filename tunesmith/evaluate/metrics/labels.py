@@ -109,7 +109,7 @@ def read_letter(text: str) -> str | None:
     ):
         return first[1]
     alone = set(re.findall(r"(?<![A-Za-z0-9])([B-HJ])(?![A-Za-z0-9'])", answer))
-    alone |= set(re.findall(r"(?<![A-Za-z0-9])([AI])(?![A-Za-z0-9']| [a-z])", answer))
+    alone |= set(re.findall(r"(?<![A-Za-z0-9])([AI])(?![A-Za-z0-9']| (?!or\b|and\b)[a-z])", answer))
     return alone.pop() if len(alone) == 1 else None
 
 

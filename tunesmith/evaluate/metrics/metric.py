@@ -20,8 +20,8 @@ Evidence = Literal["answer", "likeliest", "likeliest_per_byte"]
 class Metric:
     """A score with the name that tables, files and the command line use.
 
-    `binary` scores are only 0 or 1, which calls for other intervals than a mean of fractions. `top` is the
-    largest score, 0 the smallest; None where there are no such bounds. A metric with `counts` and `combine`
+    `binary` scores are only 0 or 1, which calls for other intervals than a mean of fractions. Scores lie
+    between `least` and `top`; None where there is no such bound. A metric with `counts` and `combine`
     has a figure of all rows that isn't the mean of their scores. `evidence`: whether the model's own answer
     is scored or the choice that it finds likeliest. `signature` says by which rules a library computed it.
     """
@@ -31,6 +31,7 @@ class Metric:
     binary: bool
     description: str
     better: Better = "higher"
+    least: float | None = 0.0
     top: float | None = 1.0
     counts: Counts | None = None
     combine: Combine | None = None

@@ -83,4 +83,4 @@ def from_function(function: Callable[..., Any], name: str = "") -> Metric:
             )
         return number
 
-    return Metric(name, score, False, "a function of your own", top=None)
+    return Metric(name, score, False, "a function of your own", least=None, top=None)
