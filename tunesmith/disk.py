@@ -96,10 +96,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether this is a hidden beginning (see `name_beside`), which a process leaves when it is killed."""
+    return re.fullmatch(r"\..+-[0-9a-f]{12}(\.\w+)?", path.name) is not None
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Remove the hidden beginnings (see `name_beside`) that a process left when it was killed."""
+    """Remove what processes that were killed had begun in a folder."""
     for path in folder.iterdir() if folder.is_dir() else ():
-        if re.fullmatch(r"\..+-[0-9a-f]{12}(\.\w+)?", path.name):
+        if is_leftover(path):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:

@@ -50,7 +50,7 @@ def training(folder: Path, model: PreTrainedModel | None = None, **changes: Any)
         "device": CPU,
         "packing": True,
         "pad_id": 0,
-        "run": create(folder / "run"),
+        "run": changes.get("run") or create(folder / "run"),
         "listener": Silent(),
         "tracking": Tracking([]),
         "sample": lambda _: None,

@@ -233,7 +233,7 @@ def load_job(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Job:
         content = {**content["job"], "output": None}
         job = build(Job, _laid_over(content, overrides), str(path), _long_form(typed))
         known = started_in.is_absolute() and started_in.is_dir()
-        return job.model_copy(update={"data": _anchor(job.data, started_in, typed)}) if known else job
+        return _anchored(job, started_in, typed) if known else job
     job = build(Job, _laid_over(content, overrides), str(path), _long_form(typed))
     return job.model_copy(update={"data": _anchor(job.data, path.parent, typed)})
 
@@ -265,6 +265,20 @@ def _long_form(content: Mapping[str, Any]) -> dict[str, Any]:
         key: {"type": value} if key in ("adapter", "quantization") and isinstance(value, str) else value
         for key, value in content.items()
     }
+
+
+def _anchored(job: Job, folder: Path, typed: dict[str, Any]) -> Job:
+    """A run's own job with the paths that are relative to the folder that it was started in."""
+    job = job.model_copy(update={"data": _anchor(job.data, folder, typed)})
+    if folder == Path.cwd():
+        return job
+    if "model" not in typed and (folder / job.model).exists():
+        job = job.model_copy(update={"model": str(folder / job.model)})
+    earlier = job.adapter.continue_from
+    if earlier and "continue_from" not in typed.get("adapter", {}) and (folder / earlier).exists():
+        adapter = job.adapter.model_copy(update={"continue_from": str(folder / earlier)})
+        job = job.model_copy(update={"adapter": adapter})
+    return job
 
 
 def _anchor(data: DataSettings, folder: Path, overrides: dict[str, Any]) -> DataSettings:

@@ -160,14 +160,9 @@ def states(optimizer: torch.optim.Optimizer) -> list[Any]:
 
 
 def put_states(optimizer: torch.optim.Optimizer, saved: Sequence[Any]) -> None:
-    """Give an optimizer the states that one of the same job had. Raises ValueError where they don't fit."""
-    parts = _parts(optimizer)
-    for part, state in zip(parts, saved, strict=True):
-        groups = part.state_dict()["param_groups"]
-        known = {number for group in groups for number in group["params"]}
-        if not state.keys() <= known:
-            raise ValueError(f"{len(state)} tensors have states, {len(known)} are trained")
-        part.load_state_dict({"state": state, "param_groups": groups})
+    """Give an optimizer the states that one of the same kind had, over tensors of the same shapes."""
+    for part, state in zip(_parts(optimizer), saved, strict=True):
+        part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
     if isinstance(optimizer, Together):
         optimizer.share()
 

@@ -176,9 +176,6 @@ def _job(run: RunDir, facts: Facts, changes: Mapping[str, tuple[Any, Any]]) -> J
     """The run's own job as it was resolved, with what was chosen by the machine as it was."""
     job = load_job(run.job_file).model_dump(mode="json")
     laid = {name: now for name, (_, now) in changes.items()}
-    there = Path(str(facts["folder"])) / job["model"]
-    if "model" not in changes and not Path(job["model"]).exists() and there.exists():
-        laid["model"] = str(there)
     laid["train.compile"] = facts["compiled"]
     laid["train.dtype"] = _DTYPES[facts["dtype"]]
     return job_from(with_settings(job, laid))

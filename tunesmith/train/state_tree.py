@@ -33,9 +33,7 @@ def flatten(tree: Any) -> tuple[Any, dict[str, Tensor]]:
             inner = {str(key): walk(value, _below(name, key)) for key, value in node.items()}
             return {"ints" if ints else "map": inner}
         if isinstance(node, list | tuple):
-            items = [
-                walk(value, f"{name}.{number}" if name else str(number)) for number, value in enumerate(node)
-            ]
+            items = [walk(value, _below(name, number)) for number, value in enumerate(node)]
             return {"tuple": items} if isinstance(node, tuple) else items
         if node is None or isinstance(node, bool | int | float | str):
             return node
