@@ -141,9 +141,20 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ("infer/test_generate.py", "infer/test_stream.py", "infer/test_sampling.py", "cli/test_chat.py"),
     ),
     (
-        "Before and after: loss, perplexity, exact match, character F1, verse form, with intervals and a plain verdict",
-        "前后对比：损失、困惑度、完全匹配、按字 F1、诗句格式，带置信区间和明确结论",
-        ("evaluate/test_metrics.py", "evaluate/test_statistics.py", "evaluate/test_compare.py"),
+        "Before and after: loss, perplexity and metrics by name (exact match, F1, SQuAD, CMRC 2018, ROUGE, BLEU, chrF, labels, multiple choice, verse form, your own), with intervals and a plain verdict",
+        "前后对比：损失、困惑度与各种指标（完全匹配、F1、SQuAD、CMRC 2018、ROUGE、BLEU、chrF、分类、选择题、诗句格式、自定义函数），带置信区间和明确结论",
+        (
+            "evaluate/test_metrics.py",
+            "evaluate/test_published_metrics.py",
+            "evaluate/test_read_metrics.py",
+            "evaluate/test_calibration.py",
+            "evaluate/test_compare.py",
+        ),
+    ),
+    (
+        "Answers of any tool scored from a file, figures by group, intervals over documents",
+        "给任何工具生成的答案文件打分，按组给出数字，按文档计算区间",
+        ("evaluate/test_predicted.py",),
     ),
     (
         "A report in one offline page, loss curve as picture and in the terminal, `runs list` at once",

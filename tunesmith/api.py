@@ -27,12 +27,14 @@ from tunesmith.data import check as data_check
 from tunesmith.data.check import Dataset, read_prompts
 from tunesmith.data.read import joined
 from tunesmith.data.template import Renderer
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, UsageError
 from tunesmith.evaluate import curve, measure
+from tunesmith.evaluate.answerers import Note, Watch
 from tunesmith.evaluate.measure import Result
+from tunesmith.evaluate.metrics import Named
+from tunesmith.evaluate.predicted import read_predictions
 from tunesmith.evaluate.questions import Questions, choose_metrics, read_questions
 from tunesmith.evaluate.report import write_report
-from tunesmith.evaluate.run import Note, Watch
 from tunesmith.infer import local
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.generate import generate as answers_of
@@ -197,11 +199,14 @@ def generate(
 
 
 def evaluate(
-    model: str | Path | RunDir,
-    data: str | Questions,
+    model: str | Path | RunDir | None = None,
+    data: str | Questions | None = None,
     *,
+    predictions: str | None = None,
     references: str | None = None,
-    metrics: str | Sequence[str] | None = None,
+    metrics: Named | Sequence[Named] | None = None,
+    by: str | Sequence[str] = (),
+    document: str | None = None,
     limit: int | None = None,
     output: str | Path | None = None,
     dtype: str = "auto",
@@ -213,10 +218,22 @@ def evaluate(
     """Loss, perplexity and metrics of one model on rows with answers; `.content` is what `--json` prints.
 
     `data` is a file, or rows that `read_questions` gave. `references` is a file with the answers, a line a
-    row, where the rows lack them. Answers are greedy unless `sampling` says otherwise.
+    row, where the rows lack them. `metrics` are names, FILE.py:function, or functions (prediction,
+    references, prompt) -> a number. `by` names columns whose values get figures of their own, `document` the
+    one that says which document a row is from. Answers are greedy unless `sampling` says otherwise.
+    `predictions` is a file of answers (id, prompt, prediction, references) that is scored without a model.
     `watch(what, done, rows)` is told of each row, `note` what an interrupted call had done already.
     """
-    questions = data if isinstance(data, Questions) else read_questions(data, references, limit)
+    if predictions is not None:
+        rows = read_questions(data, references, limit) if isinstance(data, str) else data
+        questions, answers = read_predictions(predictions, rows, by=_listed(by), document=document)
+        return measure.measure_predictions(
+            answers, questions, choose_metrics(metrics, questions),
+            output=_path(output), watch=watch, note=note,
+        )  # fmt: skip
+    if model is None or data is None:
+        raise UsageError("There is nothing to measure.", fix="Give a model and data, or predictions=FILE.")
+    questions = data if isinstance(data, Questions) else _questions(data, references, limit, by, document)
     chosen = choose_metrics(metrics, questions)
     return measure.measure_one(
         _name(model), questions, chosen, build(Sampling, sampling),
@@ -230,7 +247,9 @@ def compare(
     *,
     data: str | Questions,
     references: str | None = None,
-    metrics: str | Sequence[str] | None = None,
+    metrics: Named | Sequence[Named] | None = None,
+    by: str | Sequence[str] = (),
+    document: str | None = None,
     limit: int | None = None,
     output: str | Path | None = None,
     dtype: str = "auto",
@@ -244,7 +263,7 @@ def compare(
     `.content` is what `--json` prints, `.measured.rows()` the answers of both, side by side.
     `watch(what, done, rows)` is told of each row, `note` what an interrupted call had done already.
     """
-    questions = data if isinstance(data, Questions) else read_questions(data, references, limit)
+    questions = data if isinstance(data, Questions) else _questions(data, references, limit, by, document)
     chosen = choose_metrics(metrics, questions)
     second = None if b is None else _name(b)
     return measure.measure_two(
@@ -311,6 +330,16 @@ def _sample_answers(
 def _job(job: Job | Mapping[str, Any] | str | Path, settings: Sequence[str]) -> Job:
     """The job in a file, a run's folder or a mapping."""
     return load_job_or_run(Path(job), settings) if isinstance(job, str | Path) else job_from(job, settings)
+
+
+def _questions(
+    data: str, references: str | None, limit: int | None, by: str | Sequence[str], document: str | None
+) -> Questions:
+    return read_questions(data, references, limit, by=_listed(by), document=document)
+
+
+def _listed(names: str | Sequence[str]) -> Sequence[str]:
+    return [names] if isinstance(names, str) else names
 
 
 def _name(model: str | Path | RunDir) -> str:

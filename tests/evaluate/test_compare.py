@@ -17,17 +17,18 @@ from tunesmith.data.prompts import read_prompts
 from tunesmith.data.trained_rows import trained_rows
 from tunesmith.errors import DataError, ModelError, SettingsError, UsageError
 from tunesmith.evaluate import measure
+from tunesmith.evaluate.answerers import Base
 from tunesmith.evaluate.compare import Comparison, compare
 from tunesmith.evaluate.measure import measure_one, measure_two
 from tunesmith.evaluate.metrics import METRICS
 from tunesmith.evaluate.questions import choose_metrics, read_questions
-from tunesmith.evaluate.run import Base, evaluate
+from tunesmith.evaluate.run import evaluate
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.local import load
 from tunesmith.records import Completion, Conversation
 from tunesmith.rundir import open_run, read_jsonl
 
-ALL = list(METRICS.values())
+ALL = [METRICS[name] for name in ("f1_char", "exact_match", "verse_form")]
 SHORT = Sampling(max_new_tokens=6)
 
 
@@ -38,7 +39,7 @@ def perfect(conversation: Conversation) -> str:
 def test_a_perfect_and_a_silent_predictor(tmp_path: Path) -> None:
     good = evaluate(Scripted("good", perfect), couplets(), ALL, output=tmp_path / "g.jsonl").to_json()
     none = evaluate(Scripted("none", lambda _: " "), couplets(), ALL, output=tmp_path / "n.jsonl").to_json()
-    for metric in METRICS:
+    for metric in good["metrics"]:
         assert good["metrics"][metric]["value"] == 1.0
         assert none["metrics"][metric]["value"] == 0.0
     assert (good["n"], good["empty"], none["empty"]) == (15, 0, 15)
@@ -52,7 +53,7 @@ def test_predictions_file(tmp_path: Path) -> None:
     assert [line["id"] for line in lines] == ["0", "1", "2"]
     assert set(lines[0]) >= {"id", "prompt", "prediction", "references", "scores"}
     assert lines[0]["prompt"].endswith("石室寒飆警，孫枝雅器裁。")
-    assert set(lines[0]["scores"]) == set(METRICS)
+    assert list(lines[0]["scores"]) == [metric.name for metric in ALL]
     assert list(tmp_path.iterdir()) == [tmp_path / "p.jsonl"]
 
 
@@ -72,6 +73,28 @@ def test_comparison_of_scripted_sides(tmp_path: Path) -> None:
     assert lines[1]["prediction"] == lines[1]["b"]["prediction"] == couplets(20)[1].references[0]
     assert list(tmp_path.iterdir()) == [tmp_path / "c.jsonl"]
     json.dumps(content, allow_nan=False)
+
+
+def test_of_the_metrics_that_are_not_the_first_one_some_differ_by_chance(tmp_path: Path) -> None:
+    def often(conversation: Conversation) -> str:
+        return perfect(conversation) if conversation.origin.row < 6 else "不知道。"
+
+    sides = Scripted("none", lambda _: "不知道。"), Scripted("often", often)
+    metrics = [METRICS[name] for name in ("exact_match", "squad_em", "cmrc2018_em")]
+    content = compare(*sides, couplets(20), metrics, output=tmp_path / "c.jsonl").to_json()
+    # Six wins and no loss: p = 2 / 2^6 = 0.031 for each; of the two that aren't the first, 0.0625.
+    assert {metric["p_value"] for metric in content["metrics"].values()} == {2 / 2**6}
+    told = [metric["verdict"].split(" with")[0] for metric in content["metrics"].values()]
+    assert told == ["better", "cannot tell", "cannot tell"]
+    assert content["primary"] == "exact_match"
+
+
+def test_less_is_better_and_neither(tmp_path: Path) -> None:
+    sides = Scripted("a", lambda _: "春眠不覺曉" * 4), Scripted("b", lambda _: "春眠不覺曉")
+    metrics = [METRICS[name] for name in ("repetition", "length")]
+    content = compare(*sides, couplets(20), metrics, output=tmp_path / "c.jsonl").to_json()["metrics"]
+    assert (content["repetition"]["verdict"], content["repetition"]["wins"]) == ("better", 20)
+    assert (content["length"]["a"], content["length"]["b"]) == (20, 5)
 
 
 def test_equal_sides_are_not_told_apart(tmp_path: Path) -> None:
@@ -216,13 +239,13 @@ def test_user_d_files(tmp_path: Path) -> None:
     (tmp_path / "test.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
     (tmp_path / "gt.txt").write_text("坐來山水操，弦斷弔塵埃。\n", encoding="utf-8")
     found = read_questions(str(tmp_path / "test.json"), str(tmp_path / "gt.txt"))
-    assert [m.name for m in choose_metrics(None, found)] == ["exact_match", "f1_char", "verse_form"]
+    assert [m.name for m in choose_metrics(None, found)] == ["f1_char", "exact_match", "verse_form"]
     assert read_prompts(str(tmp_path / "test.json"))[0].references == ()
 
 
 def test_metrics_by_name(place: Path) -> None:
     found = read_questions(str(place / "valid.jsonl"))
-    assert [m.name for m in choose_metrics(None, found)] == ["exact_match", "f1_char"]
+    assert [m.name for m in choose_metrics(None, found)] == ["f1_char", "exact_match"]
     assert [m.name for m in choose_metrics(["verse_form", "verse_form"], found)] == ["verse_form"]
     assert [m.name for m in choose_metrics("f1_char", found)] == ["f1_char"]
     with pytest.raises(SettingsError, match="did you mean 'f1_char'"):

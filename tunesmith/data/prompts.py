@@ -19,8 +19,9 @@ REFERENCES = ("references", "reference", "answer", "output", "completion", "resp
 def read_prompts(path: str) -> list[Conversation]:
     """The prompts of a file or folder in any row format; a .txt or .md file is one prompt a line.
 
-    A row's answer (its last assistant turn), if there, goes to `references` and out of `messages`. Raises one
-    DataError that lists every bad row: a prompt left out would shift all answers after it.
+    A row's answer (its last assistant turn), if there, goes to `references` and out of `messages`; its
+    columns as they stand in the file go to `meta["columns"]`. Raises one DataError that lists every bad row:
+    a prompt left out would shift all answers after it.
     """
     prompts: list[Conversation] = []
     bad: list[BadRow] = []
@@ -34,7 +35,9 @@ def read_prompts(path: str) -> list[Conversation]:
         for row in file.rows:
             try:
                 assert format is not None
-                prompts.append(_asked(parse(row, format, answers=False)))
+                asked = _asked(parse(row, format, answers=False))
+                columns = row.value if isinstance(row.value, dict) else {}
+                prompts.append(replace(asked, meta={**asked.meta, "columns": columns}))
             except RowError as error:
                 bad.append(BadRow(row.origin, str(error)))
     if bad:

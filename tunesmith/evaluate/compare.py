@@ -15,10 +15,13 @@ from typing import Any
 
 import torch
 
+from tunesmith.evaluate.answerers import Note, Watch
+from tunesmith.evaluate.figures import difference, figure, verdicts
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.perplexity import RowLoss
-from tunesmith.evaluate.run import AGAIN, Evaluation, Note, RowResult, Watch, measured
-from tunesmith.evaluate.statistics import Interval, Paired, paired, paired_ratio, sign_flip, verdict
+from tunesmith.evaluate.row import RowResult
+from tunesmith.evaluate.run import AGAIN, Evaluation, grouped, measured
+from tunesmith.evaluate.statistics import Interval, Paired, paired_ratio, sign_flip, verdict
 from tunesmith.records import Completer, Conversation
 from tunesmith.worklog import Claim, claim, write_lines
 
@@ -55,22 +58,52 @@ class Comparison:
         {"n", "metrics": {name: {a, b, difference: {value, low, high}, wins, losses, ties, verdict}},
         "loss": {a, b, difference, verdict}, "a": …, "b": …, "notes": […]}
         """
-        metrics = {}
-        for metric in self.b.metrics:
-            scores_a, scores_b = self.a.scores(metric.name), self.b.scores(metric.name)
-            result = paired(scores_a, scores_b, binary=metric.binary)
-            means = {"a": sum(scores_a) / self.n, "b": sum(scores_b) / self.n}
-            metrics[metric.name] = {**means, **result.to_json(), "verdict": verdict(result, self.n)}
+        results = [difference(metric, self.a.rows, self.b.rows) for metric in self.b.metrics]
+        told = verdicts(self.b.metrics, results, self.b.rows)
+        figures_a, figures_b = self.a.to_json(), self.b.to_json()
+        metrics = {
+            metric.name: {
+                "a": figures_a["metrics"][metric.name]["value"],
+                "b": figures_b["metrics"][metric.name]["value"],
+                **result.to_json(),
+                "verdict": word,
+            }
+            for metric, result, word in zip(self.b.metrics, results, told, strict=True)
+        }
+        groups = self._groups()
         loss = self._loss()
         return {
             "kind": "comparison",
             "n": self.n,
             "metrics": metrics,
+            **({"primary": self.b.metrics[0].name} if self.b.metrics else {}),
             **({"loss": loss} if loss else {}),
+            **({"groups": groups} if groups else {}),
             "notes": self.notes,
             "predictions": str(self.output),
-            "a": self.a.to_json(),
-            "b": self.b.to_json(),
+            "a": figures_a,
+            "b": figures_b,
+        }
+
+    def _groups(self) -> dict[str, dict[str, Any]]:
+        """Differences by column and value; no verdicts: among many groups some differ by chance."""
+        groups_a, groups_b = grouped(self.a.rows), grouped(self.b.rows)
+        return {
+            column: {
+                value: {"n": len(rows), "metrics": self._differences(groups_a[column][value], rows)}
+                for value, rows in values.items()
+            }
+            for column, values in groups_b.items()
+        }
+
+    def _differences(self, a: Sequence[RowResult], b: Sequence[RowResult]) -> dict[str, Any]:
+        return {
+            metric.name: {
+                "a": figure(metric, a).value,
+                "b": figure(metric, b).value,
+                "difference": difference(metric, a, b).difference.to_json(),
+            }
+            for metric in self.b.metrics
         }
 
     def _loss(self) -> dict[str, Any] | None:

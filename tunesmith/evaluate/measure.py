@@ -20,12 +20,14 @@ from typing import Any
 from tunesmith.data.trained_rows import row_key, trained_rows
 from tunesmith.disk import write_json
 from tunesmith.errors import ModelError, SettingsError, UsageError
+from tunesmith.evaluate.answerers import Base, Note, Watch
 from tunesmith.evaluate.compare import PARTS, Comparison, Side, compared
 from tunesmith.evaluate.metrics import Metric
+from tunesmith.evaluate.predicted import Predictions
 from tunesmith.evaluate.questions import Questions
 from tunesmith.evaluate.report import write_report
 from tunesmith.evaluate.results import beside
-from tunesmith.evaluate.run import AGAIN, Base, Evaluation, Note, Watch, measured
+from tunesmith.evaluate.run import AGAIN, Evaluation, measured
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.local import load
 from tunesmith.model import source
@@ -69,6 +71,23 @@ def measure_one(
         model = load(name, dtype=dtype, template=template, sampling=sampling)
         result = measured(held, model, questions.conversations, metrics, watch=watch, note=note)
         return _saved(result, questions, run, _learnt((name,), questions))
+
+
+def measure_predictions(
+    predictions: Predictions,
+    questions: Questions,
+    metrics: Sequence[Metric],
+    *,
+    output: Path | None = None,
+    watch: Watch | None = None,
+    note: Note = lambda _: None,
+) -> Result:
+    """Score answers that are there already, without any model; the result goes to eval/ or to `output`."""
+    _check_output(output, questions, (".json",))
+    scored = _as_jsonl(output) if output else _free(Path("eval"), "", questions, ".eval", (predictions.name,))
+    with claim(scored, AGAIN) as held:
+        result = measured(held, predictions, questions.conversations, metrics, watch=watch, note=note)
+        return _saved(replace(result, seconds=None), questions, None, [])
 
 
 def measure_two(
@@ -149,11 +168,22 @@ def _saved(
 ) -> Result:
     write_lines(result.output, result.lines())
     content = {**result.to_json(), "data": questions.path, "rows_sha256": questions.sha256}
-    content["notes"] = [*content.get("notes", []), *learnt]
+    content["notes"] = [*content.get("notes", []), *_about_documents(questions), *learnt]
     file = beside(result.output, ".json")
     write_json(file, content)
     report = write_report(run) if run is not None and file.parent == run.eval else None
     return Result(content, result, file, report)
+
+
+def _about_documents(questions: Questions) -> list[str]:
+    """Where rows say which document they are from, intervals are wider, and people should know why."""
+    documents = {row.meta.get("document", "") for row in questions.conversations}
+    if "" in documents or len(documents) == len(questions.conversations):
+        return []
+    return [
+        f"The {len(questions.conversations)} rows come from {len(documents)} documents: intervals and tests "
+        "are over documents."
+    ]
 
 
 def _learnt(names: Sequence[str], questions: Questions) -> list[str]:

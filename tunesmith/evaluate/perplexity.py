@@ -22,6 +22,7 @@ from tunesmith.data.pack import plan_eval
 from tunesmith.errors import DataError
 from tunesmith.evaluate.statistics import Interval, ratio
 from tunesmith.infer.local import LocalModel
+from tunesmith.model.attention import can_share, segment_attention
 from tunesmith.model.families import can_pack
 from tunesmith.records import Conversation, Message
 from tunesmith.settings import build
@@ -67,7 +68,20 @@ def answer_losses(
 
     Raises as `answer_loss` does, before the first pass.
     """
-    records = [_answered(conversation) for conversation in conversations]
+    return reply_losses(model, [_answered(conversation) for conversation in conversations], done)
+
+
+def reply_losses(
+    model: LocalModel,
+    records: Sequence[Conversation],
+    done: Container[int] = frozenset(),
+    *,
+    sharing: bool = False,
+) -> Generator[dict[int, RowLoss]]:
+    """The loss of each conversation's last reply, as `answer_losses` gives them.
+
+    `sharing`: common beginnings of rows in one pass are computed once, where the model can.
+    """
     settings = build(
         DataSettings,
         {"train": "rows", "max_length": 1 << 30, "train_on": "last_reply"},
@@ -75,7 +89,13 @@ def answer_losses(
     examples = encode(records, model.renderer, settings).examples
     _check_lengths(model, examples)
     packing, _ = can_pack(model.model.config)
-    plan = plan_eval([len(e.input_ids) for e in examples], microbatch_tokens=FORWARD_TOKENS, packing=packing)
+    sharing = sharing and packing and can_share(model.model)[0]
+    plan = plan_eval(
+        [len(e.input_ids) for e in examples],
+        microbatch_tokens=FORWARD_TOKENS,
+        packing=packing,
+        shared=[e.input_ids for e in examples] if sharing else None,
+    )
     sizes = [len((record.answer or "").encode()) for record in records]
     was_training = model.model.training
     model.model.eval()
@@ -85,8 +105,12 @@ def answer_losses(
             batch = [examples[i] for i in indexes]
             if all(example.row in done for example in batch):
                 continue
-            with torch.no_grad(), mixed_precision(model.device, model.model):
-                losses = _losses(model, batch, packing)
+            with (
+                torch.no_grad(),
+                mixed_precision(model.device, model.model),
+                segment_attention(model.model, sharing),
+            ):
+                losses = _losses(model, batch, packing, sharing)
             yield {
                 example.row: RowLoss(nll, tokens, sizes[example.row])
                 for example, (nll, tokens) in zip(batch, losses, strict=True)
@@ -131,9 +155,11 @@ def total(rows: Sequence[RowLoss]) -> Loss:
     return Loss(loss, math.exp(min(loss, 700.0)), bits, tokens)
 
 
-def _losses(model: LocalModel, batch: Sequence[Example], packing: bool) -> list[tuple[float, int]]:
+def _losses(
+    model: LocalModel, batch: Sequence[Example], packing: bool, sharing: bool
+) -> list[tuple[float, int]]:
     # Padding is told apart by length, so its id is of no consequence.
-    laid = collate(batch, packing=packing, pad_id=0).to(model.device.torch_device)
+    laid = collate(batch, packing=packing, pad_id=0, sharing=sharing).to(model.device.torch_device)
     logits = label_logits(model.model, laid)
     # Targets follow the order of rows, each with as many as its mask has.
     labels = torch.tensor([sum(example.label_mask[1:]) for example in batch], device=logits.device)

@@ -7,7 +7,7 @@ kill; the same work continues it. Scores are made of them at the end.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
+from collections.abc import Container, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,82 +16,29 @@ from typing import Any
 from tunesmith.data.prompts import prompts_sha256
 from tunesmith.device import peak_memory
 from tunesmith.errors import GenerateError
+from tunesmith.evaluate.answerers import Base, Note, Watch, tell
+from tunesmith.evaluate.choices import likeliest, losses_by_row, worklog_choices
+from tunesmith.evaluate.figures import figure
 from tunesmith.evaluate.metrics import Metric, is_empty
 from tunesmith.evaluate.perplexity import Loss, RowLoss, answer_losses, intervals, total
-from tunesmith.evaluate.statistics import mean_interval
+from tunesmith.evaluate.row import RowResult
 from tunesmith.infer.local import LocalModel
 from tunesmith.records import Completer, Completion, Conversation
 from tunesmith.worklog import Claim, Worklog, claim, write_lines
-
-Watch = Callable[[str, int, int], None]
-"""Called with what is being done, rows done, rows in all."""
-Note = Callable[[str], None]
-"""Called with a sentence for the person."""
 
 ANSWERS, LOSSES = "answers", "losses"
 AGAIN = "The same command goes on."
 
 
-@dataclass(frozen=True)
-class Base:
-    """The base under a tuned model as a Completer: the same load with its adapter switched off."""
-
-    tuned: LocalModel
-    name: str
-
-    def complete(self, conversations: Sequence[Conversation]) -> Iterator[list[Completion]]:
-        with self.tuned.base():
-            yield from self.tuned.complete(conversations)
-
-    def complete_batches(
-        self, conversations: Sequence[Conversation], done: Container[int] = frozenset()
-    ) -> Generator[dict[int, list[Completion]]]:
-        with self.tuned.base():
-            yield from self.tuned.complete_batches(conversations, done)
-
-
-@dataclass(frozen=True, slots=True)
-class RowResult:
-    """One row: what was asked, what came, how it scored. `loss` is the reference's, not the answer's."""
-
-    id: str
-    prompt: str
-    references: tuple[str, ...]
-    completion: Completion
-    scores: Mapping[str, float]
-    loss: RowLoss | None = None
-
-    def answer_json(self) -> dict[str, Any]:
-        done = self.completion
-        return {
-            "prediction": done.text,
-            "scores": dict(self.scores),
-            "finish": done.finish,
-            "tokens": done.completion_tokens,
-            "seconds": round(done.seconds, 4),
-            **({"nll": self.loss.nll_sum, "label_tokens": self.loss.tokens} if self.loss else {}),
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        asked = {"id": self.id, "prompt": self.prompt}
-        answer = self.answer_json()
-        return {
-            **asked,
-            "prediction": answer.pop("prediction"),
-            "references": list(self.references),
-            **answer,
-        }
-
-
 @dataclass
 class Evaluation:
-    """One model's rows and figures. `seconds` is the wall-clock time of answering."""
+    """One model's rows and figures. `seconds` is the wall-clock time of answering, None if it was before."""
 
     model: str
     rows: list[RowResult]
     metrics: tuple[Metric, ...]
     loss: Loss | None
-    seconds: float
+    seconds: float | None
     facts: Mapping[str, Any]
     output: Path
 
@@ -109,17 +56,27 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """{"n", "metrics": {name: {value, low, high}}, "loss", "perplexity", …, "intervals": {"loss": {value,
-        low, high}, …}}; JSON knows no None here: figures that could not be had are left out.
+        low, high}, …}, "groups": {column: {value: {"n", "metrics", …}}}}; JSON knows no None here: figures
+        that could not be had are left out.
         """
         texts = [row.completion.text for row in self.rows]
+        tokens = sum(row.completion.completion_tokens for row in self.rows)
         content: dict[str, Any] = {
             "kind": "evaluation",
             "model": self.model,
             "n": self.n,
-            "metrics": {
-                m.name: mean_interval(self.scores(m.name), binary=m.binary).to_json() for m in self.metrics
-            },
+            "metrics": _figures(self.metrics, self.rows),
         }
+        if signatures := {m.name: m.signature for m in self.metrics if m.signature}:
+            content["signatures"] = signatures
+        if groups := grouped(self.rows):
+            content["groups"] = {
+                column: {
+                    value: {"n": len(rows), "metrics": _figures(self.metrics, rows), **_bare_loss(rows)}
+                    for value, rows in values.items()
+                }
+                for column, values in groups.items()
+            }
         if self.loss is not None:
             content |= {"loss": self.loss.loss, "perplexity": self.loss.perplexity}
             content |= {"bits_per_byte": self.loss.bits_per_byte} if self.loss.bits_per_byte else {}
@@ -130,8 +87,8 @@ class Evaluation:
             "empty": sum(map(is_empty, texts)),
             "cut": sum(row.completion.finish == "length" for row in self.rows),
             "mean_length": sum(map(len, texts)) / self.n,
-            "completion_tokens": sum(row.completion.completion_tokens for row in self.rows),
-            "seconds": round(self.seconds, 3),
+            **({"completion_tokens": tokens} if tokens else {}),
+            **({"seconds": round(self.seconds, 3)} if self.seconds is not None else {}),
             "predictions": str(self.output),
             **self.facts,
         }
@@ -176,18 +133,44 @@ def measured(
     if not worklog.empty:
         note(f"{model.name}: {worklog.size()} were there already.")
     _worklog_losses(worklog, model, conversations, watch)
+    choices = None
+    if any(metric.evidence != "answer" for metric in metrics):
+        worklog_choices(worklog, model, conversations, watch)
+        choices = losses_by_row(worklog, conversations)
     before = sum(row["seconds"] for row in worklog.rows(ANSWERS).values())
     begun = time.monotonic()
     _worklog_answers(worklog, model, conversations, watch)
     seconds = before + time.monotonic() - begun
-    losses = [RowLoss(**row) for _, row in sorted(worklog.rows(LOSSES).items())]
+    losses = [RowLoss(**row) for _, row in sorted(worklog.rows(LOSSES).items())] or None
     answers = [Completion(**row) for _, row in sorted(worklog.rows(ANSWERS).items())]
     rows = [
-        _scored(conversation, answer, metrics, losses[at] if losses else None)
-        for at, (conversation, answer) in enumerate(zip(conversations, answers, strict=True))
+        _scored(conversations[at], answer, metrics, losses and losses[at], choices[at] if choices else None)
+        for at, answer in enumerate(answers)
     ]
     loss = total(losses) if losses else None
     return Evaluation(model.name, rows, tuple(metrics), loss, seconds, _facts(model), held.output)
+
+
+def grouped(rows: Sequence[RowResult]) -> dict[str, dict[str, list[RowResult]]]:
+    """Rows by column and value, values in the order in which they first come."""
+    found: dict[str, dict[str, list[RowResult]]] = {}
+    for row in rows:
+        for column, value in row.groups.items():
+            found.setdefault(column, {}).setdefault(value, []).append(row)
+    return found
+
+
+def _figures(metrics: Sequence[Metric], rows: Sequence[RowResult]) -> dict[str, dict[str, float]]:
+    return {metric.name: figure(metric, rows).to_json() for metric in metrics}
+
+
+def _bare_loss(rows: Sequence[RowResult]) -> dict[str, float]:
+    losses = [row.loss for row in rows if row.loss is not None]
+    if not losses or not sum(loss.tokens for loss in losses):
+        return {}
+    found = total(losses)
+    bits = {"bits_per_byte": found.bits_per_byte} if found.bits_per_byte else {}
+    return {"loss": found.loss, "perplexity": found.perplexity, **bits}
 
 
 def _worklog_losses(
@@ -197,7 +180,7 @@ def _worklog_losses(
     if not isinstance(model, LocalModel | Base):
         return
     what, done = f"{model.name}: loss", frozenset(worklog.rows(LOSSES))
-    _tell(watch, what, len(done), len(conversations))
+    tell(watch, what, len(done), len(conversations))
     if len(done) == len(conversations):
         return
     local = model.tuned if isinstance(model, Base) else model
@@ -207,21 +190,21 @@ def _worklog_losses(
     ):
         for losses in passes:
             worklog.append(LOSSES, {at: asdict(loss) for at, loss in losses.items()})
-            _tell(watch, what, len(worklog.rows(LOSSES)), len(conversations))
+            tell(watch, what, len(worklog.rows(LOSSES)), len(conversations))
 
 
 def _worklog_answers(
     worklog: Worklog, model: Completer, conversations: Sequence[Conversation], watch: Watch | None
 ) -> None:
     what, done = f"{model.name} answers", frozenset(worklog.rows(ANSWERS))
-    _tell(watch, what, len(done), len(conversations))
+    tell(watch, what, len(done), len(conversations))
     if len(done) == len(conversations):
         return
     # Closed here and now: an adapter that it has switched off must be on for what follows.
     with closing(_answered(model, conversations, done)) as batches:
         for batch in batches:
             worklog.append(ANSWERS, {at: asdict(answer) for at, answer in batch.items()})
-            _tell(watch, what, len(worklog.rows(ANSWERS)), len(conversations))
+            tell(watch, what, len(worklog.rows(ANSWERS)), len(conversations))
 
 
 def _answered(
@@ -245,13 +228,31 @@ def _answered(
 
 
 def _scored(
-    conversation: Conversation, completion: Completion, metrics: Sequence[Metric], loss: RowLoss | None
+    conversation: Conversation,
+    completion: Completion,
+    metrics: Sequence[Metric],
+    loss: RowLoss | None,
+    choices: Sequence[RowLoss] | None,
 ) -> RowResult:
     asked = [turn.content for turn in conversation.prompt.messages if turn.role == "user"]
     question = asked[-1] if asked else ""
-    scores = {m.name: m.score(completion.text, conversation.references, question) for m in metrics}
-    name = conversation.key
-    return RowResult(name, conversation.question, conversation.references, completion, scores, loss)
+    scores = {}
+    for metric in metrics:
+        said, wanted = completion.text, conversation.references
+        if metric.evidence != "answer":
+            assert choices is not None
+            said, wanted = likeliest(conversation, choices, per_byte=metric.evidence == "likeliest_per_byte")
+        scores[metric.name] = metric.score(said, wanted, question)
+    return RowResult(
+        conversation.key,
+        conversation.question,
+        conversation.references,
+        completion,
+        scores,
+        loss,
+        conversation.meta.get("groups", {}),
+        conversation.meta.get("document", ""),
+    )
 
 
 def _only(answers: list[Completion] | None, model: Completer, conversation: Conversation) -> Completion:
@@ -283,8 +284,3 @@ def _facts(model: Completer) -> dict[str, Any]:
         "dtype": str(local.device.dtype).removeprefix("torch."),
         "peak_memory_bytes": peak_memory(local.device.kind),
     }
-
-
-def _tell(watch: Watch | None, what: str, done: int, rows: int) -> None:
-    if watch is not None:
-        watch(what, done, rows)
