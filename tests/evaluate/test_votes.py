@@ -71,7 +71,7 @@ def test_equal_sides_are_seldom_called_different() -> None:
 def test_verdicts_in_words() -> None:
     assert Duel(33, 17, 4).verdict == "B is preferred"
     assert Duel(17, 33, 4).verdict == "A is preferred"
-    # 32 of 50 misses by one: 0.64 shows with 101 votes at a chance of 80 %, and a fifth of the items are ties.
+    # 32 of 50 misses by one: 0.64 shows with 101 votes at a chance of 80 %; a fifth of the items are ties.
     assert votes_needed(0.64) == 101
     assert Duel(32, 18, 13).verdict == "cannot tell with n = 63; about 130 are needed"
     assert Duel(25, 25, 0).verdict == "cannot tell with n = 50"

@@ -1,7 +1,7 @@
 """What votes between two sides say: the exact sign test, how many votes it takes, and how far raters agree.
 
-A vote for a side is a throw of a coin that is fair if neither is better; a tie says nothing about who is better
-and is left out, which is the sign test (Dixon & Mood 1946). Its p is that of McNemar's exact test.
+A vote for a side is a throw of a coin that is fair if neither is better; a tie says nothing about who is and
+is left out, which is the sign test (Dixon & Mood 1946). Its p is that of McNemar's exact test.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ class Duel:
 
     @property
     def preferred(self) -> str | None:
-        """"a" or "b" where p < 0.05, else None."""
+        """ "a" or "b" where p < 0.05, else None."""
         if self.p_value is None or self.p_value >= 1 - LEVEL:
             return None
         return "b" if self.wins > self.losses else "a"
 
     @property
     def needed(self) -> int | None:
-        """Items with which so large a share would be seen four times in five; None where that says nothing."""
+        """Items with which so large a share shows four times in five; None where no number is worth it."""
         if self.preferred is not None or self.decided < FEWEST or self.wins == self.losses:
             return None
         votes = votes_needed(max(self.wins, self.losses) / self.decided)
@@ -67,7 +67,7 @@ class Duel:
 
     @property
     def verdict(self) -> str:
-        """"B is preferred", "A is preferred", or "cannot tell with n = 24; about 90 are needed"."""
+        """ "B is preferred", "A is preferred", or "cannot tell with n = 24; about 90 are needed"."""
         if self.preferred is not None:
             return f"{self.preferred.upper()} is preferred"
         if self.decided < FEWEST:
@@ -77,7 +77,7 @@ class Duel:
 
 
 def wins_needed(decided: int) -> int | None:
-    """The fewest wins of so many decided votes with p < 0.05 two-sided; None below 6, where none are enough."""
+    """The fewest wins of so many decided votes with p < 0.05 two-sided; None below 6, where none do."""
     tail, ways, losses = 0, 1, 0  # ways: how many of the 2^n sequences have so many losses
     # Whole numbers, for p is 2 tail / 2^n and may be very near 0.05.
     while 2 * (tail + ways) * 20 < 2**decided:
