@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from tunesmith.errors import DataError, RunError, UsageError
 from tunesmith.evaluate.blind.folder import BlindTest
 from tunesmith.evaluate.blind.ratings import Unsealed, append, rater_name, read_raters
 from tunesmith.evaluate.blind.report import blind_report
+from tunesmith.evaluate.blind.tables import RATER_COLUMNS, in_chinese, summary_rows
+from tunesmith.evaluate.votes import Duel
 
 
 def test_who_knows_b_lets_b_win_everywhere(tmp_path: Path) -> None:
@@ -81,6 +84,22 @@ def test_few_votes_say_how_many_are_needed(tmp_path: Path) -> None:
     assert 60 <= report["needed"] <= 90  # a share of 2/3 at 80 % power: (0.98 + 0.84 x 0.471)^2 x 36 = 68
     page = test.report_file.read_text(encoding="utf-8")
     assert f"n = 24 看不出差别；约需 {report['needed']} 条" in page
+
+
+def test_every_sentence_of_the_report_is_there_in_chinese(tmp_path: Path) -> None:
+    same = made(tmp_path, 24, lambda i: f"甲{i}", lambda i: f"甲{i}" if i < 2 else f"乙{i}").test
+    rate(same, "one", lambda *_: "left", count=22)
+    rate(same, "two", lambda *_: "left", count=20)
+    blind_report(same.path, early=True)
+    late = saved_file(same, "late", lambda *_: "tie", tmp_path / "late.json")
+    report = blind_report(same.path, [late])
+    assert len(report["notes"]) == 6
+    verdicts = [Duel(*votes).verdict for votes in ((9, 0, 1), (0, 9, 1), (9, 7, 0), (7, 7, 0), (2, 0, 0))]
+    english = [*report["notes"], *verdicts, *RATER_COLUMNS[:2], "late, not counted"]
+    for sentence in english:
+        assert re.search("[一-龥]", in_chinese(sentence)), sentence
+    for _, words in summary_rows(report, chinese=True):
+        assert not re.search(r"\b(?!Wilson|Krippendorff|Cohen)[A-Za-z]{2,}", words), words
 
 
 def test_only_a_finished_test_is_unsealed_unless_asked(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ const WORDS = {
     back: "返回",
     empty: "（空）",
     thanks: "全部完成，谢谢！",
-    finished_file: "请把您的选择存为文件，发回给给您此页的人。",
+    finished_file: "请把您的选择存为文件，发回给提供此页的人。",
     finished_server: "您的选择已全部保存，可以关闭此页。",
     save: "保存我的选择",
     save_early: "保存目前的选择",

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from tunesmith.errors import RunError, UsageError
 from tunesmith.evaluate.blind.folder import BlindTest, open_test
 from tunesmith.evaluate.blind.ratings import Rater, locked, read_raters, take_in, timestamp
-from tunesmith.evaluate.blind.tables import RATER_COLUMNS, rater_rows, summary_rows
+from tunesmith.evaluate.blind.tables import RATER_COLUMNS, in_chinese, rater_rows, summary_rows
 from tunesmith.evaluate.blind.tally import Votes, figures, votes_of
 from tunesmith.redact import short_paths
 from tunesmith.rundir import write_atomic, write_json
@@ -135,39 +135,20 @@ def _page(content: Mapping[str, Any]) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals["t"] = _both
+    environment.globals |= {"t": _both, "told": lambda words: _both(words, in_chinese(words))}
     script = _part("tunesmith.evaluate", "report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     css = _part("tunesmith.evaluate", "report.css") + _part("tunesmith.evaluate.blind", "report.css")
     page: str = environment.from_string(_part("tunesmith.evaluate.blind", "report.html")).render(
         **content,
-        summary=summary_rows(content),
+        summary=zip(summary_rows(content), summary_rows(content, chinese=True), strict=True),
         columns=RATER_COLUMNS,
         table=rater_rows(content),
-        words=CHINESE,
         css=Markup(css),
         js=Markup(script),
         js_hash=digest,
     )
     return page
-
-
-CHINESE = {
-    "items": "题目",
-    "votes": "票数",
-    "B's share of wins": "B 获胜比例",
-    "sign test": "符号检验",
-    "wins needed": "所需胜数",
-    "raters agree": "评审间一致性",
-    "repeats, sides swapped": "左右交换后重复的题",
-    "left answer taken": "选左边的比例",
-    "rater": "评审",
-    "rated": "已评",
-    "ties": "平",
-    "left": "选左",
-    "repeats the same": "重复题一致",
-    "late, not counted": "迟到，未计入",
-}
 
 
 def _both(english: str, chinese: str) -> Markup:
