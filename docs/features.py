@@ -157,6 +157,18 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ("evaluate/test_predicted.py",),
     ),
     (
+        "Blind tests by people, on a local page or with one file to send: sealed sides, repeats, several raters; exact sign "
+        "test, Wilson interval, agreement, how many votes are needed",
+        "人工盲测，使用本地网页或一个可发送的文件：左右顺序密封、重复题、多位评审；精确符号检验、Wilson 区间、一致性、所需票数",
+        (
+            "evaluate/test_votes.py",
+            "evaluate/blind/test_sealing.py",
+            "evaluate/blind/test_page.py",
+            "evaluate/blind/test_report.py",
+            "serve/test_blind.py",
+        ),
+    ),
+    (
         "A report in one offline page, loss curve as picture and in the terminal, `runs list` at once",
         "单文件离线报告、损失曲线（图片与终端）、`runs list` 瞬时返回",
         ("evaluate/test_report.py", "evaluate/test_curve.py", "cli/test_runs.py", "test_startup.py"),

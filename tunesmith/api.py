@@ -8,6 +8,7 @@ verify_resume  a training that is killed and gone on with, against one that isn'
 runs, open_run, summary    look at run folders
 load       a model or a run that answers: model.chat(…), model.stream(…), model.complete(…)
 generate   answers for every prompt of a file
+blind_new  a test by people of two models' answers, sealed
 evaluate   figures of one model on rows with answers
 compare    figures of two, row by row
 report     write a run's report.html again
@@ -30,6 +31,7 @@ from tunesmith.data.template import Renderer
 from tunesmith.errors import DataError, UsageError
 from tunesmith.evaluate import curve, measure
 from tunesmith.evaluate.answerers import Note, Watch
+from tunesmith.evaluate.blind import new as blind
 from tunesmith.evaluate.measure import Result
 from tunesmith.evaluate.metrics import Named
 from tunesmith.evaluate.predicted import read_predictions
@@ -270,6 +272,40 @@ def compare(
         _name(a), second, questions, chosen, build(Sampling, sampling),
         output=_path(output), dtype=dtype, template=template, watch=watch, note=note,
     )  # fmt: skip
+
+
+def blind_new(
+    a: str | Path | RunDir,
+    b: str | Path | RunDir,
+    *,
+    data: str | None = None,
+    output: str | Path | None = None,
+    items: int = blind.ITEMS,
+    repeats: float = blind.REPEATS,
+    title: str = "",
+    ask: str = "",
+    references: bool = False,
+    dtype: str = "auto",
+    template: str | None = None,
+    watch: Callable[[Summary], None] | None = None,
+    **sampling: Any,
+) -> blind.Made:
+    """A blind test of two models, runs or files of answers (.jsonl), sealed, in the folder `.test.path`.
+
+    Models answer `items` rows of `data`, one model after the other; a call that was interrupted is continued
+    by the same call. `repeats` is the share of items that are shown again, `ask` the question to raters;
+    `references` shows them the rows' own answers. Raises DataError, SettingsError, UsageError, RunError.
+    """
+    settings = build(Sampling, sampling).given()
+    asked = {"dtype": dtype, "template": template, **settings}
+    request = blind.Request(_name(a), _name(b), data, items, repeats, title, ask, references, asked)
+
+    def answer(name: str, prompts: Sequence[Conversation], file: Path) -> object:
+        return generate(
+            name, prompts, file, existing="resume", dtype=dtype, template=template, watch=watch, **settings
+        )
+
+    return blind.new(request, answer, output=_path(output))
 
 
 def open_run(path: str | Path) -> RunDir:

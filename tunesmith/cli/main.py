@@ -62,6 +62,16 @@ VERBS: dict[str, Verb] = {
     "generate": Verb("tunesmith.cli.generate", "Answer every prompt of a file."),
     "eval": Verb("tunesmith.cli.eval", "Measure a model or a run on rows with answers."),
     "compare": Verb("tunesmith.cli.compare", "Measure two of them on the same rows, with uncertainty."),
+    "blind": Verb(
+        "tunesmith.cli.blind",
+        "Let people judge two models without knowing which is which.",
+        {
+            "new": "Draw rows, let both models answer, and seal which is which.",
+            "serve": "Let raters work on a page of this machine, until Ctrl-C.",
+            "page": "Write one offline file to send to raters.",
+            "report": "Unseal the test and say what the votes are worth.",
+        },
+    ),
     "runs": Verb(
         "tunesmith.cli.runs",
         "Look at the runs of a folder.",
