@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         summary,
         train,
         verify,
+        verify_resume,
     )
     from tunesmith.errors import TunesmithError
     from tunesmith.infer.config import Sampling
@@ -54,6 +55,7 @@ __all__ = [
     "summary",
     "train",
     "verify",
+    "verify_resume",
 ]
 
 _ELSEWHERE = {

@@ -4,6 +4,7 @@ check      read data files and say what is in them
 train      a job -> a run folder
 plan       what a job will take in memory, disk and time, and whether it fits
 verify     a job's gradients against the naive computation
+verify_resume  a training that is killed and gone on with, against one that isn't
 runs, open_run, summary    look at run folders
 load       a model or a run that answers: model.chat(…), model.stream(…), model.complete(…)
 generate   answers for every prompt of a file
@@ -42,9 +43,9 @@ from tunesmith.infer.predictions import Existing, Summary, answer_into, check_ou
 from tunesmith.records import Conversation
 from tunesmith.rundir import RunDir
 from tunesmith.settings import build
-from tunesmith.train import fit
+from tunesmith.train import fit, resume_check
 from tunesmith.train import verify as verification
-from tunesmith.train.config import VERIFIED_TOKENS, Job, job_from, load_job_or_run
+from tunesmith.train.config import RESUMED_STEPS, VERIFIED_TOKENS, Job, job_from, load_job_or_run
 from tunesmith.train.listener import Lines, Listener
 from tunesmith.train.plan import Plan, Planner, calibrate, target_of
 from tunesmith.train.resume import asked_for, choose
@@ -142,6 +143,19 @@ def verify(
     memory can't hold the model in fp32.
     """
     return verification.verify(_job(job, settings), tokens, note)
+
+
+def verify_resume(
+    job: Job | Mapping[str, Any] | str | Path,
+    *settings: str,
+    steps: int = RESUMED_STEPS,
+    note: Callable[[str], None] = lambda _: None,
+) -> resume_check.Verdict:
+    """Kill a real training of the job half-way through `steps` steps, go on with it, and compare.
+
+    `.equal` is True where it ended as an uninterrupted one, byte for byte. `job` may be a run's folder too.
+    """
+    return resume_check.verify_resume(_job(job, settings), steps, note)
 
 
 def load(

@@ -193,6 +193,21 @@ def _apart(tensors: Mapping[str, Tensor], copied: bool) -> Iterator[tuple[str, T
         yield name, made
 
 
+def differing(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that only one of them has, or that differ in format, shape or any bit."""
+    return sorted(key for key in one.keys() | other.keys() if not _same(one.get(key), other.get(key)))
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    # As bytes: a state may be NaN.
+    return (
+        one is not None
+        and other is not None
+        and (one.dtype, one.shape) == (other.dtype, other.shape)
+        and torch.equal(*(t.cpu().reshape(-1).view(torch.uint8) for t in (one, other)))
+    )
+
+
 def _set_aside(folder: Path) -> None:
     aside = folder.with_name(f"damaged-{folder.name}")
     _remove(aside)

@@ -88,7 +88,7 @@ class Compiled:
         finally:
             for layer in self.layers:
                 layer._compiled_call_impl = None
-        if self.active and _graphs() != before and [*rows] not in self.seen:
+        if rows and self.active and _graphs() != before and [*rows] not in self.seen:
             self.seen.append([*rows])
 
     def build(self, trial: Callable[[], None]) -> float:

@@ -28,6 +28,7 @@ Schedule = Literal[
     "constant_with_warmup", "inverse_sqrt", "warmup_stable_decay",
 ]  # fmt: skip
 
+RESUMED_STEPS = 6  # on which `tunesmith verify --resume` compares
 VERIFIED_TOKENS = 1024  # of the first rows, about, on which `tunesmith verify` compares gradients
 
 

@@ -65,7 +65,7 @@ def run_loop(training: Training, start: Contents | None = None) -> Outcome:
     embedding = training.model.get_input_embeddings()  # type: ignore[operator]
     with training.stop.listening(), parts.neftune.on(embedding):
         if start:
-            warm_up(training, parts, training.compiled.seen)
+            warm_up(training, parts, [*training.compiled.seen])
             at.generators.put_back()
         try:
             loop.run()

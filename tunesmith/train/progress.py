@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from tunesmith.errors import RunError
 from tunesmith.journal import Mark
@@ -132,20 +131,10 @@ def _put_moments(parts: Parts, saved: Any, name: str) -> None:
     """The optimizer's states; what it made of them must be what was saved, to the last bit."""
     put_states(parts.optimizer, saved)
     (wanted, before), (found, after) = flatten(saved), flatten(states(parts.optimizer))
-    differing = [key for key in before.keys() | after.keys() if not _same(before.get(key), after.get(key))]
+    differing = checkpoint.differing(before, after)
     if wanted != found or differing:
         raise RunError(
             f"The optimizer took the states in {name} otherwise than they were saved.",
-            details=sorted(differing),
+            details=differing,
             fix="Go on with the versions of torch and bitsandbytes that the run began with (job.yaml).",
         )
-
-
-def _same(a: Tensor | None, b: Tensor | None) -> bool:
-    # As bytes: a state may be NaN.
-    return (
-        a is not None
-        and b is not None
-        and (a.dtype, a.shape) == (b.dtype, b.shape)
-        and torch.equal(a.cpu().reshape(-1).view(torch.uint8), b.cpu().reshape(-1).view(torch.uint8))
-    )
