@@ -181,3 +181,17 @@ def test_rows_without_choices_are_named_before_a_model_is_loaded(tmp_path: Path)
     file = write_rows(tmp_path / "p.jsonl", [{**CHOICES[0], "prediction": "B", "references": ["B"]}])
     with pytest.raises(SettingsError, match="no likelihoods"):
         tunesmith.evaluate(predictions=str(file), metrics="choices")
+
+
+def test_documents_are_drawn_whole_in_every_figure(tmp_path: Path) -> None:
+    # Whole documents are right or wrong, so that 40 rows are worth no more than 8.
+    lines = [
+        {"id": i, "prediction": "甲" if i // 5 % 2 else "乙", "references": ["甲"], "document": f"d{i // 5}"}
+        for i in range(40)
+    ]
+    widths = []
+    for name, kept in (("with", lines), ("without", [{**line, "document": ""} for line in lines])):
+        file = str(write_rows(tmp_path / f"{name}.jsonl", kept))
+        found = tunesmith.evaluate(predictions=file, metrics=["exact_match", "chrf"]).content["metrics"]
+        widths.append([metric["high"] - metric["low"] for metric in found.values()])
+    assert all(together > 1.5 * alone for together, alone in zip(*widths, strict=True))
