@@ -39,6 +39,17 @@ def test_two_models_from_drawing_to_the_report(tunesmith: Run, tmp_path: Path) -
     test = open_test(folder)
     answers = {line["id"]: line["prediction"] for line in read_jsonl(test.sealed / "b.jsonl")}
     assert len(answers) == 6
+    # As if it had been killed while the second model answered: the same words go on, with the same draw.
+    whole = (test.sealed / "b.jsonl").read_bytes()
+    (test.sealed / "b.jsonl").write_bytes(whole[: len(whole) * 2 // 3])
+    for file in (test.test_file, test.key_file):
+        file.unlink()
+    assert "isn't made yet" in tunesmith("blind", "serve", str(folder))[2]
+    code, _, err = tunesmith(*words, *FEW)
+    assert code == 0
+    assert "answers by runs/lora" in err
+    assert "answers by qwen2" not in err
+    assert (test.sealed / "b.jsonl").read_bytes() == whole
     rate(test, "李雷", lambda *_: "tie")
     code, out, _ = tunesmith("blind", "report", str(folder), "--json")
     report = json.loads(out)

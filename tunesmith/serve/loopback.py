@@ -106,6 +106,8 @@ class LoopbackHandler(BaseHTTPRequestHandler):
             headers["Set-Cookie"] = cookie
         for name, value in headers.items():
             self.send_header(name, value)
+        if self.close_connection:
+            self.send_header("Connection", "close")
         if status != HTTPStatus.NO_CONTENT:
             self.send_header("Content-Length", str(len(content)))
         self.end_headers()

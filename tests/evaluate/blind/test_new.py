@@ -20,10 +20,12 @@ class Model:
     """Answers into a file as `generate` does, and is interrupted after so many answers of a call."""
 
     def __init__(self) -> None:
+        self.called: list[str] = []
         self.asked: list[tuple[str, str]] = []
         self.room = 10**6
 
     def __call__(self, name: str, prompts: Sequence[Conversation], file: Path) -> None:
+        self.called.append(name)
         done = len(read_jsonl(file))
         with file.open("a", encoding="utf-8") as out:
             for prompt in prompts[done:]:
@@ -60,6 +62,7 @@ def test_an_interrupted_one_goes_on_with_the_same_draw(
     made_now = new(request, model)
     assert str(made_now.test.path) == "blind/valid"
     assert len(model.asked) == 20  # nothing was asked twice
+    assert model.called == ["base", "base", "base", "tuned", "tuned"]  # nor loaded to find all answered
     keys = {place["row"] for place in made_now.test.key()["items"]}
     assert keys == {key for _, key in model.asked}
     # The next one is another test, and what was begun with other words isn't touched.

@@ -154,6 +154,8 @@ def test_the_server_keeps_each_choice_and_says_when_it_cant(
     page.keyboard.press("2")
     page.wait_for_selector("#problem:not([hidden])")
     assert "isn't saved" in page.inner_text("#problem")
+    told, keys = page.locator("#problem").bounding_box(), page.locator("#rate nav").bounding_box()
+    assert told["y"] + told["height"] <= keys["y"]  # beside the buttons, not over them
     assert page.inner_text("#count").startswith("1 /")
     page.unroute("**/rate")
     press(page, "2", 2)
