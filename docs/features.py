@@ -165,6 +165,29 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ("evaluate/test_report.py", "evaluate/test_curve.py", "cli/test_runs.py", "test_startup.py"),
     ),
     (
+        "Answers and figures of whole files go on after a kill at any instant, no row computed twice, the result the "
+        "same",
+        "批量回答与评测随时被杀都能接着做：已完成的行不重算，结果不变",
+        (
+            "test_worklog.py",
+            "infer/test_predictions.py",
+            "evaluate/test_continued.py",
+            "faults/test_matrix.py",
+        ),
+    ),
+    (
+        "In each step: memory that runs out, losses that aren't numbers or jump, the rows that cost most; each fault "
+        "injected for real, each guard seen to fail when it's taken out",
+        "每一步都有防护：内存不足自动减半重试，非有限值与损失突跳会被发现，损失最高的行会列出；每种故障都真实注入，去掉防护则测试必败",
+        (
+            "train/test_memory.py",
+            "train/test_spikes.py",
+            "train/test_worst.py",
+            "train/test_reader.py",
+            "faults/test_matrix.py",
+        ),
+    ),
+    (
         "Bad input ends with one message, the right exit code, and nothing half-written",
         "错误输入只给出一条清楚的说明和正确的退出码，不留下半成品文件",
         ("e2e/test_bad_input.py",),

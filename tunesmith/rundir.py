@@ -6,6 +6,7 @@
       trained-rows.txt    a key of every row that was learnt from, not the rows themselves
       metrics.jsonl       one line per step, append only
       samples.jsonl       fixed prompts answered during training
+      worst.jsonl         the 20 rows with the highest loss when they were last trained on
       adapter/            final adapter, PEFT format; model/ after full or freeze tuning
       checkpoints/        step-000120/ …
       eval/  report.html  log.txt
@@ -64,6 +65,10 @@ class RunDir:
     @property
     def samples_file(self) -> Path:
         return self.path / "samples.jsonl"
+
+    @property
+    def worst_file(self) -> Path:
+        return self.path / "worst.jsonl"
 
     @property
     def log_file(self) -> Path:
@@ -142,10 +147,7 @@ class RunDir:
         handle = self._open(self.path / "lock", "a")
         if not locks.hold(handle, LOCK_SECONDS):
             handle.close()
-            raise RunError(
-                f"{self.path} is being trained by another process.",
-                fix="Wait for it, or give another folder: output=runs/other.",
-            )
+            raise _in_use(self.path)
         try:
             yield
         finally:
@@ -172,6 +174,8 @@ def check_free(path: Path) -> None:
             # Some places (/proc) refuse although the permissions say otherwise.
             with tempfile.TemporaryDirectory(dir=there, prefix=".tunesmith-"):
                 pass
+    if used and locks.is_held(path / "lock"):
+        raise _in_use(path)
     if used:
         raise RunError(
             f"{path} is there already, with files in it." if path.is_dir() else f"{path} is a file.",
@@ -187,6 +191,13 @@ def _never_began(path: Path) -> bool:
     """Whether a folder is empty, or holds only what a training leaves that is killed before its record."""
     rest = [file for file in path.iterdir() if file.name != "lock" and not is_leftover(file)]
     return not rest and not locks.is_held(path / "lock")
+
+
+def _in_use(path: Path) -> RunError:
+    return RunError(
+        f"{path} is being trained by another process.",
+        fix="Wait for it, or give another folder: output=runs/other.",
+    )
 
 
 def create(path: Path) -> RunDir:

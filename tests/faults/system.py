@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import shutil
 import signal
 import subprocess
-from functools import cache
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("faulty.c")
@@ -17,6 +19,8 @@ KINDS = {
 }  # fmt: skip
 ANY = sum(KINDS.values())
 KILL_BEFORE, KILL_AFTER = -1, -2
+AT_END: list[Callable[[], object]] = []
+"""What a child does before it ends (warm.py)."""
 
 
 def compiler() -> str | None:
@@ -35,14 +39,15 @@ def build(folder: Path) -> Path:
 # What follows is called in the child, before the command (warm.py).
 
 
-def arm(folder: str, kinds: int, at: int, action: int, forever: bool = False) -> None:
-    """Let the `at`th call of these kinds below a folder fail with errno `action`, or kill; 0: only count."""
-    _library().faults_arm(folder.encode(), kinds, ctypes.c_long(at), action, int(forever))
+def arm(folder: str, kinds: int, at: int, action: int, forever: bool, counted: str) -> None:
+    """Let the `at`th call of these kinds below a folder fail with errno `action`, or kill; 0: only count.
 
-
-def counted() -> int:
-    """Calls since `arm`."""
-    return int(_library().faults_count())
+    At its end the process writes into `counted` how many calls there were.
+    """
+    library = ctypes.CDLL(None)
+    library.faults_count.restype = ctypes.c_long
+    library.faults_arm(folder.encode(), kinds, ctypes.c_long(at), action, int(forever))
+    AT_END.append(lambda: Path(counted).write_text(str(library.faults_count()), encoding="utf-8"))
 
 
 def limit_file_size(size: int) -> None:
@@ -51,8 +56,27 @@ def limit_file_size(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
-@cache
-def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(None)
-    library.faults_count.restype = ctypes.c_long
-    return library
+def limit_memory(more: int) -> None:
+    """The process may take so many bytes more than it has now (RLIMIT_AS)."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
+    size = pages * resource.getpagesize() + more
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+
+def set_variable(name: str, value: str) -> None:
+    """Set a variable of the environment."""
+    os.environ[name] = value
+
+
+def deaf_reader(gone: bool) -> None:
+    """stderr is a pipe that nobody empties, full already, or one whose reader has gone."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while not gone:
+            os.write(writing, b"x" * 4096)
+    os.set_blocking(writing, True)
+    os.dup2(writing, 2)
+    os.close(writing)
+    if gone:
+        os.close(reading)

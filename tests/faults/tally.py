@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.faults.processes import Warm
+from tunesmith.errors import TunesmithError
 
 
 @dataclass
@@ -22,12 +23,12 @@ class Tally:
 
     @contextmanager
     def fault(self, what: str) -> Iterator[None]:
-        """One injection; an AssertionError inside says what was lost."""
+        """One injection; what goes wrong inside says what was lost."""
         self.injected += 1
         try:
             yield
             self.survived += 1
-        except AssertionError as error:
+        except (AssertionError, TunesmithError) as error:
             self.lost.append(f"{what}: {str(error).strip().splitlines()[0] if str(error) else 'lost'}")
 
     @property
@@ -42,6 +43,7 @@ class Place:
     folder: Path
     warm: Warm
     full: bool
+    every: int = 1  # of the cases of long rows: 1 takes them all
 
     def many(self, full: int, quick: int) -> int:
         """How many faults: the figure of the matrix, or that of the quick subset."""

@@ -74,7 +74,7 @@ def tiny_job(place: Place, name: str, **changes: Any) -> TinyJob:
         "adapter": {"rank": 4, "alpha": 8, "dropout": 0.1},
         "train": {
             "max_steps": STEPS,
-            "tokens_per_step": 512,
+            "tokens_per_step": 320,
             "microbatch_tokens": 256,
             "learning_rate": 1e-2,
             "eval_every": 10,

@@ -14,8 +14,11 @@ import json
 import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import Any
 
+import matplotlib.backends.backend_agg
+import matplotlib.figure
 import transformers.models.llama.modeling_llama
 import transformers.models.qwen2.modeling_qwen2
 
@@ -24,9 +27,10 @@ import tunesmith.cli.compare
 import tunesmith.cli.eval
 import tunesmith.cli.generate
 import tunesmith.cli.train
+from tests.faults.system import AT_END
 from tunesmith.cli.main import main
 
-IMPORTED = (transformers, tunesmith)
+IMPORTED = (matplotlib, transformers, tunesmith)
 
 
 def serve() -> None:
@@ -63,8 +67,11 @@ def _child(request: dict[str, Any]) -> None:
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for call in AT_END:
+            call()
+        with suppress(OSError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
 

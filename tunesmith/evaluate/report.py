@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import shlex
 from collections.abc import Mapping
 from importlib.resources import files
@@ -83,7 +84,11 @@ def _story(run: RunDir) -> dict[str, Any]:
     }
     # Before and after first: it is what the reader came for.
     results = sorted(read_results(run), key=lambda result: result["kind"] != "comparison")
-    texts = {"results": [_result(result) for result in results], "samples": _samples(run)}
+    texts: dict[str, Any] = {
+        "results": [_result(result) for result in results],
+        "samples": _samples(run),
+        "worst": [_worst(row) for row in read_jsonl(run.worst_file)],
+    }
     return {
         **short_paths(without_secrets(clean)),
         **short_paths(without_secrets(texts), foreign=False),
@@ -145,6 +150,12 @@ def _samples(run: RunDir) -> list[dict[str, Any]]:
         )
         entry["answers"].append((sample.get("step"), sample.get("answer", "")))
     return list(prompts.values())
+
+
+def _worst(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Loss, that of its step, place and beginning of a row that cost most."""
+    losses = (f"{row.get(name, math.nan):.2f}" for name in ("loss", "step_loss"))
+    return (*losses, str(row.get("origin", "")), str(row.get("text", "")))
 
 
 DATA_LINES = (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from tunesmith import disk
 from tunesmith.errors import TrainError
@@ -22,7 +23,7 @@ def log_file(run: RunDir, *, new: bool) -> Iterator[None]:
     A new run that is interrupted before anything was measured leaves no folder.
     """
     with disk.disk_errors(run.log_file):
-        handler = logging.FileHandler(run.log_file, encoding="utf-8")
+        handler = _LogFile(run.log_file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     loggers = [log, logging.getLogger("py.warnings"), logging.getLogger("transformers")]
     logging.captureWarnings(True)
@@ -64,3 +65,15 @@ def _where(run: RunDir) -> str:
         f"Next:   tunesmith train {run.path} --resume     (goes on; so does the same command again)\n"
         f"        tunesmith runs show {run.path}"
     )
+
+
+class _LogFile(logging.FileHandler):
+    """A log that a full disk doesn't make loud: what can't be written is left out."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):  # what is still in Python's buffer
+            super().close()

@@ -151,11 +151,8 @@ class Lines:
         self.say(what_is_trained(steps, facts))
 
     def step(self, line: Mapping[str, Any]) -> None:
-        if line.get("skipped"):
-            self.say(
-                f"step {line['step']}: the loss or gradient isn't finite; this step changed nothing",
-                style="red",
-            )
+        if (said := flagged(line)) is not None:
+            self.say(said, style="red")
         # Of the steps alone: an evaluation before the first one would make the estimate far too long.
         self._step_seconds.append(line["tokens"] / line["tokens_per_second"])
         now = time.monotonic()
@@ -200,6 +197,18 @@ def what_is_trained(steps: int, facts: Mapping[str, Any]) -> str:
         f"Training {facts['trainable']:,} of {facts['parameters']:,} parameters ({share:.3g} %), "
         f"{counted(steps, 'step')}."
     )
+
+
+def flagged(line: Mapping[str, Any]) -> str | None:
+    """What is wrong with a step, in a sentence; None where nothing is."""
+    if line.get("skipped"):
+        return f"step {line['step']}: the loss or gradient isn't finite; this step changed nothing"
+    if "spike" in line:
+        return (
+            f"step {line['step']}: the loss jumped to {line['loss']:.3f}, {line['spike']:.1f} standard "
+            f"deviations above the steps before; its worst rows: {', '.join(line['spike_rows'])}"
+        )
+    return None
 
 
 def figures(line: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -9,7 +9,9 @@ A checkpoint stands after all of these, or says which of them are still to be do
 from __future__ import annotations
 
 import logging
+import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,13 @@ from tunesmith.data.pack import Step
 from tunesmith.errors import TrainError
 from tunesmith.train import checkpoint, watch
 from tunesmith.train.checkpoint import Contents
+from tunesmith.train.listener import flagged
+from tunesmith.train.memory import OutOfMemory
 from tunesmith.train.progress import Cursor, Progress, capture, restore
 from tunesmith.train.saving import Best, Saved, Saver, kept_best
 from tunesmith.train.signals import Stopped
-from tunesmith.train.step import Parts, build_parts, take_step, warm_up
+from tunesmith.train.smaller import halve
+from tunesmith.train.step import Parts, Taken, build_parts, start_again, take_step, warm_up
 from tunesmith.train.training import Training
 
 log = logging.getLogger("tunesmith")
@@ -96,12 +101,15 @@ class _Loop:
         self._began = time.monotonic() - at.seconds
         begun_at = at.step
         self._follow_up()
-        for epoch, cursor, step in training.plans.numbered(at.cursor, at.step):
-            if self._over:
-                break
-            line = take_step(training, step, self.parts)
-            self._count(line, step, epoch, Cursor(*cursor))
-            self._follow_up()
+        while not self._over:
+            for epoch, cursor, step in training.plans.numbered(at.cursor, at.step):
+                if self._over:
+                    break
+                taken = self._take(step)
+                if taken is None:
+                    break  # the plan is another now: the same step comes again
+                self._count(taken, step, epoch, Cursor(*cursor))
+                self._follow_up()
         if at.step < training.steps and at.step > begun_at:
             training.listener.note(
                 f"Stopped early at step {at.step}: no better loss in "
@@ -112,20 +120,37 @@ class _Loop:
     def _over(self) -> bool:
         return self.at.step == self.training.steps or watch.patience_ended(self.training, self.at)
 
-    def _count(self, line: dict[str, Any], step: Step, epoch: float, cursor: Cursor) -> None:
+    def _take(self, step: Step) -> Taken | None:
+        """Take a step; None where memory ran out, and it is to be taken again in smaller forward passes."""
+        try:
+            return take_step(self.training, step, self.parts)
+        except OutOfMemory as error:
+            place, rows = error.place, error.rows
+        # Out here what the failed pass held is no longer held by the error.
+        self.parts = start_again(self.training, self.parts)
+        self.at.generators.put_back()
+        told = halve(self.training, self.at.cursor, self.at.step, place, rows)
+        log.warning("%s", told)
+        self.training.listener.note(told)
+        return None
+
+    def _count(self, taken: Taken, step: Step, epoch: float, cursor: Cursor) -> None:
         """Write down a step that was taken. Raises TrainError after too many that weren't finite."""
-        training, at = self.training, self.at
+        training, at, line = self.training, self.at, taken.line
         finite = not line.get("skipped")
         if finite:
             training.learnt.update(training.train[i].row for pack in step.microbatches for i in pack)
         at.ended(at.step + 1, epoch, cursor, time.monotonic() - self._began, finite=finite)
-        line = {"step": at.step, "epoch": round(epoch, 4), **line, "seconds": at.seconds}
+        flags = training.guards.see(at.step, line["loss"], taken.losses)
+        line = {"step": at.step, "epoch": round(epoch, 4), **line, **flags, "seconds": at.seconds}
         training.metrics.append(line)
         at.done(training)
         training.tracking.log(line)
         training.listener.step(line)
+        if (said := flagged(line)) is not None:
+            log.warning("%s", said)
         if at.bad >= (SCALED_LIMIT if self.parts.scaler.is_enabled() else NON_FINITE_LIMIT):
-            raise _non_finite(training, step, at.step, at.bad)
+            raise _non_finite(training, taken.losses, at.step, at.bad)
 
     def _follow_up(self) -> None:
         """What belongs after a step: validation, samples, a checkpoint, the end if one is asked for."""
@@ -170,6 +195,7 @@ class _Loop:
         self._improved = False
         if at.step == 0:
             return  # nothing was learnt yet
+        training.guards.write(training.run)
         if checkpoint.folder_of(training.run, at.step).is_dir():
             self.saver.best = best or self.saver.best
             return  # nothing was learnt since
@@ -202,11 +228,13 @@ class _Loop:
         return Outcome(at.step, folder, loss, step, at.step < self.training.steps, at.seconds)
 
 
-def _non_finite(training: Training, step: Step, number: int, in_a_row: int) -> TrainError:
-    origins = sorted({str(training.train[i].origin) for batch in step.microbatches for i in batch})
+def _non_finite(training: Training, losses: Mapping[int, float], number: int, in_a_row: int) -> TrainError:
+    # Where only the gradient isn't finite, any row of the step may be the one.
+    rows = [i for i, loss in losses.items() if not math.isfinite(loss)] or list(losses)
+    details = training.guards.named({i: losses[i] for i in rows}, len(rows))
     return TrainError(
         f"The loss or the gradient isn't finite, {in_a_row} steps in a row (up to step {number}); "
         "the weights are those before the first of them.",
-        details=[f"row of the last step: {origin}" for origin in origins],
+        details=[f"row of the last step: {named}" for named in details],
         fix="Lower train.learning_rate, use dtype=fp32, or look at these rows.",
     )

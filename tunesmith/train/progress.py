@@ -17,6 +17,7 @@ from tunesmith.journal import Mark
 from tunesmith.train import checkpoint
 from tunesmith.train.checkpoint import LOOP, OPTIMIZER, WEIGHTS, Contents
 from tunesmith.train.generators import Generators
+from tunesmith.train.guards import PREFIX
 from tunesmith.train.optim import put_states, seek, states
 from tunesmith.train.state_tree import flatten, unflatten
 from tunesmith.train.step import Parts
@@ -73,17 +74,20 @@ def capture(training: Training, parts: Parts, at: Progress, *, copied: bool) -> 
     optimizer, moments = flatten(states(parts.optimizer))
     rows = np.zeros(max(training.learnt, default=-1) + 1, dtype=np.uint8)
     rows[[*training.learnt]] = 1
+    losses, costs = training.guards.state()
     state = {
         **{name: getattr(at, name) for name in _PLAIN},
         "cursor": {**at.cursor._asdict(), "seed": training.settings.seed},
         "microbatch_tokens": training.settings.microbatch_tokens,
+        "halved": training.halved,
+        "losses": losses,
         "optimizer": {"name": training.settings.optimizer, "states": optimizer},
         "scaler": parts.scaler.state_dict(),
         "generators": at.generators.numbers,
         "compiled": training.compiled.seen,
         "trackers": training.tracking.ids,
     }
-    loop = {**at.generators.tensors, LEARNT: torch.from_numpy(np.packbits(rows))}
+    loop = {**at.generators.tensors, **costs, LEARNT: torch.from_numpy(np.packbits(rows))}
     tensors = {WEIGHTS: checkpoint.trained_weights(training.model), OPTIMIZER: moments, LOOP: loop}
     return Contents(state, {name: checkpoint.on_cpu(part, copied=copied) for name, part in tensors.items()})
 
@@ -108,14 +112,18 @@ def restore(training: Training, parts: Parts, contents: Contents) -> Progress:
     parts.scaler.load_state_dict(state["scaler"])
     training.learnt = set(np.flatnonzero(np.unpackbits(tensors[LOOP][LEARNT].numpy())).tolist())
     training.compiled.seen = [[*rows] for rows in state["compiled"]]
-    if training.settings.microbatch_tokens != state["microbatch_tokens"]:
+    training.guards.restore(state["losses"], tensors[LOOP])
+    if (training.settings.microbatch_tokens, training.halved) != (
+        state["microbatch_tokens"],
+        state["halved"],
+    ):
         size = {"microbatch_tokens": state["microbatch_tokens"]}
         training.settings = training.settings.model_copy(update=size)
+        training.halved = state["halved"]
         training.plan()
     cursor = Cursor(state["cursor"]["epoch"], state["cursor"]["steps"])
-    generators = Generators(
-        {key: value for key, value in tensors[LOOP].items() if key != LEARNT}, state["generators"]
-    )
+    drawn = {k: t for k, t in tensors[LOOP].items() if k != LEARNT and not k.startswith(PREFIX)}
+    generators = Generators(drawn, state["generators"])
     return Progress(**{key: state[key] for key in _PLAIN}, cursor=cursor, generators=generators)
 
 

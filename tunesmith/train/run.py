@@ -17,7 +17,7 @@ from tunesmith.data.template import Renderer
 from tunesmith.data.trained_rows import write_trained_rows
 from tunesmith.errors import RunError
 from tunesmith.model import adapters
-from tunesmith.records import Conversation
+from tunesmith.records import Conversation, Record, Text
 from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint, going_on
 from tunesmith.train.config import Job
@@ -26,7 +26,15 @@ from tunesmith.train.facts import facts_of
 from tunesmith.train.forward import mixed_precision
 from tunesmith.train.going_on import Start
 from tunesmith.train.identity import made_from
-from tunesmith.train.listener import Listener, Silent, Undisturbed, how_it_ended, report_text, what_is_trained
+from tunesmith.train.listener import (
+    Listener,
+    Silent,
+    Undisturbed,
+    how_it_ended,
+    one_line,
+    report_text,
+    what_is_trained,
+)
 from tunesmith.train.loop import Outcome, run_loop
 from tunesmith.train.optim import check_installed as check_optimizer
 from tunesmith.train.prepare import Prepared, prepare, require_disk
@@ -87,6 +95,7 @@ def _train(
     """From the first or the next step to the final weights, in a run that this process holds."""
     training, job = ready.training, ready.job
     training.sample = _sampler(ready, listener, answer)
+    training.guards.text = lambda example: _first_words(ready.train_rows.records[example.row])
     training.made_from = made_from(facts)
     # First of all: a folder with this record can be gone on with, whatever comes next.
     disk.write_atomic(run.job_file, yaml.safe_dump(facts, allow_unicode=True, sort_keys=False))
@@ -108,6 +117,7 @@ def _train(
             finally:
                 records = [ready.train_rows.records[row] for row in sorted(training.learnt)]
                 write_trained_rows(run, records, job.adapter.continue_from)
+                training.guards.write(run)
             model = cast(PreTrainedModel, training.model)
             _save_final(run, model, ready.renderer, outcome, facts, listener.note)
             log.info("%s", how_it_ended(outcome.summary()))
@@ -138,6 +148,14 @@ def _sampler(ready: Prepared, listener: Listener, answer: AnswerHook | None) -> 
             listener.sampled(line)
 
     return sample
+
+
+def _first_words(record: Record) -> str:
+    """The beginning of what a row asks and of what it answers."""
+    if isinstance(record, Conversation):
+        asked = record.prompt.messages
+        return f"{one_line(asked[-1].content, 100) if asked else ''} → {one_line(record.answer or '', 100)}"
+    return one_line(record.text, 200) if isinstance(record, Text) else ""
 
 
 def _save_final(

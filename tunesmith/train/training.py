@@ -19,6 +19,7 @@ from tunesmith.train.compiling import Compiled, shaped_by
 from tunesmith.train.config import TrainSettings
 from tunesmith.train.epochs import Epochs
 from tunesmith.train.forward import mixed_precision
+from tunesmith.train.guards import Guards
 from tunesmith.train.listener import Listener
 from tunesmith.train.objectives import Objective
 from tunesmith.train.signals import Stop
@@ -55,15 +56,18 @@ class Training:
     compiled: Compiled = field(default_factory=Compiled)
     learnt: set[int] = field(default_factory=set)  # rows (indexes of records) that a step was made of
     made_from: dict[str, str] = field(default_factory=dict)  # hashes of job, data, …, for checkpoints
+    halved: int = 0  # how often memory ran out: forward passes are that many times half as large
     plans: Epochs = field(init=False)
     valid_plan: list[tuple[int, ...]] = field(init=False)
     metrics: Journal = field(init=False)
     samples: Journal = field(init=False)
     stop: Stop = field(init=False)
+    guards: Guards = field(init=False)
 
     def __post_init__(self) -> None:
         self.plan()
         self.metrics, self.samples = Journal(self.run.metrics_file), Journal(self.run.samples_file)
+        self.guards = Guards(self.train)
         self.stop = Stop(lambda text: self.listener.note(text))
 
     def plan(self) -> None:
@@ -106,7 +110,7 @@ class Training:
 def plan_epochs(training: Training) -> Epochs:
     """The steps of every epoch, as the settings ask."""
     settings, lengths = training.settings, [len(example.input_ids) for example in training.train]
-    rows = settings.rows_per_step
+    rows, at_once = settings.rows_per_step, settings.batch_size
     return Epochs(
         lengths,
         epochs=settings.epochs,
@@ -115,7 +119,7 @@ def plan_epochs(training: Training) -> Epochs:
         tokens_per_step=None if rows else settings.tokens_per_step or default_tokens_per_step(lengths),
         rows_per_step=rows,
         microbatch_tokens=microbatch_tokens(training),
-        microbatch_rows=None if training.packing else settings.batch_size,
+        microbatch_rows=None if training.packing or not at_once else max(1, at_once >> training.halved),
         packing=training.packing,
         shared=[example.input_ids for example in training.train] if training.sharing else None,
     )
@@ -138,13 +142,14 @@ def default_tokens_per_step(lengths: Sequence[int]) -> int:
 
 
 def microbatch_tokens(training: Training) -> int:
-    """The budget of one forward pass: what the job says, else by the kind of device."""
-    wanted = training.settings.microbatch_tokens
-    if wanted != "auto":
-        return wanted
-    if training.segments and training.device.kind == "cpu":
-        return SEGMENTS_MICROBATCH_TOKENS
-    return MICROBATCH_TOKENS[training.device.kind]
+    """The budget of one forward pass: what the job says, else by the kind of device; less, once memory was
+    short.
+    """
+    tokens = training.settings.microbatch_tokens
+    if tokens == "auto":
+        on_cpu = training.segments and training.device.kind == "cpu"
+        tokens = SEGMENTS_MICROBATCH_TOKENS if on_cpu else MICROBATCH_TOKENS[training.device.kind]
+    return max(1, tokens >> training.halved)
 
 
 def loss_of(training: Training, examples: Sequence[Example]) -> tuple[Tensor, Batch]:

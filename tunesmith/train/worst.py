@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from tunesmith.data.encode import Example
 from tunesmith.disk import write_atomic
 
 KEPT = 20
-SHOWN = 200  # characters of a row's text
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Costs:
         self._step_losses = torch.zeros(examples)
         self._steps = torch.zeros(examples, dtype=torch.int32)  # 0: not trained on yet
 
-    def see(self, step: int, step_loss: float, losses: dict[int, float]) -> None:
+    def see(self, step: int, step_loss: float, losses: Mapping[int, float]) -> None:
         """Take the losses per label token of a step, by example."""
         rows = torch.tensor(list(losses), dtype=torch.int64)
         self._losses[rows] = torch.tensor(list(losses.values()), dtype=torch.float32)
@@ -91,7 +90,6 @@ def write_worst(
 
 
 def _line(cost: Cost, example: Example, text: str) -> dict[str, Any]:
-    flat = " ".join(text.split())
     return {
         "loss": cost.loss,
         "origin": str(example.origin),
@@ -101,5 +99,5 @@ def _line(cost: Cost, example: Example, text: str) -> dict[str, Any]:
         "label_tokens": sum(example.label_mask[1:]),
         "step": cost.step,
         "step_loss": cost.step_loss,
-        "text": flat if len(flat) <= SHOWN else flat[: SHOWN - 1] + "…",
+        "text": text,
     }
