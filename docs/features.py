@@ -108,6 +108,20 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ),
     ),
     (
+        "Stopped, killed or without power, a training goes on at its exact next step and ends byte for byte as if nothing had "
+        "been; checkpoints whole or not there, damage found; what changed is refused with a diff; tried on your machine by "
+        "`verify --resume`",
+        "训练中断、被杀或断电后从准确的下一步继续，结果与从未中断逐字节相同；检查点要么完整要么不存在，损坏必被发现；"
+        "有变动则列出差异并拒绝；`verify --resume` 可在本机实测",
+        (
+            "train/test_resume_loop.py",
+            "train/test_resume_run.py",
+            "train/test_resume_changes.py",
+            "train/test_signals.py",
+            "train/test_resume_check.py",
+        ),
+    ),
+    (
         "Output head on label tokens alone, in chunks, full logits never held; plain LoRA as one function: gradients equal "
         "those of transformers and PEFT",
         "输出层只作用于标签词元并分块计算，从不生成完整 logits；普通 LoRA 合为一个函数：梯度与 transformers、PEFT 一致",

@@ -41,7 +41,10 @@ def job_in(folder: Path, **changes: Any) -> Job:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to run in. Curves and pages, half the time of a run, have tests of their own."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tunesmith.api.curve.write_png", lambda _: None)
+    monkeypatch.setattr("tunesmith.api.report", lambda _: None)
     return tmp_path
 
 
@@ -207,10 +210,10 @@ def test_a_continued_adapter_goes_on(place: Path) -> None:
 
 
 def test_samples_are_written_once(place: Path) -> None:
-    job = write_job(place, train={"sample_every": 1})
+    job = write_job(place, train={"sample_every": 3})
     whole, _ = train(job, "output=whole")
     crash(job)
-    assert len(RunDir(place / "runs" / "tang-1").samples()) == 5
+    assert [s["step"] for s in RunDir(place / "runs" / "tang-1").samples()] == [0, 3]
     run, _ = train(job)
     assert run.samples() == whole.samples()
     assert saved.read_meta(run.adapter) == saved.read_meta(whole.adapter)

@@ -73,8 +73,9 @@ class TrainingProgress(Lines):
     def started(self, steps: int, facts: Mapping[str, Any]) -> None:
         super().started(steps, facts)
         self._bar.start()
-        self._bar.update(self._task, total=steps, visible=True)
-        self._bar.start_task(self._task)
+        # Steps of an earlier process don't tell how fast this one is.
+        done = facts["resumed"][-1]["step"] if facts.get("resumed") else 0
+        self._bar.reset(self._task, start=True, total=steps, completed=done, visible=True)
 
     def step(self, line: Mapping[str, Any]) -> None:
         loss, rate, speed = figures(line)

@@ -184,9 +184,9 @@ def _check_length(continued: Continued, start: Start, ready: Prepared, tell: Not
     told = f"{before} -> {steps} steps."
     if start.step and (jump := _jump(settings, before, steps, start.step)):
         told += (
-            f" The schedule {settings.schedule} is laid over all of them: after step {start.step} the rate "
-            f"is {jump[1]:.2g}, not {jump[0]:.2g}; a training of {steps} steps from the start would have had "
-            "other rates before, too."
+            f" The schedule {settings.schedule} is laid over all of them: the rate goes from {jump[0]:.2g} "
+            f"at step {start.step} to {jump[1]:.2g} at the next one. A training of {steps} steps from the "
+            "start would have had other rates before, too."
         )
     else:
         told += " The rates of the steps so far are those of the longer training."

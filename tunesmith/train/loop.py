@@ -89,6 +89,11 @@ class _Loop:
         self.saver = Saver(training, kept_best(training.run, at))
         self._began = 0.0
         self._improved = False
+        if at.best_step is not None and self.saver.best is None:
+            training.listener.note(
+                f"The checkpoint of the best step so far, {at.best_step}, is gone: the result will be a "
+                "later one."
+            )
 
     def run(self) -> None:
         """From after the step that `at` is at, to the end."""

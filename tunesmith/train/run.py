@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from tunesmith import disk, rundir
 from tunesmith.data.template import Renderer
 from tunesmith.data.trained_rows import write_trained_rows
+from tunesmith.errors import RunError
 from tunesmith.model import adapters
 from tunesmith.records import Conversation, Record, Text
 from tunesmith.rundir import RunDir
@@ -117,7 +118,8 @@ def _train(
                 records = [ready.train_rows.records[row] for row in sorted(training.learnt)]
                 write_trained_rows(run, records, job.adapter.continue_from)
                 training.guards.write(run)
-            _save_final(run, cast(PreTrainedModel, training.model), ready.renderer, outcome, facts)
+            model = cast(PreTrainedModel, training.model)
+            _save_final(run, model, ready.renderer, outcome, facts, listener.note)
             log.info("%s", how_it_ended(outcome.summary()))
     listener.finished({"run": str(run.path), **outcome.summary()})
     return run
@@ -157,13 +159,24 @@ def _first_words(record: Record) -> str:
 
 
 def _save_final(
-    run: RunDir, model: PreTrainedModel, renderer: Renderer, outcome: Outcome, facts: Mapping[str, Any]
+    run: RunDir,
+    model: PreTrainedModel,
+    renderer: Renderer,
+    outcome: Outcome,
+    facts: Mapping[str, Any],
+    note: Callable[[str], None],
 ) -> None:
     """The best weights by validation loss, or the last ones without validation, as adapter/ or model/."""
-    if outcome.best is not None and outcome.best_step != outcome.step:
-        checkpoint.load(outcome.best, model)
+    step = outcome.step
+    if outcome.best is not None and outcome.best_step is not None:
+        try:
+            if outcome.best_step != step:
+                checkpoint.load(outcome.best, model)
+            step = outcome.best_step
+        except RunError as error:  # at the end of it all: rather other weights than none
+            note(f"{error.what} It was the best; the result has the weights of step {step}, the last.")
     meta = {
-        "step": outcome.best_step or outcome.step,
+        "step": step,
         "model": facts["base"]["name"],
         "revision": facts["base"]["revision"],
         "kind": facts["base"]["kind"],
@@ -175,5 +188,5 @@ def _save_final(
         "version": facts["versions"]["tunesmith"],
     }
     uses_peft = facts["job"]["adapter"]["type"] in ("lora", "dora")
-    with disk.new_folder(run.adapter if uses_peft else run.model) as folder:
+    with disk.new_folder(run.adapter if uses_peft else run.model, "result") as folder:
         adapters.save(model, renderer.save, folder, meta=meta)
