@@ -88,7 +88,7 @@ def _chain(place: Place, tally: Tally, cut: Command, whole: Command, seed: int) 
         assert names[0] == names[1], f"left behind: {names[0] - names[1]}"
         tally.survived += killed
     except AssertionError as error:
-        tally.lost.append(f"{cut.verb}, killed {killed} times: {str(error).splitlines()[0]}")
+        tally.lost.append(f"{cut.verb}, killed {killed} times: {' '.join(str(error).split())[:200]}")
 
 
 def _models(place: Place) -> Path:

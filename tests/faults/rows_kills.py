@@ -63,7 +63,7 @@ def _settle(tally: Tally, job: TinyJob, whole: TinyJob, killed: int, went_wrong:
         check_same_end(job, whole)
         tally.survived += killed
     except AssertionError as error:
-        tally.lost.append(f"{job.folder.name}, killed {killed} times: {str(error).splitlines()[0]}")
+        tally.lost.append(f"{job.folder.name}, killed {killed} times: {' '.join(str(error).split())[:200]}")
 
 
 def kills_at_calls(place: Place) -> Tally:

@@ -29,7 +29,7 @@ class Tally:
             yield
             self.survived += 1
         except (AssertionError, TunesmithError) as error:
-            self.lost.append(f"{what}: {str(error).strip().splitlines()[0] if str(error) else 'lost'}")
+            self.lost.append(f"{what}: {' '.join(str(error).split())[:200] or 'lost'}")
 
     @property
     def held(self) -> bool:
