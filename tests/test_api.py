@@ -49,7 +49,7 @@ def test_a_notebook(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "4",
-        "['f1_char', 'exact_match']",
+        "['exact_match', 'f1_char']",
         "4",
         "2 ['first', 'second']",
         "alpaca, because every row has instruction and output",

@@ -60,6 +60,8 @@ def _child(request: dict[str, Any]) -> None:
         if request["before"]:
             module, function, *arguments = request["before"]
             getattr(importlib.import_module(module), function)(*arguments)
+        # Those of the parent remember what they were opened on: a file that could be seeked, say.
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
         sys.argv = ["tunesmith", *request["words"]]
         main()
     except SystemExit as ended:
