@@ -2,6 +2,7 @@
 # make demo    fine-tune the embedded model on Tang quatrains and show before and after
 # make test    everything that a change must pass
 #
+# make faults  kill it, fill its disk, damage its checkpoints: an hour or two (docs/faults.md)
 # make bench   ours against the usual trainers; BENCH passes options on, LLAMAFACTORY=/path/to/venv adds that one
 #
 # PYTHON chooses the interpreter that .venv is made from:  make test PYTHON=python3.12
@@ -17,13 +18,15 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test test-slow bench lint format docs clean
+.PHONY: help setup demo test test-slow faults faults-mutated bench lint format docs clean
 
 help:
 	@echo "make setup      make .venv with the command tunesmith; nothing is run"
 	@echo "make demo       set up, then fine-tune the embedded model on Tang quatrains"
 	@echo "make test       set up, then lint, types and all default tests (offline after the set-up)"
 	@echo "make test-slow  the tests that take minutes"
+	@echo "make faults     the whole fault matrix, hours; FAULTS='--every 10 ROW…' is shorter (docs/reliability.md)"
+	@echo "make faults-mutated  each guard taken out once: its row must fail"
 	@echo "make bench      side by side with TRL and a naive loop, half an hour (bench/README.md)"
 	@echo "make lint       ruff and mypy alone"
 	@echo "make format     let ruff lay out the code"
@@ -41,6 +44,15 @@ test: lint
 
 test-slow: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow
+
+# Run rows alone with FAULTS: `make faults FAULTS="--quick kills"`. All of it writes docs/faults.md.
+FAULTS ?= --write
+
+faults: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.faults.matrix $(FAULTS)
+
+faults-mutated: $(STAMP)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.faults.mutate --write
 
 # An environment of its own: what TRL brings along is no business of the tests.
 BENCH_VENV  := .venv-bench

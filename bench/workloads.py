@@ -59,6 +59,7 @@ class Workload:
                 "batch_size": self.rows_per_step,
                 "eval_every": 0,
                 "save_every": 0,
+                "save_minutes": 0,
                 "seed": SEED,
             },
         }

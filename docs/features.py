@@ -108,6 +108,20 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ),
     ),
     (
+        "Stopped, killed or without power, a training goes on at its exact next step and ends byte for byte as if nothing had "
+        "been; checkpoints whole or not there, damage found; what changed is refused with a diff; tried on your machine by "
+        "`verify --resume`",
+        "训练中断、被杀或断电后从准确的下一步继续，结果与从未中断逐字节相同；检查点要么完整要么不存在，损坏必被发现；"
+        "有变动则列出差异并拒绝；`verify --resume` 可在本机实测",
+        (
+            "train/test_resume_loop.py",
+            "train/test_resume_run.py",
+            "train/test_resume_changes.py",
+            "train/test_signals.py",
+            "train/test_resume_check.py",
+        ),
+    ),
+    (
         "Output head on label tokens alone, in chunks, full logits never held; plain LoRA as one function: gradients equal "
         "those of transformers and PEFT",
         "输出层只作用于标签词元并分块计算，从不生成完整 logits；普通 LoRA 合为一个函数：梯度与 transformers、PEFT 一致",
@@ -160,14 +174,60 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ("evaluate/test_sweep.py", "cli/test_sweep.py"),
     ),
     (
-        "Before and after: loss, perplexity, exact match, character F1, verse form, with intervals and a plain verdict",
-        "前后对比：损失、困惑度、完全匹配、按字 F1、诗句格式，带置信区间和明确结论",
-        ("evaluate/test_metrics.py", "evaluate/test_statistics.py", "evaluate/test_compare.py"),
+        "Before and after: loss, perplexity and metrics by name (exact match, F1, SQuAD, CMRC 2018, ROUGE, BLEU, chrF, labels, multiple choice, verse form, your own), with intervals and a plain verdict",
+        "前后对比：损失、困惑度与各种指标（完全匹配、F1、SQuAD、CMRC 2018、ROUGE、BLEU、chrF、分类、选择题、诗句格式、自定义函数），带置信区间和明确结论",
+        (
+            "evaluate/test_metrics.py",
+            "evaluate/test_published_metrics.py",
+            "evaluate/test_read_metrics.py",
+            "evaluate/test_calibration.py",
+            "evaluate/test_compare.py",
+        ),
+    ),
+    (
+        "Answers of any tool scored from a file, figures by group, intervals over documents",
+        "给任何工具生成的答案文件打分，按组给出数字，按文档计算区间",
+        ("evaluate/test_predicted.py",),
+    ),
+    (
+        "Blind tests by people, on a local page or with one file to send: sealed sides, repeats, several raters; exact sign "
+        "test, Wilson interval, agreement, how many votes are needed",
+        "人工盲测，使用本地网页或一个可发送的文件：左右顺序密封、重复题、多位评审；精确符号检验、Wilson 区间、一致性、所需票数",
+        (
+            "evaluate/test_votes.py",
+            "evaluate/blind/test_sealing.py",
+            "evaluate/blind/test_page.py",
+            "evaluate/blind/test_report.py",
+            "serve/test_blind.py",
+        ),
     ),
     (
         "A report in one offline page, loss curve as picture and in the terminal, `runs list` at once",
         "单文件离线报告、损失曲线（图片与终端）、`runs list` 瞬时返回",
         ("evaluate/test_report.py", "evaluate/test_curve.py", "cli/test_runs.py", "test_startup.py"),
+    ),
+    (
+        "Answers and figures of whole files go on after a kill at any instant, no row computed twice, the result the "
+        "same",
+        "批量回答与评测随时被杀都能接着做：已完成的行不重算，结果不变",
+        (
+            "test_worklog.py",
+            "infer/test_predictions.py",
+            "evaluate/test_continued.py",
+            "faults/test_matrix.py",
+        ),
+    ),
+    (
+        "In each step: memory that runs out, losses that aren't numbers or jump, the rows that cost most; each fault "
+        "injected for real, each guard seen to fail when it's taken out",
+        "每一步都有防护：内存不足自动减半重试，非有限值与损失突跳会被发现，损失最高的行会列出；每种故障都真实注入，去掉防护则测试必败",
+        (
+            "train/test_memory.py",
+            "train/test_spikes.py",
+            "train/test_worst.py",
+            "train/test_reader.py",
+            "faults/test_matrix.py",
+        ),
     ),
     (
         "Bad input ends with one message, the right exit code, and nothing half-written",

@@ -18,8 +18,9 @@ LAYERS = [
     ("evaluate", "export"),
     ("train", "infer", "synth"),
     ("data", "model"),
-    ("settings", "rundir", "device", "redact"),
-    ("errors", "records", "words", "locks", "places"),
+    ("settings", "rundir", "journal", "worklog", "device", "redact"),
+    ("disk",),
+    ("errors", "records", "words", "locks", "failpoints", "places"),
 ]
 LEVEL = {stage: len(LAYERS) - 1 - row for row, stages in enumerate(LAYERS) for stage in stages}
 LINES = 400

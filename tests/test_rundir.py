@@ -12,18 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tunesmith.disk import new_folder, write_atomic
 from tunesmith.errors import RunError
-from tunesmith.rundir import (
-    RunDir,
-    claimed,
-    create,
-    list_runs,
-    new_folder,
-    next_free,
-    open_run,
-    read_jsonl,
-    write_atomic,
-)
+from tunesmith.journal import Journal
+from tunesmith.rundir import RunDir, claimed, create, list_runs, next_free, open_run, read_jsonl
 
 SECOND_PROCESS = """
 import sys
@@ -99,8 +91,8 @@ def test_a_line_that_is_no_object_is_damaged(tmp_path: Path) -> None:
 
 def test_a_half_written_last_line_is_left_out(tmp_path: Path) -> None:
     run = create(tmp_path / "run")
-    run.append(run.metrics_file, {"step": 1, "loss": 2.0})
-    run.append(run.samples_file, {"answer": "春風\u2028不改"})
+    Journal(run.metrics_file).append({"step": 1, "loss": 2.0})
+    Journal(run.samples_file).append({"answer": "春風\u2028不改"})
     with run.metrics_file.open("a", encoding="utf-8") as file:
         file.write('{"step": 2, "lo')
     assert run.metrics() == [{"step": 1, "loss": 2.0}]
@@ -138,7 +130,8 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 from tunesmith.errors import RunError
-from tunesmith.rundir import RunDir, write_atomic
+from tunesmith.disk import write_atomic
+from tunesmith.rundir import RunDir
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 run = RunDir(Path(sys.argv[1]))
@@ -209,7 +202,7 @@ def test_a_folder_with_a_job_alone_is_no_run(tmp_path: Path) -> None:
 
 def test_how_far_a_run_came_is_known_without_its_job(tmp_path: Path) -> None:
     run = create(tmp_path / "run")
-    assert run.stopped_at() == ("step 0", "it has no checkpoint yet (train.save_every)")
+    assert run.stopped_at() == ("step 0", "it has no checkpoint yet")
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
@@ -225,7 +218,7 @@ def test_a_file_system_without_locks_can_hold_a_run(
     monkeypatch.setattr(fcntl, "flock", no_locks)
     assert run.state() == "unfinished"
     with run.lock():
-        run.append(run.metrics_file, {"step": 1})
+        Journal(run.metrics_file).append({"step": 1})
 
 
 def test_folders_that_are_claimed_at_once_are_two(tmp_path: Path) -> None:

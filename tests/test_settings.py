@@ -64,6 +64,7 @@ OTHER_VALUES: dict[str, Any] = {
     "train.checkpoint_activations": True,
     "train.eval_every": 3,
     "train.save_every": 4,
+    "train.save_minutes": 2.5,
     "train.keep": 5,
     "train.early_stopping": 6,
     "train.sample_every": 7,

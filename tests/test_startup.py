@@ -27,7 +27,7 @@ HEAVY = {
     "matplotlib",
     "fastapi",
 }
-VERBS = {"data", "train", "plan", "verify", "chat", "generate", "eval", "compare", "runs", "doctor"}
+VERBS = {"data", "train", "plan", "verify", "chat", "generate", "eval", "compare", "blind", "runs", "doctor"}
 
 # Runs the command, then says on stderr's last line what was imported.
 PROBE = """
@@ -87,6 +87,9 @@ WRONG = [
     ["eval", "any", "--data", "rows.jsonl", "--dtype", "foo"],
     ["compare", "a", "b", "--data", "rows.jsonl", "--dtype", "foo"],
     ["generate", "any", "--input", "no.txt", "--output", "x.jsonl"],
+    ["blind", "new", "a", "b", "--data", "no.jsonl"], ["blind", "new", "a.jsonl", "b.jsonl"],
+    ["blind", "new", "--help"], ["blind", "serve", "no"], ["blind", "report", "--help"],
+    ["blind", "page", "no"],
 ]  # fmt: skip
 
 
@@ -104,6 +107,24 @@ def test_help_and_mistakes_of_every_verb_wait_for_nothing_heavy(words: list[str]
 def test_runs_list_imports_nothing_heavy(words: list[str], tmp_path: Path) -> None:
     _made_runs(tmp_path, 2)
     assert not _modules(words, cwd=tmp_path) & HEAVY
+
+
+def test_what_raters_need_waits_for_no_torch(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        line = {"id": "1", "prompt": "1 + 1?", "prediction": name}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(line) + "\n")
+    words = ["blind", "new", "a.jsonl", "b.jsonl", "--output", "test"]
+    assert not _modules(words, cwd=tmp_path) & HEAVY
+    assert not _modules(["blind", "page", "test"], cwd=tmp_path) & HEAVY
+    item = json.loads((tmp_path / "test/test.json").read_text())["items"][0]["id"]
+    rating = {"rater": "x", "item": item, "choice": "left"}
+    (tmp_path / "test/ratings.jsonl").write_text(json.dumps(rating) + "\n")
+    modules = _modules(["blind", "report", "test"], cwd=tmp_path)
+    assert modules & HEAVY == {"numpy"}
+    # A test that is unsealed isn't served, which is told once the server's modules are there.
+    modules = _modules(["blind", "serve", "test"], cwd=tmp_path)
+    assert "tunesmith.serve.blind" in modules
+    assert not modules & HEAVY
 
 
 def test_runs_show_imports_nothing_heavy(tmp_path: Path) -> None:

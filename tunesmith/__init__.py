@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunesmith.api import (
+        blind_new,
         check,
         compare,
         evaluate,
@@ -32,9 +33,13 @@ if TYPE_CHECKING:
         sweep,
         train,
         verify,
+        verify_resume,
     )
     from tunesmith.errors import TunesmithError
+    from tunesmith.evaluate.blind.page import blind_page
+    from tunesmith.evaluate.blind.report import blind_report
     from tunesmith.infer.config import Sampling
+    from tunesmith.serve.blind import blind_serve
     from tunesmith.train.config import Job
     from tunesmith.train.listener import Silent
 
@@ -43,6 +48,10 @@ __all__ = [
     "Sampling",
     "Silent",
     "TunesmithError",
+    "blind_new",
+    "blind_page",
+    "blind_report",
+    "blind_serve",
     "check",
     "compare",
     "evaluate",
@@ -56,6 +65,7 @@ __all__ = [
     "sweep",
     "train",
     "verify",
+    "verify_resume",
 ]
 
 _ELSEWHERE = {
@@ -63,6 +73,10 @@ _ELSEWHERE = {
     "Sampling": "tunesmith.infer.config",
     "Silent": "tunesmith.train.listener",
     "TunesmithError": "tunesmith.errors",
+    # What raters need waits for no torch.
+    "blind_page": "tunesmith.evaluate.blind.page",
+    "blind_report": "tunesmith.evaluate.blind.report",
+    "blind_serve": "tunesmith.serve.blind",
 }
 
 

@@ -4,10 +4,12 @@ check      read data files and say what is in them
 train      a job -> a run folder
 plan       what a job will take in memory, disk and time, and whether it fits
 verify     a job's gradients against the naive computation
+verify_resume  a training that is killed and gone on with, against one that isn't
 runs, open_run, summary    look at run folders
 load       a model or a run that answers: model.chat(…), model.stream(…), model.complete(…)
 generate   answers for every prompt of a file
 sweep      the same prompts under many settings
+blind_new  a test by people of two models' answers, sealed
 evaluate   figures of one model on rows with answers
 compare    figures of two, row by row
 report     write a run's report.html again
@@ -27,28 +29,32 @@ from tunesmith.data import check as data_check
 from tunesmith.data.check import Dataset, read_prompts
 from tunesmith.data.read import joined
 from tunesmith.data.template import Renderer
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, UsageError
 from tunesmith.evaluate import curve, measure
+from tunesmith.evaluate import sweep as sweeping
+from tunesmith.evaluate.answerers import Note, Watch
+from tunesmith.evaluate.blind import new as blind
 from tunesmith.evaluate.measure import Result
+from tunesmith.evaluate.metrics import Named
+from tunesmith.evaluate.predicted import read_predictions
 from tunesmith.evaluate.questions import Questions, choose_metrics, read_questions
 from tunesmith.evaluate.report import write_report
-from tunesmith.evaluate.run import Watch
-from tunesmith.evaluate.sweep import Combination, Sweep, combinations
-from tunesmith.evaluate.sweep import sweep as sweep_prompts
 from tunesmith.infer import local
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.generate import generate as answers_of
 from tunesmith.infer.local import LocalModel
-from tunesmith.infer.predictions import Existing, Summary, check_output, write_predictions
-from tunesmith.records import Conversation, Message, Origin
+from tunesmith.infer.predictions import Existing, Summary, answer_into, check_output, claim_output
+from tunesmith.records import Conversation
 from tunesmith.rundir import RunDir
 from tunesmith.settings import build
-from tunesmith.train import fit
+from tunesmith.train import fit, resume_check
 from tunesmith.train import verify as verification
-from tunesmith.train.config import VERIFIED_TOKENS, Job, job_from, load_job, load_job_or_run
+from tunesmith.train.config import RESUMED_STEPS, VERIFIED_TOKENS, Job, job_from, load_job_or_run
 from tunesmith.train.listener import Lines, Listener
 from tunesmith.train.plan import Plan, Planner, calibrate, target_of
+from tunesmith.train.resume import asked_for, choose
 from tunesmith.train.run import train as train_job
+from tunesmith.train.signals import AtOnce
 
 SAMPLE_TOKENS = 64
 
@@ -66,25 +72,33 @@ def check(files: str | Sequence[str], *, info: str | None = None) -> Dataset:
 
 
 def train(
-    job: Job | Mapping[str, Any] | str | Path, *settings: str, listener: Listener | None = None
+    job: Job | Mapping[str, Any] | str | Path,
+    *settings: str,
+    listener: Listener | None = None,
+    resume: bool | None = None,
+    force: bool = False,
 ) -> RunDir:
     """Train what a job says; returns its run folder, which then holds adapter, figures and report.
+
+    An unfinished run of the same job is gone on with, at its exact next step. `resume=True` wants one, and
+    may make a finished one longer ("train.epochs=5"); `resume=False` always begins a new one. `force` goes
+    on although data, tokenizer, base or settings are others, and says so.
 
     `job` is a YAML path, a mapping or a Job; `settings` are "key=value" words that win over it. Without a
     `listener` notes, progress and the run's folder are printed on stderr; `listener=tunesmith.Silent()` says
     nothing.
     Raises TunesmithError: SettingsError, DataError, ModelError, RunError or TrainError.
     """
-    if isinstance(job, str | Path):
-        resolved, stem = load_job(Path(job), settings), Path(job).stem
-        stem = Path(job).resolve().parent.name or stem if stem == "job" else stem
-    else:
-        resolved, stem = job_from(job, settings), "run"
-    with nullcontext(Path(resolved.output)) if resolved.output else rundir.claimed(stem) as output:
+    heard, asked = listener or Lines(), asked_for(job, settings)
+    going_on = choose(asked, resume=resume, force=force, note=heard.note)
+    todo = going_on.job if going_on else asked.job
+    known = going_on.run.path if going_on else todo.output and Path(todo.output)
+    with nullcontext(known) if known else rundir.claimed(asked.stem) as output:
         try:
-            run = train_job(resolved, output, listener=listener or Lines(), answer=_sample_answers)
-        except BaseException:
-            _draw_what_there_is(RunDir(output))
+            run = train_job(todo, output, listener=heard, answer=_sample_answers, continued=going_on)
+        except BaseException as error:
+            if not isinstance(error, AtOnce):
+                _draw_what_there_is(RunDir(output))
             raise
     curve.write_png(run)
     report(run)
@@ -135,18 +149,26 @@ def verify(
     return verification.verify(_job(job, settings), tokens, note)
 
 
+def verify_resume(
+    job: Job | Mapping[str, Any] | str | Path,
+    *settings: str,
+    steps: int = RESUMED_STEPS,
+    note: Callable[[str], None] = lambda _: None,
+) -> resume_check.Verdict:
+    """Kill a real training of the job half-way through `steps` steps, go on with it, and compare.
+
+    `.equal` is True where it ended as an uninterrupted one, byte for byte. `job` may be a run's folder too.
+    """
+    return resume_check.verify_resume(_job(job, settings), steps, note)
+
+
 def load(
-    model: str | Path | RunDir,
-    *,
-    dtype: str = "auto",
-    template: str | None = None,
-    note: Callable[[str], None] | None = None,
+    model: str | Path | RunDir, *, dtype: str = "auto", template: str | None = None, note: Note | None = None,
     **sampling: Any,
-) -> LocalModel:
+) -> LocalModel:  # fmt: skip
     """A model that answers: an alias, hub id, folder, GGUF file or run. `sampling` holds for all its answers.
 
-    `load(run).chat("…")` answers a message. `note` is told in a line what about its answers isn't as usual.
-    Raises ModelError, RunError or TemplateError.
+    `load(run).chat("…")` answers; `note` is told what isn't as usual. Raises Model-, Run- or TemplateError.
     """
     settings = build(Sampling, sampling)
     return local.load(_name(model), dtype=dtype, template=template, sampling=settings, note=note)
@@ -162,11 +184,12 @@ def generate(
     template: str | None = None,
     batch_size: int = 16,
     watch: Callable[[Summary], None] | None = None,
-    note: Callable[[str], None] | None = None,
+    note: Note | None = None,
     **sampling: Any,
 ) -> Summary:
     """Answer every prompt of a file, in any row format, into a JSONL file; returns counts, tokens, seconds.
 
+    Until the last one is in, answers are in OUTPUT.partial, which outlives a kill: resume continues it.
     `existing` says what happens to an output that is there: refuse, resume or replace. `batch_size` counts
     the sequences computed at once; `watch` is told after each prompt, `note` as in `load`. Raises DataError,
     SettingsError, UsageError, RunError.
@@ -176,35 +199,52 @@ def generate(
     conversations = read_prompts(prompts) if isinstance(prompts, str) else prompts
     if not conversations:
         raise DataError(f"{prompts or 'The list'} holds no prompts.", fix="Give at least one.")
-    answerer = load(model, dtype=dtype, template=template, note=note, **settings.given())
-    answerer.batch_size = batch_size
-    return write_predictions(answerer, conversations, Path(output), existing=existing, watch=watch)
+    with claim_output(Path(output), existing) as held:
+        answerer = load(model, dtype=dtype, template=template, note=note, **settings.given())
+        answerer.batch_size = batch_size
+        return answer_into(held, answerer, conversations, existing=existing, watch=watch)
 
 
 def evaluate(
-    model: str | Path | RunDir,
-    data: str | Questions,
+    model: str | Path | RunDir | None = None,
+    data: str | Questions | None = None,
     *,
+    predictions: str | None = None,
     references: str | None = None,
-    metrics: str | Sequence[str] | None = None,
+    metrics: Named | Sequence[Named] | None = None,
+    by: str | Sequence[str] = (),
+    document: str | None = None,
     limit: int | None = None,
     output: str | Path | None = None,
     dtype: str = "auto",
     template: str | None = None,
     watch: Watch | None = None,
+    note: Note = lambda _: None,
     **sampling: Any,
 ) -> Result:
     """Loss, perplexity and metrics of one model on rows with answers; `.content` is what `--json` prints.
 
     `data` is a file, or rows that `read_questions` gave. `references` is a file with the answers, a line a
-    row, where the rows lack them. Answers are greedy unless `sampling` says otherwise.
-    `watch(what, done, rows)` is told of each row.
+    row, where the rows lack them. `metrics` are names, FILE.py:function, or functions (prediction,
+    references, prompt) -> a number. `by` names columns whose values get figures of their own, `document` the
+    one that says which document a row is from. Answers are greedy unless `sampling` says otherwise.
+    `predictions` is a file of answers (id, prompt, prediction, references) that is scored without a model.
+    `watch(what, done, rows)` is told of each row, `note` what an interrupted call had done already.
     """
-    questions = data if isinstance(data, Questions) else read_questions(data, references, limit)
+    if predictions is not None:
+        rows = read_questions(data, references, limit) if isinstance(data, str) else data
+        questions, answers = read_predictions(predictions, rows, by=_listed(by), document=document)
+        return measure.measure_predictions(
+            answers, questions, choose_metrics(metrics, questions),
+            output=_path(output), watch=watch, note=note,
+        )  # fmt: skip
+    if model is None or data is None:
+        raise UsageError("There is nothing to measure.", fix="Give a model and data, or predictions=FILE.")
+    questions = data if isinstance(data, Questions) else _questions(data, references, limit, by, document)
     chosen = choose_metrics(metrics, questions)
     return measure.measure_one(
         _name(model), questions, chosen, build(Sampling, sampling),
-        output=_path(output), dtype=dtype, template=template, watch=watch,
+        output=_path(output), dtype=dtype, template=template, watch=watch, note=note,
     )  # fmt: skip
 
 
@@ -214,49 +254,72 @@ def compare(
     *,
     data: str | Questions,
     references: str | None = None,
-    metrics: str | Sequence[str] | None = None,
+    metrics: Named | Sequence[Named] | None = None,
+    by: str | Sequence[str] = (),
+    document: str | None = None,
     limit: int | None = None,
     output: str | Path | None = None,
     dtype: str = "auto",
     template: str | None = None,
     watch: Watch | None = None,
+    note: Note = lambda _: None,
     **sampling: Any,
 ) -> Result:
     """Two models on the same rows, with paired differences; a run alone is measured against its base.
 
     `.content` is what `--json` prints, `.measured.rows()` the answers of both, side by side.
-    `watch(what, done, rows)` is told of each row.
+    `watch(what, done, rows)` is told of each row, `note` what an interrupted call had done already.
     """
-    questions = data if isinstance(data, Questions) else read_questions(data, references, limit)
+    questions = data if isinstance(data, Questions) else _questions(data, references, limit, by, document)
     chosen = choose_metrics(metrics, questions)
     second = None if b is None else _name(b)
     return measure.measure_two(
         _name(a), second, questions, chosen, build(Sampling, sampling),
-        output=_path(output), dtype=dtype, template=template, watch=watch,
+        output=_path(output), dtype=dtype, template=template, watch=watch, note=note,
     )  # fmt: skip
 
 
 def sweep(
-    model: str | Path | RunDir | LocalModel,
-    prompts: str | Sequence[str | Conversation],
-    settings: Sequence[str | Combination],
-    *,
-    watch: Callable[[int, Combination], None] = lambda *_: None,
-) -> Sweep:
-    """Answer the same prompts under every combination of `["temperature=0.1,0.7", "top_p=0.3,0.9"]`.
+    model: str | Path | RunDir | LocalModel, prompts: str | Sequence[str | Conversation],
+    settings: Sequence[str | sweeping.Combination], *, watch: sweeping.Watch = lambda *_: None,
+) -> sweeping.Sweep:  # fmt: skip
+    """Answer the same prompts under each combination of `["temperature=0.1,0.7"]`: `.columns`, `.html()`."""
+    answerer = model if isinstance(model, LocalModel) else load(model)
+    return sweeping.sweep(answerer, sweeping.asked(prompts), sweeping.chosen(settings), watch)
 
-    `.columns` has the answers and figures of each, `.html()` a page with all of them.
+
+def blind_new(
+    a: str | Path | RunDir,
+    b: str | Path | RunDir,
+    *,
+    data: str | None = None,
+    output: str | Path | None = None,
+    items: int = blind.ITEMS,
+    repeats: float = blind.REPEATS,
+    title: str = "",
+    ask: str = "",
+    references: bool = False,
+    dtype: str = "auto",
+    template: str | None = None,
+    watch: Callable[[Summary], None] | None = None,
+    **sampling: Any,
+) -> blind.Made:
+    """A blind test of two models, runs or files of answers (.jsonl), sealed, in the folder `.test.path`.
+
+    Models answer `items` rows of `data`, one model after the other; a call that was interrupted is continued
+    by the same call. `repeats` is the share of items that are shown again, `ask` the question to raters;
+    `references` shows them the rows' own answers. Raises DataError, SettingsError, UsageError, RunError.
     """
-    words = [word for word in settings if isinstance(word, str)]
-    chosen = [one for one in settings if not isinstance(one, str)] or combinations(words)
-    asked = [prompts] if isinstance(prompts, str) else prompts
-    rows = [
-        Conversation((Message("user", one),), Origin("prompts", row + 1, row), str(row))
-        if isinstance(one, str)
-        else one
-        for row, one in enumerate(asked)
-    ]
-    return sweep_prompts(model if isinstance(model, LocalModel) else load(model), rows, chosen, watch)
+    settings = build(Sampling, sampling).given()
+    asked = {"dtype": dtype, "template": template, **settings}
+    request = blind.Request(_name(a), _name(b), data, items, repeats, title, ask, references, asked)
+
+    def answer(name: str, prompts: Sequence[Conversation], file: Path) -> object:
+        return generate(
+            name, prompts, file, existing="resume", dtype=dtype, template=template, watch=watch, **settings
+        )
+
+    return blind.new(request, answer, output=_path(output))
 
 
 def open_run(path: str | Path) -> RunDir:
@@ -317,6 +380,16 @@ def _sample_answers(
 def _job(job: Job | Mapping[str, Any] | str | Path, settings: Sequence[str]) -> Job:
     """The job in a file, a run's folder or a mapping."""
     return load_job_or_run(Path(job), settings) if isinstance(job, str | Path) else job_from(job, settings)
+
+
+def _questions(
+    data: str, references: str | None, limit: int | None, by: str | Sequence[str], document: str | None
+) -> Questions:
+    return read_questions(data, references, limit, by=_listed(by), document=document)
+
+
+def _listed(names: str | Sequence[str]) -> Sequence[str]:
+    return [names] if isinstance(names, str) else names
 
 
 def _name(model: str | Path | RunDir) -> str:

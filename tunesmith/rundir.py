@@ -6,6 +6,7 @@
       trained-rows.txt    a key of every row that was learnt from, not the rows themselves
       metrics.jsonl       one line per step, append only
       samples.jsonl       fixed prompts answered during training
+      worst.jsonl         the 20 rows with the highest loss when they were last trained on
       adapter/            final adapter, PEFT format; model/ after full or freeze tuning
       checkpoints/        step-000120/ …
       eval/  report.html  log.txt
@@ -20,10 +21,9 @@ import errno
 import json
 import os
 import re
-import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from typing import IO, Any, Literal
 import yaml
 
 from tunesmith import locks
+from tunesmith.disk import disk_errors, is_leftover
 from tunesmith.errors import RunError
 
 LOCK_SECONDS = 1.0
@@ -64,6 +65,10 @@ class RunDir:
     @property
     def samples_file(self) -> Path:
         return self.path / "samples.jsonl"
+
+    @property
+    def worst_file(self) -> Path:
+        return self.path / "worst.jsonl"
 
     @property
     def log_file(self) -> Path:
@@ -122,11 +127,7 @@ class RunDir:
         done = max((int(line["step"]) for line in self.metrics() if "loss" in line), default=0)
         planned = self.job().get("steps") if self.job_file.is_file() else None
         newest = next(reversed(self.saved_steps()), None)
-        left = (
-            f"its newest checkpoint is {newest} (the tuned weights alone, weights.safetensors)"
-            if newest
-            else "it has no checkpoint yet (train.save_every)"
-        )
+        left = f"its newest checkpoint is {newest}" if newest else "it has no checkpoint yet"
         return f"step {done}" + (f" of {planned}" if planned else ""), left
 
     def saved_steps(self) -> list[Path]:
@@ -146,20 +147,11 @@ class RunDir:
         handle = self._open(self.path / "lock", "a")
         if not locks.hold(handle, LOCK_SECONDS):
             handle.close()
-            raise RunError(
-                f"{self.path} is being trained by another process.",
-                fix="Wait for it, or give another folder: output=runs/other.",
-            )
+            raise _in_use(self.path)
         try:
             yield
         finally:
             handle.close()
-
-    def append(self, file: Path, line: Mapping[str, Any]) -> None:
-        """Append one JSON object as a line, flushed to the system."""
-        with self._open(file, "a") as handle, disk_errors(file):
-            handle.write(json.dumps(line, ensure_ascii=False) + "\n")
-            handle.flush()
 
     def discard(self) -> None:
         """Remove a run that never began, so that the same command can be given again."""
@@ -174,7 +166,7 @@ class RunDir:
 def check_free(path: Path) -> None:
     """Raise RunError if something is at `path` already, or nothing can be written there."""
     with disk_errors(path):
-        used = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        used = path.exists() and not (path.is_dir() and _never_began(path))
         there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
         if there.is_dir() and not used and not os.access(there, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "there is no permission to write", str(there))
@@ -182,6 +174,8 @@ def check_free(path: Path) -> None:
             # Some places (/proc) refuse although the permissions say otherwise.
             with tempfile.TemporaryDirectory(dir=there, prefix=".tunesmith-"):
                 pass
+    if used and locks.is_held(path / "lock"):
+        raise _in_use(path)
     if used:
         raise RunError(
             f"{path} is there already, with files in it." if path.is_dir() else f"{path} is a file.",
@@ -191,6 +185,19 @@ def check_free(path: Path) -> None:
         raise RunError(
             f"{path} can't be written: {there} is a file.", fix="Give another folder with output=…."
         )
+
+
+def _never_began(path: Path) -> bool:
+    """Whether a folder is empty, or holds only what a training leaves that is killed before its record."""
+    rest = [file for file in path.iterdir() if file.name != "lock" and not is_leftover(file)]
+    return not rest and not locks.is_held(path / "lock")
+
+
+def _in_use(path: Path) -> RunError:
+    return RunError(
+        f"{path} is being trained by another process.",
+        fix="Wait for it, or give another folder: output=runs/other.",
+    )
 
 
 def create(path: Path) -> RunDir:
@@ -294,87 +301,6 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
                     f"{file}:{number}: the line is damaged.", fix="Restore the file, or take the line out."
                 ) from None
     return rows
-
-
-def write_atomic(file: Path, text: str) -> None:
-    """Write a text file so that readers see the old one or the new one, never a half."""
-    with disk_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = name_beside(file)
-        try:
-            with temporary.open("x", encoding="utf-8") as out:
-                out.write(text)
-                out.flush()
-                os.fsync(out.fileno())
-            temporary.replace(file)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write an object as readable JSON, UTF-8, atomically."""
-    write_atomic(file, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that is renamed to `target` when the block ends well, and vanishes otherwise."""
-    with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = name_beside(target)
-        temporary.mkdir()
-        try:
-            yield temporary
-            for file in temporary.rglob("*"):
-                if file.is_file():
-                    with file.open("rb") as handle:
-                        os.fsync(handle.fileno())
-            if target.exists():
-                raise RunError(f"{target} is there already.", fix="Move it away, or give another folder.")
-            temporary.rename(target)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
-
-
-def name_beside(target: Path) -> Path:
-    """A hidden name that nothing has, in the same folder. What is made there obeys the person's umask."""
-    return target.with_name(f".{target.name}-{secrets.token_hex(6)}{target.suffix}")
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the system's write errors into one message of cause and remedy."""
-    try:
-        yield
-    except Exception as error:
-        if (number := _system_error(error)) is None:
-            raise
-        why, fix = _WRITE_ERRORS.get(number, (os.strerror(number), "Check the disk and the path."))
-        raise RunError(f"{path} can't be written: {why}.", fix=fix) from error
-
-
-_ANOTHER_DISK = "Free some space, or give a folder on another disk."
-_OWN_FOLDER = "Give a folder that you may write to."
-_WRITE_ERRORS = {
-    errno.ENOSPC: ("the disk is full", _ANOTHER_DISK),
-    errno.EDQUOT: ("your disk quota is used up", _ANOTHER_DISK),
-    errno.EFBIG: ("the file would be larger than the limit allowed here", "Raise the limit (ulimit -f)."),
-    errno.EACCES: ("there is no permission to write", _OWN_FOLDER),
-    errno.EPERM: ("there is no permission to write", _OWN_FOLDER),
-    errno.EROFS: ("the file system is read-only", "Give a folder on another disk."),
-    errno.ENOTDIR: ("a part of the path is a file", "Give another path."),
-    errno.EEXIST: ("a file of this name is there", "Give another path."),
-}
-
-
-def _system_error(error: Exception) -> int | None:
-    """The system's error number. Libraries written in Rust have it only in their message."""
-    if isinstance(error, OSError):
-        return error.errno or 0
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
 
 
 _yaml_loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

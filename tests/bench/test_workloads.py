@@ -26,6 +26,7 @@ def test_handbook_rows_are_the_same_each_time_and_have_their_lengths() -> None:
     assert lengths[-1] > 2 * lengths[0], "padding costs nothing where all rows are as long"
 
 
+@pytest.mark.slow  # 20 s of encoding
 def test_tang_rows_share_their_beginning_and_handbook_rows_do_not(tmp_path: Path) -> None:
     found = {}
     for name in ("handbook", "tang"):

@@ -73,6 +73,7 @@ def test_extras_are_those_of_the_package() -> None:
         "extra track",
         "extra modelscope",
         "extra quant",
+        "extra metrics",
     }
 
 

@@ -53,7 +53,7 @@ def test_json_is_the_documented_object_and_nothing_else(tunesmith: Run) -> None:
         assert 0 <= bounds["low"] < bounds["value"] < bounds["high"]
     assert result["sampling"] == {"max_new_tokens": 5}
     assert result["data"] == "valid.jsonl"
-    assert "8 rows; metrics: exact_match, f1_char." in err
+    assert "8 rows; metrics: f1_char, exact_match." in err
     lines = read_jsonl(Path(result["predictions"]))
     assert len(lines) == 8
     assert set(lines[0]) >= {"id", "prompt", "prediction", "references"}
@@ -105,6 +105,15 @@ def test_the_same_seed_gives_the_same_answers(tunesmith: Run, tmp_path: Path) ->
         (("runs/lora", "--data", "valid.jsonl", "--references", "short.txt"), 1, "1 answers for 8 prompts"),
         (("runs/lora", "--data", "valid.jsonl", "--output", "valid.json"), 2, "would overwrite valid.jsonl"),
         (("runs/lora", "--data", "valid.jsonl", "--output", "runs"), 2, "is a folder"),
+        (("runs/lora", "--data", "valid.jsonl", "--by", "categry"), 1, "no column 'categry'"),
+        (("runs/lora", "--data", "valid.jsonl", "--document", "output2"), 1, "no column 'output2'"),
+        (("runs/lora", "--data", "valid.jsonl", "--metrics", "choices"), 1, "valid.jsonl:8"),
+        (("runs/lora", "--data", "valid.jsonl", "--metric", "regex:("), 2, "isn't a regular expression"),
+        (("runs/lora", "--data", "valid.jsonl", "--metric", "mine.py:f"), 2, "there is no file mine.py"),
+        (("--predictions", "valid.jsonl"), 1, "no text under `prediction`"),
+        (("qwen2", "--predictions", "valid.jsonl", "seed=1"), 2, "neither a model nor sampling"),
+        (("--predictions", "valid.jsonl", "--limit", "2"), 2, "--limit doesn't go"),
+        (("--predictions", "valid.jsonl", "--references", "short.txt"), 2, "goes with --data"),
     ],
 )
 def test_wrong_words_are_one_message_and_leave_nothing(
@@ -122,3 +131,33 @@ def test_wrong_words_are_one_message_and_leave_nothing(
     assert text in err
     assert "Traceback" not in err
     assert sorted(place.rglob("*")) == before
+
+
+def test_predictions_are_scored_and_shown_by_group(tunesmith: Run, tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    lines = [("甲", "地理"), ("乙", "地理"), ("丙", "歷史")]
+    content = [{"id": i, "prediction": a, "references": ["甲"], "科目": c} for i, (a, c) in enumerate(lines)]
+    file.write_text(
+        "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in content), encoding="utf-8"
+    )
+    words = (
+        "eval",
+        "--predictions",
+        str(file),
+        "--metrics",
+        "exact_match",
+        "--metric",
+        "bleu",
+        "--by",
+        "科目",
+    )
+    code, out, err = tunesmith(*words, "--output", str(tmp_path / "scored"))
+    assert code == 0
+    assert re.search(r"科目 = 地理 +2 +0\.500 \[", out)
+    assert "seconds" not in out
+    assert "bleu_zh: BLEU|nrefs:1|" in err
+    assert [line["scores"]["exact_match"] for line in read_jsonl(tmp_path / "scored.jsonl")] == [1, 0, 0]
+    code, out, _ = tunesmith(*words, "--output", str(tmp_path / "scored"), "--json")
+    result = json.loads(out)
+    assert result["groups"]["科目"]["歷史"]["n"] == 1
+    assert result["signatures"]["bleu_zh"].endswith("version:2.6.0")

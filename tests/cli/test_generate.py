@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.families import save_tiny
 from tests.infer.made_run import made_run
 from tunesmith.cli.main import main
 from tunesmith.infer.local import LocalModel, load
 from tunesmith.records import Completion
-
-COMMAND = [sys.executable, "-c", "from tunesmith.cli.main import main; main()", "generate"]
 
 ALPACA = [
     {"instruction": "續寫", "input": "白日依山盡，黃河入海流。", "output": "欲窮千里目，更上一層樓。"},
@@ -172,32 +165,3 @@ def test_a_run_that_is_not_finished(run: Run, tmp_path: Path) -> None:
     (tmp_path / "half" / "job.yaml").write_text("job: {}\n")
     code, _, err = run("--prompt", "Hi", model="half")
     assert (code, "its training was interrupted" in err) == (1, True)
-
-
-def test_an_interruption_leaves_whole_lines_and_resume_finishes_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "many.txt").write_text("".join(f"{n} 你好\n" for n in range(14)), encoding="utf-8")
-    save_tiny("qwen2", tmp_path / "model")
-    output = tmp_path / "out.jsonl"
-    words = [
-        str(tmp_path / "model"), "--input", str(tmp_path / "many.txt"), "--output", str(output),
-        "--batch-size", "1", "--dtype", "fp32", "max_new_tokens=120", "eos_token_id=0", "seed=1", "top_k=50",
-    ]  # fmt: skip
-    process = subprocess.Popen([*COMMAND, *words], env={**os.environ, "OMP_NUM_THREADS": "1"})
-    end = time.monotonic() + 60
-    while not (output.exists() and output.read_bytes().count(b"\n") >= 1):
-        assert time.monotonic() < end
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(30) == 130
-    begun = lines(str(output))
-    assert 1 <= len(begun) < 14
-    monkeypatch.setattr(sys, "argv", ["tunesmith", "generate", *words, "--resume", "--json"])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 0
-    assert json.loads(capsys.readouterr().out)["resumed"] == len(begun)
-    assert lines(str(output))[: len(begun)] == begun
-    assert [line["prompt"] for line in lines(str(output))] == [f"{n} 你好" for n in range(14)]

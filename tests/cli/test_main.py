@@ -23,7 +23,7 @@ from pathlib import Path
 import typer
 from tunesmith.cli.console import err, out, print_json, print_table, table
 from tunesmith.errors import DataError, SettingsError
-from tunesmith.rundir import new_folder
+from tunesmith.disk import new_folder
 
 app = typer.Typer()
 

@@ -76,6 +76,7 @@ def test_a_run_s_folder_is_planned_by_its_job(job: Path) -> None:
     assert "isn't the folder of a run" in done.stderr
 
 
+@pytest.mark.slow  # three plans, 20 s
 def test_memory_is_told_in_the_unit_that_it_was_taken_for_and_what_auto_does_is_said(job: Path) -> None:
     words = ["model=Qwen/Qwen2.5-0.5B-Instruct", "train.dtype=bf16", "data.max_length=1024"]
     free = tunesmith("plan", job, *words, "--memory", "80GB", cwd=job.parent)

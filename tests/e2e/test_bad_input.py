@@ -301,6 +301,10 @@ CASES = [
         "truth of another length",
         ("eval", "MODELS/qwen2", "--data", "test.jsonl", "--references", "truth.txt"), 1, ("3", "2"), questions_and_truth,
     ),
+    Case("a blind test of one", ("blind", "new", "MODELS/qwen2", "--data", "test.jsonl"), 2, ("takes two models",), existing_answers),
+    Case("a blind test without prompts", ("blind", "new", "MODELS/qwen2", "MODELS/gpt2"), 2, ("--data FILE",)),
+    Case("a blind test of no answers", ("blind", "new", "rows.jsonl", "test.jsonl"), 1, ("prediction is missing",), rows('{"id": 1}\n')),
+    Case("the report of no blind test", ("blind", "report", "."), 1, ("isn't the folder of a blind test",)),
     Case("compare a base with itself", ("compare", "MODELS/qwen2", "--data", "test.jsonl"), 2, ("base",), existing_answers),
 ]  # fmt: skip
 

@@ -70,7 +70,7 @@ def test_normalisation(text: str, wanted: list[str]) -> None:
 def test_empty_predictions_score_zero_and_are_known_as_empty() -> None:
     for empty in ("", "  \n\u3000", "<think>all of it</think>\n", "<think>答案 春", "all of it</think>\n"):
         assert is_empty(empty)
-        assert [metric.score(empty, ["春。", ""], FIVE) for metric in METRICS.values()] == [0, 0, 0]
+        assert [metric.score(empty, ["春。", ""], FIVE) for metric in METRICS.values()] == [0] * len(METRICS)
     assert not is_empty("。")
 
 

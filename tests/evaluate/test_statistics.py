@@ -143,8 +143,12 @@ def test_verdicts() -> None:
     assert verdict(Interval(-0.2, -0.3, -0.1), 50) == "worse"
     assert verdict(Interval(-0.2, -0.3, -0.1), 50, lower_is_better=True) == "better"
     assert verdict(Interval(0.0, 0.0, 0.0), 15) == "cannot tell with n = 15"
-    # Half-width 0.2, difference 0.1: 40 * (0.2/0.1)^2 = 160.
-    assert verdict(Interval(0.1, -0.1, 0.3), 40) == "cannot tell with n = 40; about 160 are needed"
+    # A row's spread is 0.2 / 1.96 * sqrt(40) = 0.645: ((1.96 + 0.842) * 6.45)^2 + 1.92 = 328.8, rounded up.
+    assert verdict(Interval(0.1, -0.1, 0.3), 40) == "cannot tell with n = 40; about 330 are needed"
+    assert verdict(Interval(0.2, 0.1, 0.3), 50, neutral=True) == "higher"
+    assert verdict(Interval(-0.2, -0.3, -0.1), 50, neutral=True) == "lower"
+    few = verdict(Interval(0.2, 0.1, 0.3), 50, documents=5)
+    assert few == "cannot tell with n = 50 from 5 documents; at least 6 documents are needed"
 
 
 def test_three_wins_of_fifteen_are_not_called_better() -> None:

@@ -11,11 +11,12 @@ import yaml
 from tests.families import save_tiny
 from tunesmith.data.template import Renderer
 from tunesmith.device import Device
+from tunesmith.disk import new_folder
 from tunesmith.model import adapters
 from tunesmith.model.config import AdapterSettings
 from tunesmith.model.load import end_ids, fingerprint, load_model, load_tokenizer
 from tunesmith.model.source import resolve
-from tunesmith.rundir import RunDir, new_folder
+from tunesmith.rundir import RunDir
 
 CPU = Device(torch.device("cpu"), torch.float32, "CPU")
 

@@ -100,8 +100,8 @@ def test_a_run_without_final_weights_is_refused(run: RunDir, tmp_path: Path) -> 
     shutil.rmtree(broken.adapter)
     with pytest.raises(RunError, match="interrupted at step 0; it has no checkpoint yet") as caught:
         loaded(broken.path)
-    assert f"tunesmith train {broken.job_file} output=" in caught.value.fix
-    broken.append(broken.metrics_file, {"step": 7, "loss": 2.0})
+    assert f"`tunesmith train {broken.path} --resume` goes on with it" in caught.value.fix
+    broken.metrics_file.write_text('{"step": 7, "loss": 2.0}\n', encoding="utf-8")
     for name in ("step-000005", "step-000007"):
         (broken.checkpoints / name).mkdir(parents=True)
     with pytest.raises(RunError, match=r"at step 7; its newest checkpoint is .*step-000007"):

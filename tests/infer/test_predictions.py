@@ -1,4 +1,4 @@
-"""Answers to a file: one line a prompt, as they come, in whole lines, continued by the same settings only."""
+"""Answers to a file: one line a prompt, in order, continued by the same model and settings only."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tunesmith.infer.local import LocalModel, load
 from tunesmith.infer.predictions import Summary, write_predictions
 from tunesmith.records import Conversation, Message, Origin
 from tunesmith.settings import build
+from tunesmith.worklog import read
 
 
 @pytest.fixture(scope="module")
@@ -92,29 +93,91 @@ class Stop(Exception):
     """In place of Ctrl-C."""
 
 
-def interrupted(model: LocalModel, output: Path, after: int) -> None:
+def interrupted(model: LocalModel, output: Path, after: int) -> Path:
+    """Stop when so many prompts are answered, batches of two; returns what is left of it."""
+
     def watch(summary: Summary) -> None:
         if summary.answered == after:
             raise Stop
 
     with pytest.raises(Stop):
         write_predictions(model, asked(), output, watch=watch)
+    assert not output.exists()
+    return output.with_name(f"{output.name}.partial")
 
 
-@pytest.mark.parametrize("after", [1, 3, 6])
+def kept(partial: Path) -> list[str]:
+    """The prompts that a worklog has answers to."""
+    worklog = read(partial)
+    assert worklog is not None
+    return [line["prompt"] for _, line in sorted(worklog.rows("answers").items())]
+
+
+@pytest.mark.parametrize(("after", "batches"), [(1, 1), (2, 1), (3, 2), (6, 3)])
 def test_a_resumed_file_equals_one_that_was_never_interrupted(
-    model: LocalModel, tmp_path: Path, after: int
+    model: LocalModel, tmp_path: Path, after: int, batches: int
 ) -> None:
     write_predictions(model, asked(), tmp_path / "whole.jsonl")
     cut = tmp_path / "cut.jsonl"
-    interrupted(model, cut, after)
-    assert len(rows(cut)) == after
-    # What a power failure leaves: half a line, cut in the middle of a character.
-    half = '{"id": "7", "prompt": "山'.encode()[:-1]
-    cut.write_bytes(cut.read_bytes() + half)
+    partial = interrupted(model, cut, after)
+    assert len(kept(partial)) == 2 * batches
+    # What a kill may leave: a whole line of a batch that isn't, and half a line, cut within a character.
+    half = '{"kind": "answers", "at": 0, "left": 1, "row": {}}\n{"kind": "answers", "row": "山'.encode()[:-1]
+    partial.write_bytes(partial.read_bytes() + half)
     summary = write_predictions(model, asked(), cut, existing="resume")
     assert cut.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    assert (summary.resumed, summary.answered) == (after, 6 - after)
+    assert (summary.resumed, summary.answered) == (2 * batches, 6 - 2 * batches)
+    assert {file.name for file in tmp_path.iterdir()} == {"whole.jsonl", "cut.jsonl"}
+
+
+def test_another_batch_size_goes_on(model: LocalModel, tmp_path: Path) -> None:
+    write_predictions(model, asked(), tmp_path / "whole.jsonl")
+    interrupted(model, tmp_path / "cut.jsonl", 3)
+    model.batch_size = 3  # memory was short, or there is more of it now: batches fall otherwise
+    summary = write_predictions(model, asked(), tmp_path / "cut.jsonl", existing="resume")
+    assert (summary.resumed, summary.answered) == (4, 2)
+    assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_prompts_that_were_added_are_answered(model: LocalModel, tmp_path: Path) -> None:
+    write_predictions(model, asked(), tmp_path / "whole.jsonl")
+    output = tmp_path / "a.jsonl"
+    write_predictions(model, asked(PROMPTS[:4]), output)
+    summary = write_predictions(model, asked(), output, existing="resume")
+    assert (summary.resumed, summary.answered) == (4, 2)
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    summary = write_predictions(model, asked(), output, existing="resume")
+    assert (summary.resumed, summary.answered) == (6, 0)
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_what_is_left_is_not_begun_anew_unasked(model: LocalModel, tmp_path: Path) -> None:
+    output = tmp_path / "a.jsonl"
+    before = interrupted(model, output, 2).read_bytes()
+    with pytest.raises(
+        RunError, match=r"An interrupted call left 2 of 6 answers in .*a\.jsonl\.partial"
+    ) as caught:
+        write_predictions(model, asked(), output)
+    assert "--resume to continue it, --force to begin anew" in caught.value.fix
+    assert (tmp_path / "a.jsonl.partial").read_bytes() == before
+    summary = write_predictions(model, asked(), output, existing="replace")
+    assert (summary.resumed, summary.answered) == (0, 6)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_a_second_process_is_refused(model: LocalModel, tmp_path: Path) -> None:
+    output = tmp_path / "a.jsonl"
+    refused: list[RunError] = []
+
+    def watch(_: Summary) -> None:
+        for existing in ("refuse", "resume", "replace"):
+            with pytest.raises(RunError, match="is being written by another process") as caught:
+                write_predictions(model, asked(), output, existing=existing)  # type: ignore[arg-type]
+            refused.append(caught.value)
+
+    write_predictions(model, asked()[:1], output, watch=watch)
+    assert len(refused) == 3
+    assert len(rows(output)) == 1
 
 
 def test_resume_without_a_file_just_begins(model: LocalModel, tmp_path: Path) -> None:
@@ -125,27 +188,29 @@ def test_resume_without_a_file_just_begins(model: LocalModel, tmp_path: Path) ->
 @pytest.fixture
 def begun(model: LocalModel, tmp_path: Path) -> Iterator[Path]:
     output = tmp_path / "begun.jsonl"
-    interrupted(model, output, 3)
-    before = output.read_bytes()
+    partial = interrupted(model, output, 3)
+    before = partial.read_bytes()
     yield output
-    assert output.read_bytes() == before, "refused means untouched"
+    assert partial.read_bytes() == before, "refused means untouched"
+
+
+def refusal(model: LocalModel, output: Path, prompts: list[Conversation] | None = None) -> str:
+    """What a continuation is refused for."""
+    with pytest.raises(RunError, match="can't be continued: it was begun otherwise") as caught:
+        write_predictions(model, prompts or asked(), output, existing="resume")
+    return "; ".join(caught.value.details)
 
 
 def test_only_the_same_prompts_model_and_settings_continue(model: LocalModel, begun: Path) -> None:
-    for prompts, words in (
-        (asked(PROMPTS[1:]), "line 1 has another prompt"),
-        (asked(PROMPTS[:2]), "it has 3 lines, and there are 2 prompts"),
-    ):
-        with pytest.raises(RunError, match=words):
-            write_predictions(model, prompts, begun, existing="resume")
-    model.sampling = sampling(temperature=0.5)
-    with pytest.raises(RunError, match="line 1 has other settings"):
-        write_predictions(model, asked(), begun, existing="resume")
+    assert refusal(model, begun, asked(PROMPTS[1:])).startswith("prompts ")
+    assert refusal(model, begun, asked(PROMPTS[:2])).startswith("prompts ")
+    model.sampling = sampling(temperature=0.5, top_p=0.9)
+    told = "settings.temperature 1.0 before, 0.5 now; settings.top_p not set before, 0.9 now"
+    assert refusal(model, begun) == told
     model.sampling = sampling()
     name, model.name = model.name, "another"
     try:
-        with pytest.raises(RunError, match="line 1 has another model"):
-            write_predictions(model, asked(), begun, existing="resume")
+        assert refusal(model, begun) == f'model "{name}" before, "another" now'
     finally:
         model.name = name
 
@@ -155,24 +220,29 @@ def test_only_the_same_weights_template_and_number_format_continue(tmp_path: Pat
     output = tmp_path / "begun.jsonl"
     name, few = str(run.path), sampling(max_new_tokens=2)
     interrupted(load(name, dtype="fp32", sampling=few), output, 1)
-    before = output.read_bytes()
 
-    def refused(words: str, **how: str) -> None:
-        model = load(name, sampling=few, **{"dtype": "fp32", **how})
-        with pytest.raises(RunError, match=words):
-            write_predictions(model, asked(), output, existing="resume")
-        assert output.read_bytes() == before
+    def refused(**how: str) -> str:
+        return refusal(load(name, sampling=few, **{"dtype": "fp32", **how}), output)
 
-    refused("line 1 has another template", template="alpaca")
-    refused("line 1 has another dtype", dtype="bf16")
+    assert refused(template="alpaca").startswith("template ")
+    assert refused(dtype="bf16") == 'dtype "float32" before, "bfloat16" now'
     # Trained anew under the same name.
     file = run.adapter / "adapter_model.safetensors"
     tensors = load_file(file)
     save_file({key: tensor * 1.01 for key, tensor in tensors.items()}, file, metadata={"format": "pt"})
-    refused("line 1 has other weights")
-    output.write_text(json.dumps({"id": "0", "prompt": PROMPTS[0], "model": name}) + "\n", encoding="utf-8")
-    before = output.read_bytes()
-    refused("line 1 doesn't say its weights")
+    assert refused().startswith("weights ")
+    # The same of a file that is whole: each line says what made it.
+    output.with_name("begun.jsonl.partial").unlink()
+    line = {"id": "0", "prompt": PROMPTS[0], "model": name}
+    for more, words in (
+        ({}, "line 1 doesn't say its weights"),
+        ({"weights": "f"}, "line 1 has other weights"),
+    ):
+        output.write_text(json.dumps({**line, **more}) + "\n", encoding="utf-8")
+        before = output.read_bytes()
+        with pytest.raises(RunError, match=words):
+            write_predictions(load(name, dtype="fp32", sampling=few), asked(), output, existing="resume")
+        assert output.read_bytes() == before
 
 
 def test_a_base_trained_anew_has_other_weights(tmp_path: Path) -> None:
@@ -193,20 +263,26 @@ def test_a_file_of_something_else_is_not_continued(model: LocalModel, tmp_path: 
         assert output.read_text() == content
 
 
-def test_a_disk_that_is_full_leaves_whole_lines(model: LocalModel, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_keeps_whole_batches(model: LocalModel, tmp_path: Path) -> None:
     write_predictions(model, asked(), tmp_path / "whole.jsonl")
-    whole = (tmp_path / "whole.jsonl").read_bytes()
-    room = whole.index(b"\n") + 20  # the first line and a bit of the second
+    worklog = interrupted(model, tmp_path / "cut.jsonl", 3).read_bytes()
+    output = tmp_path / "full.jsonl"
+    # The first batch, and a bit more than the first line of the second.
+    room = len(b"".join(worklog.splitlines(keepends=True)[:4])) + 20
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, old[1]))
     try:
         with pytest.raises(RunError, match="larger than the limit"):
-            write_predictions(model, asked(), tmp_path / "full.jsonl")
+            write_predictions(model, asked(), output)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
         signal.signal(signal.SIGXFSZ, ignored)
-    assert (tmp_path / "full.jsonl").read_bytes() == whole[: whole.index(b"\n") + 1]
+    assert not output.exists()
+    assert len(kept(tmp_path / "full.jsonl.partial")) == 2
+    summary = write_predictions(model, asked(), output, existing="resume")
+    assert summary.resumed == 2
+    assert output.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
 def test_a_path_that_cannot_be_written_is_told(model: LocalModel, tmp_path: Path) -> None:

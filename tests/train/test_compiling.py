@@ -35,7 +35,12 @@ def step(model: torch.nn.Module, *, fused: bool) -> dict[str, torch.Tensor]:
     with segment_attention(model, True):
         loss, _ = sft(0.1, fused=fused).loss(model, batch)
         loss.backward()
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    assert batch.label_losses is not None
+    torch.testing.assert_close(
+        batch.label_losses.mean(), loss.detach() / len(batch.targets), rtol=0.2, atol=0
+    )
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return {**gradients, "label losses": batch.label_losses}
 
 
 @needs_compiler

@@ -17,7 +17,7 @@ from tunesmith.data.pack import plan_epoch
 from tunesmith.data.trained_rows import row_key, trained_rows
 from tunesmith.errors import RunError
 from tunesmith.rundir import RunDir
-from tunesmith.train import epochs, loop
+from tunesmith.train import epochs, watch
 from tunesmith.train.config import load_job
 from tunesmith.train.listener import Silent
 from tunesmith.train.run import train
@@ -97,7 +97,7 @@ def test_ctrl_c_before_the_records_are_written_is_no_failure(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("tunesmith.rundir.write_json", interrupted)
+        patched.setattr("tunesmith.disk.write_json", interrupted)
         with pytest.raises(SystemExit) as ended:
             main()
     assert ended.value.code == 130
@@ -135,7 +135,7 @@ def test_a_training_that_made_things_worse_says_so(
     for losses, worse in (((2.0, 3.0, 2.5), True), ((2.0, 3.0, 1.9), False)):
         # A tiny random model can hardly be made worse: what was measured is given.
         measured = iter(losses)
-        monkeypatch.setattr(loop, "valid_loss", lambda _, measured=measured: (next(measured), 1))
+        monkeypatch.setattr(watch, "valid_loss", lambda _, measured=measured: (next(measured), 1))
         run = tmp_path / f"run-{worse}"
         monkeypatch.setattr(sys, "argv", ["tunesmith", "train", str(tmp_path / "job.yaml"), f"output={run}"])
         with pytest.raises(SystemExit):

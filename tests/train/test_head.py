@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -77,20 +78,30 @@ def step(
     batch = collate(rows(200, (5, 23, 11, 40)), packing=packing, pad_id=0)
     model.zero_grad(set_to_none=True)
     if full:
-        loss, count = label_loss(label_logits(model, batch), batch.targets, smoothing)
+        logits = label_logits(model, batch)
+        (loss, count), each = label_loss(logits, batch.targets, smoothing), row_by_row(logits, batch.targets)
     else:
         assert head.head_of(model) is not None
         loss, count = sft(smoothing).loss(model, batch)
+        each = batch.label_losses
     assert count == len(batch.targets)
     (loss * factor).backward()
-    return float(loss.detach()), {
-        n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
-    }
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return float(loss.detach()), gradients, each
+
+
+def row_by_row(logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss of each label token, computed by itself."""
+    return torch.stack(
+        [-torch.log_softmax(z.double(), 0)[y] for z, y in zip(logits.detach(), targets, strict=True)]
+    ).float()
 
 
 def difference(one: Any, other: Any) -> float:
     assert one[0] == pytest.approx(other[0], rel=1e-6)
     assert one[1].keys() == other[1].keys()
+    torch.testing.assert_close(one[2].float(), other[2].float(), rtol=1e-5, atol=1e-5)
+    assert not one[2].requires_grad
     gap = sum(((g.double() - other[1][n].double()) ** 2).sum() for n, g in one[1].items())
     return float(torch.sqrt(gap / sum((g.double() ** 2).sum() for g in other[1].values())))
 
@@ -150,7 +161,7 @@ def test_bf16_is_as_close_to_fp32_as_the_full_head(family: str) -> None:
             with torch.autocast("cpu", torch.bfloat16, enabled=change["autocast"]):
                 found = step(model, full=full)
             assert found[0] == pytest.approx(exact[0], rel=0.01)
-            gaps.append(difference((exact[0], found[1]), exact))
+            gaps.append(difference((exact[0], found[1], exact[2]), exact))
         assert gaps[1] < 0.05
         assert gaps[1] < gaps[0] * 1.25
 

@@ -24,11 +24,12 @@ from tunesmith.settings import build
 from tunesmith.train import epochs
 from tunesmith.train.config import TrainSettings
 from tunesmith.train.listener import Silent
-from tunesmith.train.loop import Outcome, Training, run_loop
+from tunesmith.train.loop import Outcome, run_loop
 from tunesmith.train.neftune import Neftune
 from tunesmith.train.objectives import Objective, sft
 from tunesmith.train.seeds import seed_everything
 from tunesmith.train.track import Tracking
+from tunesmith.train.training import Training
 
 STEP_KEYS = {
     "step", "epoch", "loss", "grad_norm", "learning_rate", "tokens", "unique_tokens", "label_tokens", "rows",
@@ -49,7 +50,7 @@ def training(folder: Path, model: PreTrainedModel | None = None, **changes: Any)
         "device": CPU,
         "packing": True,
         "pad_id": 0,
-        "run": create(folder / "run"),
+        "run": changes.get("run") or create(folder / "run"),
         "listener": Silent(),
         "tracking": Tracking([]),
         "sample": lambda _: None,
@@ -206,7 +207,7 @@ def scripted(losses: list[float]) -> Callable[[Training], tuple[float, int]]:
 def watched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, losses: list[float], **settings: Any
 ) -> tuple[Training, Outcome]:
-    monkeypatch.setattr("tunesmith.train.loop.valid_loss", scripted(losses))
+    monkeypatch.setattr("tunesmith.train.watch.valid_loss", scripted(losses))
     job = training(
         tmp_path, valid=rows(400, (6, 12)), eval_every=1, max_steps=len(losses), batch_size=4, **settings
     )
@@ -214,9 +215,9 @@ def watched(
 
 
 def test_best_and_last_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    job, outcome = watched(tmp_path, monkeypatch, [5.0, 3.0, 4.0, 4.5, 4.4], save_every=1, keep=1)
+    job, outcome = watched(tmp_path, monkeypatch, [5.0, 3.0, 4.0, 4.5, 4.4], save_every=1, keep=2)
     assert (outcome.best_step, outcome.best_loss) == (2, 3.0)
-    assert [p.name for p in job.run.saved_steps()] == ["step-000002", "step-000005"]
+    assert [p.name for p in job.run.saved_steps()] == ["step-000002", "step-000004", "step-000005"]
     assert outcome.best == job.run.checkpoints / "step-000002"
 
 
@@ -261,7 +262,7 @@ def test_validation_is_planned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         calls.append(len(lengths))
         return plan_eval(lengths, **given)
 
-    monkeypatch.setattr("tunesmith.train.loop.plan_eval", counted)
+    monkeypatch.setattr("tunesmith.train.training.plan_eval", counted)
     run_loop(training(tmp_path, valid=rows(400, (6, 12)), eval_every=1))
     assert calls == [2]
 

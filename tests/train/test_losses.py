@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tunesmith.train.losses import label_loss, row_losses
+from tunesmith.train.losses import label_loss, label_losses, row_losses
 
 
 def test_uniform_logits_cost_log_of_the_vocabulary() -> None:
@@ -37,6 +37,15 @@ def test_half_precision_logits_are_summed_in_fp32() -> None:
     loss, count = label_loss(logits, torch.zeros(5000, dtype=torch.long))
     assert loss.dtype == torch.float32
     assert float(loss) / count == pytest.approx(math.log(8192), rel=1e-5)
+
+
+def test_each_label_token_by_itself_has_no_smoothing() -> None:
+    logits = torch.tensor([[math.log(3.0), 0.0]] * 2, requires_grad=True)
+    total, each = label_losses(logits, torch.tensor([0, 1]), label_smoothing=0.2)
+    assert each.tolist() == pytest.approx([math.log(4 / 3), math.log(4)], rel=1e-6)
+    assert total.item() == pytest.approx(math.log(4 / 3) + math.log(4), rel=1e-6)  # (0.9 + 0.1) of each
+    assert total.requires_grad
+    assert not each.requires_grad
 
 
 def test_rows_add_up_to_the_whole() -> None:

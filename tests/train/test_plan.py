@@ -64,7 +64,9 @@ def test_counts_and_file_sizes_are_exact(tmp_path: Path, changes: dict[str, Any]
     folders = run.saved_steps()
     assert folders
     for folder in folders:
-        assert (folder / checkpoint.WEIGHTS).stat().st_size == plan.disk["checkpoint"]
+        taken = sum(file.stat().st_size for file in folder.iterdir())
+        assert plan.disk["checkpoint"] == pytest.approx(taken, rel=0.15)
+        assert (folder / checkpoint.WEIGHTS).stat().st_size == plan.disk["final"]
 
 
 def test_the_size_of_a_file_is_exact(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from tests.train.test_sharing import Notes
 from tunesmith.errors import ModelError
 from tunesmith.model.targets import decoder_layers
 from tunesmith.train import probe
-from tunesmith.train.loop import Training
 from tunesmith.train.prepare import prepare
 from tunesmith.train.run import train
+from tunesmith.train.training import Training
 
 
 def ready(folder: Path, monkeypatch: pytest.MonkeyPatch, free: int | None = None, **changes: Any) -> Any:

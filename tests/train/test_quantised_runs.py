@@ -52,6 +52,7 @@ def test_a_run_learns_and_answers_from_the_base_it_was_trained_on(
     assert own == (again.adapter / "adapter_model.safetensors").read_bytes()
 
 
+@pytest.mark.slow  # 45 s; compiled layers and quantised ones each have quick tests
 def test_compiled_layers_take_a_quantised_base(tmp_path: Path) -> None:
     losses = []
     for compile_layers in (False, True):

@@ -68,7 +68,7 @@ def test_the_run_folder(tmp_path: Path) -> None:
     run = train(make_job(tmp_path), tmp_path / "run")
     names = {p.name for p in run.path.iterdir()}
     assert names == {
-        "job.yaml", "data-report.json", "trained-rows.txt", "metrics.jsonl", "log.txt", "lock",
+        "job.yaml", "data-report.json", "trained-rows.txt", "metrics.jsonl", "worst.jsonl", "log.txt", "lock",
         "checkpoints", "adapter",
     }  # fmt: skip
     assert run.state() == "finished"

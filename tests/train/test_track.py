@@ -139,7 +139,7 @@ def _train(folder: Path, name: str, environment: dict[str, str], **more: Any) ->
 
 def _run(words: list[str], folder: Path, environment: dict[str, str], **more: Any) -> Any:
     """A process with a home of its own and nothing of this environment that a tracker would listen to."""
-    (folder / "home").mkdir()
+    (folder / "home").mkdir(exist_ok=True)
     kept = {key: os.environ[key] for key in ("PATH", "OMP_NUM_THREADS", "LANG") if key in os.environ}
     own = {
         "HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1",
@@ -159,7 +159,7 @@ def _holds_no_secret(folder: Path) -> None:
     assert [file for file in files for secret in secrets if secret in file.read_bytes()] == []
 
 
-def _journal(file: Path) -> Iterator[bytes]:
+def _worklog(file: Path) -> Iterator[bytes]:
     """The records of a .wandb or .swanlab file: a 7-byte head, then LevelDB's log format.
 
     https://github.com/google/leveldb/blob/main/doc/log_format.md
@@ -183,7 +183,7 @@ def _read_wandb(folder: Path) -> tuple[Series, dict[str, str], Any]:
     told: Series = {}
     settings, state = {}, None
     (file,) = (folder / "run" / "wandb").glob("offline-run-*/*.wandb")
-    for content in _journal(file):
+    for content in _worklog(file):
         record = Record()
         record.ParseFromString(content)
         for item in (*record.run.config.update, *record.config.update):
@@ -204,7 +204,7 @@ def _read_swanlab(folder: Path) -> tuple[Series, dict[str, str], Any]:
     told: Series = {}
     state = None
     (file,) = (folder / "run" / "swanlab").glob("run-*/*.swanlab")
-    for content in _journal(file):
+    for content in _worklog(file):
         record = Record()
         record.ParseFromString(content)
         kind = record.WhichOneof("record_type")

@@ -10,17 +10,23 @@ from rich.text import Text
 import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
 from tunesmith.cli.eval import (
+    By,
     DataFile,
+    Document,
     DtypeOption,
     Limit,
+    MetricOption,
     Metrics,
     Output,
     References,
     Template,
     Watching,
     asked,
+    named,
+    say,
     split,
     tell_files,
+    tell_groups,
 )
 from tunesmith.errors import UsageError
 from tunesmith.evaluate.results import COLUMNS, comparison_rows, title
@@ -52,6 +58,9 @@ def compare(
     data: DataFile,
     references: References = None,
     metrics: Metrics = None,
+    metric: MetricOption = None,
+    by: By = None,
+    document: Document = None,
     limit: Limit = None,
     show: Annotated[int, typer.Option(min=0, metavar="N", help="Show N rows side by side.")] = 0,
     output: Output = None,
@@ -66,12 +75,13 @@ def compare(
             f"`tunesmith compare` takes one run or two models (given: {', '.join(names) or 'none'}).",
             fix="Write tunesmith compare A B --data FILE.",
         )
-    questions, chosen = asked(data, references, metrics, limit)
+    questions = asked(data, references, limit, by, document)
+    chosen = say(named(metrics, metric), questions)
     b = names[1] if len(names) == 2 else None
     with Watching() as watch:
         result = tunesmith.compare(
             names[0], b, data=questions, metrics=chosen, output=output,
-            dtype=dtype, template=template, watch=watch, **sampling.given(),
+            dtype=dtype, template=template, watch=watch, note=err.print, **sampling.given(),
         )  # fmt: skip
     if as_json:
         print_json(result.content)
@@ -80,6 +90,7 @@ def compare(
         show_rows(cast("Comparison", result.measured), show)
     out.print(title(result.content), style="bold")
     print_table(table(COLUMNS, comparison_rows(result.content), numbers=("A", "B")))
+    tell_groups(result)
     for note in result.content["notes"]:
         err.print(note)
     tell_files(result)

@@ -7,6 +7,7 @@ words or lines, because a user's rows may hold any of these. Style with `err.pri
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import sys
@@ -32,6 +33,10 @@ class _Console(Console):
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*map(printable, objects), **options)
+
+    def on_broken_pipe(self) -> None:
+        """The reader has gone: for whoever prints to decide. rich would end the program."""
+        raise BrokenPipeError(errno.EPIPE, "nobody reads this")
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Whatever is drawn ends up here as pieces of text: cells and titles of tables, bars."""

@@ -11,9 +11,10 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
 from tunesmith.errors import UsageError
-from tunesmith.evaluate.metrics import METRICS
+from tunesmith.evaluate.metrics import NAMES, Metric
+from tunesmith.evaluate.predicted import read_predictions
 from tunesmith.evaluate.questions import Questions, choose_metrics, read_questions
-from tunesmith.evaluate.results import evaluation_rows, title
+from tunesmith.evaluate.results import evaluation_rows, group_rows, title
 from tunesmith.infer.config import Sampling
 from tunesmith.model.config import Dtype
 from tunesmith.settings import build, parse_overrides
@@ -28,9 +29,20 @@ Examples:
   tunesmith eval runs/tang-1 --data valid.json
   tunesmith eval smollm2-135m --data test.json --references truth.txt
   tunesmith eval runs/tang-1 --data valid.json temperature=0.7 seed=1 --json
+  tunesmith eval runs/law-1 --data test.jsonl --metrics f1_char,rouge_l,bleu --by category
+  tunesmith eval --predictions answers.jsonl --metric "regex:答案是(.+)" --metric mine.py:polite
 Answers are greedy unless sampling settings are given: docs/eval.md
 """
 
+OptionalDataFile = Annotated[
+    Path | None, typer.Option("--data", metavar="FILE", help="Rows with answers, in any format.")
+]
+PredictionsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--predictions", metavar="FILE", help="Score these answers (JSONL) instead of asking a model."
+    ),
+]
 DataFile = Annotated[
     Path, typer.Option("--data", metavar="FILE", help="Rows with answers, in any format.", show_default=False)
 ]
@@ -39,7 +51,18 @@ References = Annotated[
 ]
 Metrics = Annotated[
     str | None,
-    typer.Option(metavar="NAMES", help=f"Metrics, with commas between: {', '.join(METRICS)}."),
+    typer.Option(metavar="NAMES", help=f"Metrics, with commas between: {', '.join(NAMES)}."),
+]
+MetricOption = Annotated[
+    list[str] | None,
+    typer.Option("--metric", metavar="NAME|FILE.py:FUNCTION", help="One more metric, or one of your own."),
+]
+By = Annotated[
+    list[str] | None, typer.Option("--by", metavar="COLUMN", help="Figures by the values of a column too.")
+]
+Document = Annotated[
+    str | None,
+    typer.Option(metavar="COLUMN", help="The column that says which document a row is from."),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="The first N rows only.")]
 Output = Annotated[
@@ -55,33 +78,43 @@ Template = Annotated[
 @app.command(epilog=EXAMPLES)
 def eval_(
     words: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="MODEL|RUN [key=value]...", help="The model; sampling settings.", show_default=False
         ),
-    ],
-    data: DataFile,
+    ] = None,
+    data: OptionalDataFile = None,
+    predictions: PredictionsFile = None,
     references: References = None,
     metrics: Metrics = None,
+    metric: MetricOption = None,
+    by: By = None,
+    document: Document = None,
     limit: Limit = None,
     output: Output = None,
     dtype: DtypeOption = "auto",
     template: Template = None,
     as_json: Annotated[bool, json_option] = False,
 ) -> None:
-    """Measure a model or a run on rows with answers: loss, perplexity, exact match, F1, form."""
-    names, sampling = split(words)
-    if len(names) != 1:
-        raise UsageError(
-            f"`tunesmith eval` takes one model or run (given: {', '.join(names) or 'none'}).",
-            fix="To measure two on the same rows: tunesmith compare A B --data FILE.",
-        )
-    questions, chosen = asked(data, references, metrics, limit)
+    """Measure a model, a run or a file of predictions: loss, perplexity, and metrics by name."""
+    names, sampling = split(words or [])
+    chosen = named(metrics, metric)
     with Watching() as watch:
-        result = tunesmith.evaluate(
-            names[0], questions, metrics=chosen, output=output,
-            dtype=dtype, template=template, watch=watch, **sampling.given(),
-        )  # fmt: skip
+        if predictions is not None:
+            _check_alone(names, sampling, data, references, limit)
+            rows = read_questions(str(data), str(references) if references else None, limit) if data else None
+            questions, _ = read_predictions(str(predictions), rows, by=by or (), document=document)
+            result = tunesmith.evaluate(
+                data=rows, predictions=str(predictions), metrics=say(chosen, questions), by=by or (),
+                document=document, output=output, watch=watch, note=err.print,
+            )  # fmt: skip
+        else:
+            _check_one(names, data)
+            questions = asked(data, references, limit, by, document)
+            result = tunesmith.evaluate(
+                names[0], questions, metrics=say(chosen, questions), output=output,
+                dtype=dtype, template=template, watch=watch, note=err.print, **sampling.given(),
+            )  # fmt: skip
     if as_json:
         print_json(result.content)
         return
@@ -89,9 +122,40 @@ def eval_(
     grid = table(("", ""), evaluation_rows(result.content))
     grid.show_header = False
     print_table(grid)
+    tell_groups(result)
     for note in result.content["notes"]:
         err.print(note)
     tell_files(result)
+
+
+def _check_alone(
+    names: list[str], sampling: Sampling, data: Path | None, references: Path | None, limit: int | None
+) -> None:
+    if names or sampling.given():
+        raise UsageError(
+            f"--predictions takes neither a model nor sampling settings (given: "
+            f"{', '.join([*names, *sampling.given()])}).",
+            fix="Leave them out: the answers are there already.",
+        )
+    if limit is not None:
+        raise UsageError(
+            "--limit doesn't go with --predictions: every answer is scored.", fix="Leave it out."
+        )
+    if references is not None and data is None:
+        raise UsageError(
+            "--references goes with --data, whose rows it has the answers of.",
+            fix="Give both; or write the references into the lines of the predictions.",
+        )
+
+
+def _check_one(names: list[str], data: Path | None) -> None:
+    if len(names) != 1:
+        raise UsageError(
+            f"`tunesmith eval` takes one model or run (given: {', '.join(names) or 'none'}).",
+            fix="Write tunesmith eval MODEL --data FILE; for two: tunesmith compare A B --data FILE.",
+        )
+    if data is None:
+        raise UsageError("`tunesmith eval` needs rows with answers.", fix="Give them: --data FILE.")
 
 
 class Watching:
@@ -127,16 +191,44 @@ def split(words: list[str]) -> tuple[list[str], Sampling]:
 
 
 def asked(
-    data: Path, references: Path | None, metrics: str | None, limit: int | None
-) -> tuple[Questions, list[str]]:
-    """The rows and the metrics by name; says which ones where the person didn't choose."""
-    questions = read_questions(str(data), str(references) if references else None, limit)
-    names = [name.strip() for name in metrics.split(",") if name.strip()] if metrics is not None else None
-    chosen = [metric.name for metric in choose_metrics(names, questions)]
+    data: Path | None,
+    references: Path | None,
+    limit: int | None,
+    by: list[str] | None,
+    document: str | None,
+) -> Questions:
+    """The rows of a file."""
+    truth = str(references) if references else None
+    return read_questions(str(data), truth, limit, by=by or (), document=document)
+
+
+def named(metrics: str | None, more: list[str] | None) -> list[str] | None:
+    """The names of --metrics and --metric; None where neither was given."""
+    if metrics is None and more is None:
+        return None
+    listed = [name.strip() for name in (metrics or "").split(",") if name.strip()]
+    return [*listed, *(more or [])]
+
+
+def say(names: list[str] | None, questions: Questions) -> list[Metric]:
+    """The metrics by name; says which ones where the person didn't choose, and by which rules."""
+    chosen = choose_metrics(names, questions)
     if names is None:
-        why = " (every reference has the verse's form)" if "verse_form" in chosen else ""
-        err.print(f"{len(questions.conversations)} rows; metrics: {', '.join(chosen)}{why}.")
-    return questions, chosen
+        shown = [metric.name for metric in chosen]
+        why = " (every reference has the verse's form)" if "verse_form" in shown else ""
+        err.print(f"{len(questions.conversations)} rows; metrics: {', '.join(shown)}{why}.")
+    for metric in chosen:
+        if metric.signature:
+            err.print(f"{metric.name}: {metric.signature}")
+    return chosen
+
+
+def tell_groups(result: Result) -> None:
+    """The table of figures by group, where some were asked."""
+    columns, rows = group_rows(result.content)
+    if rows:
+        out.print()
+        print_table(table(columns, rows, numbers=("n",)))
 
 
 def tell_files(result: Result) -> None:

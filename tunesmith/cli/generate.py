@@ -88,7 +88,7 @@ def generate(
         _show_answers(answerer, asked, as_json)
         return
     prompts = read_prompts(input or "")
-    with _progress(len(prompts)) as watch:
+    with progress(len(prompts)) as watch:
         summary = tunesmith.generate(
             model, prompts, output, existing=existing, dtype=dtype, template=template,
             batch_size=batch_size, watch=watch, note=told, **sampling.given(),
@@ -149,7 +149,7 @@ def _show_answers(model: LocalModel, conversation: Conversation, as_json: bool) 
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[Summary], None]]:
+def progress(total: int) -> Iterator[Callable[[Summary], None]]:
     """A bar with the time left; where stderr is no terminal, a line every ten seconds."""
     bar = Progress(
         TextColumn("answers"),

@@ -16,6 +16,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -62,6 +63,16 @@ VERBS: dict[str, Verb] = {
     "sweep": Verb("tunesmith.cli.sweep", "Answer the same prompts under many settings, side by side."),
     "eval": Verb("tunesmith.cli.eval", "Measure a model or a run on rows with answers."),
     "compare": Verb("tunesmith.cli.compare", "Measure two of them on the same rows, with uncertainty."),
+    "blind": Verb(
+        "tunesmith.cli.blind",
+        "Let people judge two models without knowing which is which.",
+        {
+            "new": "Draw rows, let both models answer, and seal which is which.",
+            "serve": "Let raters work on a page of this machine, until Ctrl-C.",
+            "page": "Write one offline file to send to raters.",
+            "report": "Unseal the test and say what the votes are worth.",
+        },
+    ),
     "runs": Verb(
         "tunesmith.cli.runs",
         "Look at the runs of a folder.",
@@ -105,11 +116,13 @@ def main() -> NoReturn:
         fail(error)
     except KeyboardInterrupt as interrupted:
         err.print(str(interrupted) or "Interrupted.")
+        _let_go(130)
         raise SystemExit(130) from None
     except SystemExit as ended:
         # typer turns Ctrl-C into an exit of its own, without a word.
         if isinstance(cause := getattr(ended.__context__, "__cause__", None), KeyboardInterrupt):
             err.print(str(cause) or "Interrupted.")
+            _let_go(130)
         raise
     except BrokenPipeError:
         _leave_pipe()
@@ -224,6 +237,14 @@ def _show_traceback(debug: bool) -> None:
 def _terminated(*_: object) -> NoReturn:
     # An exception, not os._exit: temporary folders vanish and locks are given back on the way out.
     raise SystemExit(143)
+
+
+def _let_go(code: int) -> None:
+    """End now where a checkpoint is still being written: Ctrl-C for the second time waits for nothing."""
+    if any(thread.name == "tunesmith-checkpoint" for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _leave_pipe() -> NoReturn:

@@ -21,7 +21,7 @@ from rich.table import Column
 from rich.text import Text
 
 from tunesmith.data.report import named_rows, report_table
-from tunesmith.train.listener import Lines, figures, one_line
+from tunesmith.train.listener import Lines, figures, has_room, one_line
 
 __all__ = ["TrainingProgress", "one_line"]
 
@@ -60,6 +60,8 @@ class TrainingProgress(Lines):
         self._bar.stop()
 
     def say(self, text: str, *, style: str = "") -> None:
+        if not has_room(self._console.file):
+            return
         # A terminal would break lines in the middle of words; a file has no width.
         self._console.print(text, style=style or None, soft_wrap=not self._console.is_terminal)
 
@@ -71,8 +73,9 @@ class TrainingProgress(Lines):
     def started(self, steps: int, facts: Mapping[str, Any]) -> None:
         super().started(steps, facts)
         self._bar.start()
-        self._bar.update(self._task, total=steps, visible=True)
-        self._bar.start_task(self._task)
+        # Steps of an earlier process don't tell how fast this one is.
+        done = facts["resumed"][-1]["step"] if facts.get("resumed") else 0
+        self._bar.reset(self._task, start=True, total=steps, completed=done, visible=True)
 
     def step(self, line: Mapping[str, Any]) -> None:
         loss, rate, speed = figures(line)
@@ -92,7 +95,8 @@ class TrainingProgress(Lines):
             (" → ", "dim"),
             (one_line(line["answer"]), "green"),
         )
-        self._console.print(text, soft_wrap=True)
+        if has_room(self._console.file):
+            self._console.print(text, soft_wrap=True)
 
     def finished(self, summary: Mapping[str, Any]) -> None:
         self._bar.stop()

@@ -10,11 +10,10 @@ import typer
 import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, table, told, typed
 from tunesmith.data.prompts import read_prompts
+from tunesmith.disk import disk_errors
 from tunesmith.errors import UsageError
-from tunesmith.evaluate.sweep import FIGURES, Sweep, combinations, number
+from tunesmith.evaluate.sweep import FIGURES, Sweep, asked, combinations, number
 from tunesmith.model.config import Dtype
-from tunesmith.records import Conversation, Message, Origin
-from tunesmith.rundir import disk_errors
 
 app = typer.Typer(add_completion=False)
 
@@ -59,7 +58,7 @@ def sweep(
     """Answer the same prompts under every combination of settings, with figures of how varied they are."""
     _check_words(prompt, input, system, html, force=force)
     chosen = combinations(list(map(typed, settings or [])))
-    prompts = read_prompts(input) if input else _asked(list(map(typed, prompt or [])), typed(system))
+    prompts = read_prompts(input) if input else asked(list(map(typed, prompt or [])), typed(system))
     answerer = tunesmith.load(model, dtype=dtype, template=template, note=told)
     answerer.batch_size = batch_size
     found = tunesmith.sweep(
@@ -97,14 +96,6 @@ def _check_words(
         raise UsageError(
             "The command can't be carried out.", details=problems, fix="tunesmith sweep --help has examples."
         )
-
-
-def _asked(prompts: list[str], system: str) -> list[Conversation]:
-    before = (Message("system", system),) if system else ()
-    return [
-        Conversation((*before, Message("user", text)), Origin("--prompt", 1, row), str(row))
-        for row, text in enumerate(prompts)
-    ]
 
 
 def _show(found: Sweep) -> None:

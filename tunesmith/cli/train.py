@@ -15,7 +15,8 @@ from tunesmith.cli.settings_list import show_settings
 from tunesmith.errors import SettingsError, UsageError
 from tunesmith.evaluate import curve
 from tunesmith.settings import known_keys
-from tunesmith.train.config import Job, load_job
+from tunesmith.train.config import Job
+from tunesmith.train.resume import asked_for, choose
 
 app = typer.Typer(add_completion=False)
 
@@ -24,6 +25,8 @@ Examples:
   tunesmith train examples/tang/job.yaml
   tunesmith train job.yaml train.epochs=3 adapter.rank=8
   tunesmith train job.yaml model=my-models/Qwen3-0.6B output=runs/qwen
+  tunesmith train job.yaml --resume           go on with the run that was stopped
+  tunesmith train runs/qwen train.epochs=5 --resume   make a run longer
   tunesmith train --settings                  every setting with its default
   tunesmith train --settings warmup           those about a word
 """
@@ -33,24 +36,42 @@ Examples:
 @app.command(epilog=EXAMPLES, context_settings={"ignore_unknown_options": True})
 def train(
     job: Annotated[
-        Path | None, typer.Argument(metavar="JOB.yaml", help="The job file.", show_default=False)
+        Path | None,
+        typer.Argument(
+            metavar="JOB.yaml|RUN", help="The job file, or a run to go on with.", show_default=False
+        ),
     ] = None,
     settings: JobSettings = None,
     list_settings: Annotated[
         bool, typer.Option("--settings", help="List every setting, or those about a word, and end.")
     ] = False,
+    resume: Annotated[
+        bool | None,
+        typer.Option(
+            "--resume/--no-resume",
+            help="Go on with a run that was stopped, or make it longer; or always begin a new one.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on although data, model or settings changed.")
+    ] = False,
     as_json: Annotated[bool, json_option] = False,
 ) -> None:
-    """Train what a job file describes, and leave everything in a run folder."""
+    """Train what a job file describes, and leave everything in a run folder.
+
+    The same command again goes on with an unfinished run.
+    """
     if list_settings:
         show_settings(" ".join(map(str, [*([job] if job else []), *(settings or [])])))
         return
     if job is None:
         raise UsageError("A job file is missing.", fix="Write tunesmith train JOB.yaml; --help has examples.")
     _refuse_options(settings or [])
-    load_job(job, settings or [])  # a mistake in it is told at once
+    # A mistake in it, and a run that can't go on, are told before torch is imported: seconds.
+    choose(asked_for(job, settings or []), resume=resume, force=force, note=lambda _: None)
     with TrainingProgress(err) as progress:
-        run = tunesmith.train(job, *(settings or []), listener=progress)
+        run = tunesmith.train(job, *(settings or []), listener=progress, resume=resume, force=force)
     summary = tunesmith.summary(run)
     if as_json:
         print_json(summary)

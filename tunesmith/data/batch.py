@@ -35,7 +35,7 @@ class Batch:
     """Input and targets of one forward pass.
 
     `tokens`, `label_tokens` and `rows` count real ones, as if nothing were shared; `unique_tokens` those
-    that are computed.
+    that are computed. `label_losses` is the place where a loss leaves what each target cost.
     """
 
     input_ids: Tensor  # [B, T] int64
@@ -49,6 +49,7 @@ class Batch:
     unique_tokens: int
     label_tokens: int
     rows: int
+    label_losses: Tensor | None = None  # [N], in nats, targets in their order: one row after the other
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""

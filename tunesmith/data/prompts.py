@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,8 +19,9 @@ REFERENCES = ("references", "reference", "answer", "output", "completion", "resp
 def read_prompts(path: str) -> list[Conversation]:
     """The prompts of a file or folder in any row format; a .txt or .md file is one prompt a line.
 
-    A row's answer (its last assistant turn), if there, goes to `references` and out of `messages`. Raises one
-    DataError that lists every bad row: a prompt left out would shift all answers after it.
+    A row's answer (its last assistant turn), if there, goes to `references` and out of `messages`; its
+    columns as they stand in the file go to `meta["columns"]`. Raises one DataError that lists every bad row:
+    a prompt left out would shift all answers after it.
     """
     prompts: list[Conversation] = []
     bad: list[BadRow] = []
@@ -32,7 +35,9 @@ def read_prompts(path: str) -> list[Conversation]:
         for row in file.rows:
             try:
                 assert format is not None
-                prompts.append(_asked(parse(row, format, answers=False)))
+                asked = _asked(parse(row, format, answers=False))
+                columns = row.value if isinstance(row.value, dict) else {}
+                prompts.append(replace(asked, meta={**asked.meta, "columns": columns}))
             except RowError as error:
                 bad.append(BadRow(row.origin, str(error)))
     if bad:
@@ -75,6 +80,16 @@ def read_references(path: str, prompts: Sequence[Conversation]) -> list[Conversa
             fix="There must be one for each prompt, in the same order, one a row; blank lines don't count.",
         )
     return [replace(prompt, references=truth) for prompt, truth in zip(prompts, references, strict=True)]
+
+
+def prompts_sha256(rows: Sequence[Conversation]) -> str:
+    """Of what these rows ask and of their references, in their order; a row's own answer isn't in it."""
+    digest = hashlib.sha256()
+    for row in rows:
+        said = [message.as_dict() for message in row.prompt.messages]
+        told = [row.key, said, [dict(tool) for tool in row.tools], row.references]
+        digest.update(json.dumps(told, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _lines_as_rows(file: RawFile) -> RawFile:

@@ -25,9 +25,9 @@ from transformers import PreTrainedTokenizerBase
 from tunesmith.data.config import TrainOn
 from tunesmith.data.labels import Encoded, Offsets, Reply
 from tunesmith.data.mask import encode_conversation
+from tunesmith.disk import disk_errors
 from tunesmith.errors import DataError, SettingsError, TemplateError
 from tunesmith.records import Conversation, Message, Origin, Text
-from tunesmith.rundir import disk_errors
 from tunesmith.settings import nearest
 
 __all__ = ["TEMPLATES", "Encoded", "Renderer", "Reply"]

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tunesmith.data.check import content_key
+from tunesmith.disk import write_atomic
 from tunesmith.records import Record
-from tunesmith.rundir import RunDir, write_atomic
+from tunesmith.rundir import RunDir
 
 
 def write_trained_rows(run: RunDir, records: Iterable[Record], continued: str | None = None) -> None:

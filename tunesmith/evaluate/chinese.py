@@ -11,6 +11,12 @@ _PHRASES = [
         # verdicts
         (r"better$", "更好"),
         (r"worse$", "更差"),
+        (r"higher$", "更高"),
+        (r"lower$", "更低"),
+        (
+            r"cannot tell with n = (\d+) from (\d+) documents; at least (\d+) documents are needed$",
+            r"n = \1（来自 \2 份文档）看不出差别；至少需 \3 份文档",
+        ),
         (
             r"cannot tell with n = (\d+); at least (\d+) are needed$",
             r"n = \1 看不出差别；至少需 \2 条",
@@ -26,6 +32,10 @@ _PHRASES = [
         (
             r"The prompts are written by different templates: A by (.+), B by (.+)\.$",
             r"两个模型的提示由不同模板写成：A 用 \1，B 用 \2。",
+        ),
+        (
+            r"The (\d+) rows come from (\d+) documents: intervals and tests are over documents\.$",
+            r"这 \1 条数据来自 \2 份文档：区间与检验按文档计算。",
         ),
         (r"The sampling settings differ\.$", "两边的采样设置不同。"),
         # rows of the data report

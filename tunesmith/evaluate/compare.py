@@ -7,7 +7,6 @@ one row makes hard for both doesn't blur the result.
 from __future__ import annotations
 
 import gc
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,14 +15,18 @@ from typing import Any
 
 import torch
 
+from tunesmith.evaluate.answerers import Note, Watch
+from tunesmith.evaluate.figures import difference, figure, verdicts
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.perplexity import RowLoss
-from tunesmith.evaluate.results import beside
-from tunesmith.evaluate.run import Evaluation, RowResult, Watch, evaluate
-from tunesmith.evaluate.statistics import Interval, Paired, paired, paired_ratio, sign_flip, verdict
+from tunesmith.evaluate.row import RowResult
+from tunesmith.evaluate.run import AGAIN, Evaluation, grouped, measured
+from tunesmith.evaluate.statistics import Interval, Paired, paired_ratio, sign_flip, verdict
 from tunesmith.records import Completer, Conversation
-from tunesmith.rundir import write_atomic
+from tunesmith.worklog import Claim, claim, write_lines
 
+PARTS = (".a", ".b")
+"""What tells the two worklogs of an output apart."""
 Side = Completer | Callable[[], Completer]
 """A model, or a function that loads it when its turn comes, so that two large ones needn't fit at once."""
 
@@ -45,28 +48,62 @@ class Comparison:
         """Both results of each row, in the rows' order."""
         return list(zip(self.a.rows, self.b.rows, strict=True))
 
+    def lines(self) -> list[dict[str, Any]]:
+        """What stands in `output`: a line a row, with both answers."""
+        return [_line(row_a, row_b) for row_a, row_b in self.rows()]
+
     def to_json(self) -> dict[str, Any]:
         """The figures: n, metrics, loss, notes, and the two evaluations as a and b.
 
         {"n", "metrics": {name: {a, b, difference: {value, low, high}, wins, losses, ties, verdict}},
         "loss": {a, b, difference, verdict}, "a": …, "b": …, "notes": […]}
         """
-        metrics = {}
-        for metric in self.b.metrics:
-            scores_a, scores_b = self.a.scores(metric.name), self.b.scores(metric.name)
-            result = paired(scores_a, scores_b, binary=metric.binary)
-            means = {"a": sum(scores_a) / self.n, "b": sum(scores_b) / self.n}
-            metrics[metric.name] = {**means, **result.to_json(), "verdict": verdict(result, self.n)}
+        results = [difference(metric, self.a.rows, self.b.rows) for metric in self.b.metrics]
+        told = verdicts(self.b.metrics, results, self.b.rows)
+        figures_a, figures_b = self.a.to_json(), self.b.to_json()
+        metrics = {
+            metric.name: {
+                "a": figures_a["metrics"][metric.name]["value"],
+                "b": figures_b["metrics"][metric.name]["value"],
+                **result.to_json(),
+                "verdict": word,
+            }
+            for metric, result, word in zip(self.b.metrics, results, told, strict=True)
+        }
+        groups = self._groups()
         loss = self._loss()
         return {
             "kind": "comparison",
             "n": self.n,
             "metrics": metrics,
+            **({"primary": self.b.metrics[0].name} if self.b.metrics else {}),
             **({"loss": loss} if loss else {}),
+            **({"groups": groups} if groups else {}),
             "notes": self.notes,
             "predictions": str(self.output),
-            "a": self.a.to_json(),
-            "b": self.b.to_json(),
+            "a": figures_a,
+            "b": figures_b,
+        }
+
+    def _groups(self) -> dict[str, dict[str, Any]]:
+        """Differences by column and value; no verdicts: among many groups some differ by chance."""
+        groups_a, groups_b = grouped(self.a.rows), grouped(self.b.rows)
+        return {
+            column: {
+                value: {"n": len(rows), "metrics": self._differences(groups_a[column][value], rows)}
+                for value, rows in values.items()
+            }
+            for column, values in groups_b.items()
+        }
+
+    def _differences(self, a: Sequence[RowResult], b: Sequence[RowResult]) -> dict[str, Any]:
+        return {
+            metric.name: {
+                "a": figure(metric, a).value,
+                "b": figure(metric, b).value,
+                "difference": difference(metric, a, b).difference.to_json(),
+            }
+            for metric in self.b.metrics
         }
 
     def _loss(self) -> dict[str, Any] | None:
@@ -98,32 +135,46 @@ def compare(
     *,
     output: Path,
     watch: Watch | None = None,
+    note: Note = lambda _: None,
 ) -> Comparison:
     """Measure A, then B, on the same conversations; both answers of each row go to `output` (JSONL).
 
     A line has id, prompt, references, `prediction` (B's), and under `a` and `b` what `evaluate` writes of an
-    answer. While it runs, each model's answers are in OUTPUT.a.jsonl and OUTPUT.b.jsonl.
+    answer. While it runs, each model's answers are in OUTPUT.a.partial and OUTPUT.b.partial.
     """
-    result_a = _measured(a, conversations, metrics, beside(output, ".a.jsonl"), watch)
-    result_b = _measured(b, conversations, metrics, beside(output, ".b.jsonl"), watch)
-    comparison = Comparison(result_a, result_b, output, _notes(result_a, result_b))
-    lines = [_line(row_a, row_b) for row_a, row_b in comparison.rows()]
-    write_atomic(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    for result in (result_a, result_b):
-        result.output.unlink(missing_ok=True)
-        result.output = output
+    with claim(output, AGAIN) as held:
+        comparison = compared(held, a, b, conversations, metrics, watch=watch, note=note)
+        write_lines(output, comparison.lines())
     return comparison
 
 
-def _measured(
-    side: Side,
+def compared(
+    held: Claim,
+    a: Side,
+    b: Side,
     conversations: Sequence[Conversation],
     metrics: Sequence[Metric],
-    output: Path,
+    *,
+    watch: Watch | None = None,
+    note: Note = lambda _: None,
+) -> Comparison:
+    """`compare`, without writing the output, which is held already."""
+    result_a = _measured(held, a, PARTS[0], conversations, metrics, watch, note)
+    result_b = _measured(held, b, PARTS[1], conversations, metrics, watch, note)
+    return Comparison(result_a, result_b, held.output, _notes(result_a, result_b))
+
+
+def _measured(
+    held: Claim,
+    side: Side,
+    part: str,
+    conversations: Sequence[Conversation],
+    metrics: Sequence[Metric],
     watch: Watch | None,
+    note: Note,
 ) -> Evaluation:
     model = side() if callable(side) else side
-    result = evaluate(model, conversations, metrics, output=output, watch=watch)
+    result = measured(held, model, conversations, metrics, part=part, watch=watch, note=note)
     del model
     gc.collect()
     if torch.cuda.is_available():

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from rich.text import Text
 
+from tunesmith.disk import disk_errors, name_beside
 from tunesmith.errors import RunError
 from tunesmith.evaluate.history import History, Point, read, smooth
-from tunesmith.rundir import RunDir, disk_errors, name_beside
+from tunesmith.rundir import RunDir
 from tunesmith.words import counted
 
 TRAIN, VALID = "cyan", "bold yellow"

@@ -12,25 +12,30 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from tunesmith.data.trained_rows import row_key, trained_rows
+from tunesmith.disk import write_json
 from tunesmith.errors import ModelError, SettingsError, UsageError
-from tunesmith.evaluate.compare import Comparison, Side, compare
+from tunesmith.evaluate.answerers import Base, Note, Watch
+from tunesmith.evaluate.compare import PARTS, Comparison, Side, compared
 from tunesmith.evaluate.metrics import Metric
+from tunesmith.evaluate.predicted import Predictions
 from tunesmith.evaluate.questions import Questions
 from tunesmith.evaluate.report import write_report
 from tunesmith.evaluate.results import beside
-from tunesmith.evaluate.run import Base, Evaluation, Watch, evaluate
+from tunesmith.evaluate.run import AGAIN, Evaluation, measured
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.local import load
 from tunesmith.model import source
 from tunesmith.model.load import fingerprint, load_model
 from tunesmith.model.source import Source
 from tunesmith.records import Conversation, Message
-from tunesmith.rundir import RunDir, open_run, write_json
+from tunesmith.rundir import RunDir, open_run
+from tunesmith.worklog import begun_for, claim, write_lines
 
 
 @dataclass(frozen=True)
@@ -53,16 +58,36 @@ def measure_one(
     dtype: str = "auto",
     template: str | None = None,
     watch: Watch | None = None,
+    note: Note = lambda _: None,
 ) -> Result:
     """Measure the model or run `name`. `output` is the predictions' file; the result stands beside it."""
     _check_sampling(sampling)
     _check_output(output, questions, (".json",))
-    model = load(name, dtype=dtype, template=template, sampling=sampling)
-    who = "" if model.run else f"{_plain(name)}."
-    models = (None if model.run else name,)
-    predictions = _as_jsonl(output) if output else _free(_folder(model.run), who, questions, ".eval", models)
-    result = evaluate(model, questions.conversations, metrics, output=predictions, watch=watch)
-    return _saved(result, questions, predictions, model.run, _learnt((name,), questions))
+    run = _run_at(name)
+    who = "" if run else f"{_plain(name)}."
+    models = (None if run else name,)
+    predictions = _as_jsonl(output) if output else _free(_folder(run), who, questions, ".eval", models)
+    with claim(predictions, AGAIN) as held:
+        model = load(name, dtype=dtype, template=template, sampling=sampling)
+        result = measured(held, model, questions.conversations, metrics, watch=watch, note=note)
+        return _saved(result, questions, run, _learnt((name,), questions))
+
+
+def measure_predictions(
+    predictions: Predictions,
+    questions: Questions,
+    metrics: Sequence[Metric],
+    *,
+    output: Path | None = None,
+    watch: Watch | None = None,
+    note: Note = lambda _: None,
+) -> Result:
+    """Score answers that are there already, without any model; the result goes to eval/ or to `output`."""
+    _check_output(output, questions, (".json",))
+    scored = _as_jsonl(output) if output else _free(Path("eval"), "", questions, ".eval", (predictions.name,))
+    with claim(scored, AGAIN) as held:
+        result = measured(held, predictions, questions.conversations, metrics, watch=watch, note=note)
+        return _saved(replace(result, seconds=None), questions, None, [])
 
 
 def measure_two(
@@ -76,6 +101,7 @@ def measure_two(
     dtype: str = "auto",
     template: str | None = None,
     watch: Watch | None = None,
+    note: Note = lambda _: None,
 ) -> Result:
     """Measure A and B on the same rows; with one name, a run, its base is A and the run B.
 
@@ -85,26 +111,26 @@ def measure_two(
     Raises UsageError if there is one name and it is no run, ModelError if its base has changed since.
     """
     _check_sampling(sampling)
-    _check_output(output, questions, (".json", ".a.jsonl", ".b.jsonl"))
+    _check_output(output, questions, (".json",))
     if b is None:
         run: RunDir | None = _run_of(a)
-        side_a, side_b = _base_and_tuned(a, dtype, template, sampling)
         before, after = "", ""
         models: tuple[str | None, ...] = (None, None)
     else:
-        names = (a, b)
         run = _run_at(b)
-        # Loaded one after the other: two large models needn't fit at once.
-        side_a, side_b = (
-            lambda: load(names[0], dtype=dtype, template=template, sampling=sampling),
-            lambda: load(names[1], dtype=dtype, template=template, sampling=sampling),
-        )
         before, after = ("", f".vs-{_plain(a)}") if run else (f"{_plain(a)}-{_plain(b)}.", "")
         models = (a, None if run else b)
     predictions = _as_jsonl(output) if output else _free(_folder(run), before, questions, after, models)
-    result = compare(side_a, side_b, questions.conversations, metrics, output=predictions, watch=watch)
-    learnt = _learnt((a,) if b is None else (a, b), questions)
-    return _saved(result, questions, predictions, run, learnt)
+    with claim(predictions, AGAIN) as held:
+        sides: tuple[Side, Side]
+        if b is None:
+            sides = _base_and_tuned(a, dtype, template, sampling)
+        else:
+            # Loaded one after the other: two large models needn't fit at once.
+            later = partial(load, dtype=dtype, template=template, sampling=sampling)
+            sides = partial(later, a), partial(later, b)
+        result = compared(held, *sides, questions.conversations, metrics, watch=watch, note=note)
+        return _saved(result, questions, run, _learnt((a,) if b is None else (a, b), questions))
 
 
 def _base_and_tuned(name: str, dtype: str, template: str | None, sampling: Sampling) -> tuple[Side, Side]:
@@ -137,16 +163,27 @@ def _base_of(run: RunDir, name: str) -> Source:
 def _saved(
     result: Evaluation | Comparison,
     questions: Questions,
-    predictions: Path,
     run: RunDir | None,
     learnt: list[str],
 ) -> Result:
+    write_lines(result.output, result.lines())
     content = {**result.to_json(), "data": questions.path, "rows_sha256": questions.sha256}
-    content["notes"] = [*content.get("notes", []), *learnt]
-    file = beside(predictions, ".json")
+    content["notes"] = [*content.get("notes", []), *_about_documents(questions), *learnt]
+    file = beside(result.output, ".json")
     write_json(file, content)
     report = write_report(run) if run is not None and file.parent == run.eval else None
     return Result(content, result, file, report)
+
+
+def _about_documents(questions: Questions) -> list[str]:
+    """Where rows say which document they are from, intervals are wider, and people should know why."""
+    documents = {row.meta.get("document", "") for row in questions.conversations}
+    if "" in documents or len(documents) == len(questions.conversations):
+        return []
+    return [
+        f"The {len(questions.conversations)} rows come from {len(documents)} documents: intervals and tests "
+        "are over documents."
+    ]
 
 
 def _learnt(names: Sequence[str], questions: Questions) -> list[str]:
@@ -247,7 +284,8 @@ def _as_jsonl(output: Path) -> Path:
 
 
 def _free(folder: Path, before: str, questions: Questions, after: str, models: Sequence[str | None]) -> Path:
-    """Where the predictions go: the data's name between others, numbered where something else was measured.
+    """Where the predictions go: the data's name between others, numbered where something else was measured,
+    or begun to be.
 
     `models` are the names that the figures must be of; None stands for the one whose folder this is.
     """
@@ -255,9 +293,30 @@ def _free(folder: Path, before: str, questions: Questions, after: str, models: S
         name = questions.name if number == 1 else f"{questions.name}-{number}"
         predictions = folder / f"{before}{name}{after}.jsonl"
         figures = beside(predictions, ".json")
-        if not (predictions.exists() or figures.exists()) or _same(figures, questions, models):
+        if figures.exists():
+            ours = _same(figures, questions, models)
+        else:
+            ours = _begun(predictions, questions, models)
+        if ours:
             return predictions
     raise AssertionError("there are always more numbers")
+
+
+def _begun(predictions: Path, questions: Questions, models: Sequence[str | None]) -> bool:
+    """Whether these rows and models may go there: nothing did yet, or an interrupted call on the same."""
+    parts = ("",) if len(models) == 1 else PARTS
+    left = [
+        (name, begun)
+        for name, part in zip(models, parts, strict=True)
+        for begun in begun_for(predictions, part)
+    ]
+    if not left:
+        return not predictions.exists()
+    return any(
+        begun.facts.get("rows") == questions.sha256[:16]
+        and (name is None or _same_model(name, str(begun.facts.get("model"))))
+        for name, begun in left
+    )
 
 
 def _same(figures: Path, questions: Questions, models: Sequence[str | None]) -> bool:

@@ -10,7 +10,7 @@ Label tokens are those of the last reply with its end token, as `train_on: last_
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Generator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,6 +22,7 @@ from tunesmith.data.pack import plan_eval
 from tunesmith.errors import DataError
 from tunesmith.evaluate.statistics import Interval, ratio
 from tunesmith.infer.local import LocalModel
+from tunesmith.model.attention import can_share, segment_attention
 from tunesmith.model.families import can_pack
 from tunesmith.records import Conversation, Message
 from tunesmith.settings import build
@@ -56,7 +57,31 @@ def answer_loss(model: LocalModel, conversations: Sequence[Conversation]) -> lis
 
     Raises DataError naming every row that is longer than the model reads, or can't be rendered.
     """
-    records = [_answered(conversation) for conversation in conversations]
+    found = {row: loss for done in answer_losses(model, conversations) for row, loss in done.items()}
+    return [found[row] for row in range(len(conversations))]
+
+
+def answer_losses(
+    model: LocalModel, conversations: Sequence[Conversation], done: Container[int] = frozenset()
+) -> Generator[dict[int, RowLoss]]:
+    """What `answer_loss` gives, by the row's index and pass by pass; a pass of rows in `done` isn't computed.
+
+    Raises as `answer_loss` does, before the first pass.
+    """
+    return reply_losses(model, [_answered(conversation) for conversation in conversations], done)
+
+
+def reply_losses(
+    model: LocalModel,
+    records: Sequence[Conversation],
+    done: Container[int] = frozenset(),
+    *,
+    sharing: bool = False,
+) -> Generator[dict[int, RowLoss]]:
+    """The loss of each conversation's last reply, as `answer_losses` gives them.
+
+    `sharing`: common beginnings of rows in one pass are computed once, where the model can.
+    """
     settings = build(
         DataSettings,
         {"train": "rows", "max_length": 1 << 30, "train_on": "last_reply"},
@@ -64,19 +89,37 @@ def answer_loss(model: LocalModel, conversations: Sequence[Conversation]) -> lis
     examples = encode(records, model.renderer, settings).examples
     _check_lengths(model, examples)
     packing, _ = can_pack(model.model.config)
-    plan = plan_eval([len(e.input_ids) for e in examples], microbatch_tokens=FORWARD_TOKENS, packing=packing)
-    sums, counts = [0.0] * len(records), [0] * len(records)
+    sharing = sharing and packing and can_share(model.model)[0]
+    plan = plan_eval(
+        [len(e.input_ids) for e in examples],
+        microbatch_tokens=FORWARD_TOKENS,
+        packing=packing,
+        shared=[e.input_ids for e in examples] if sharing else None,
+    )
+    sizes = [len((record.answer or "").encode()) for record in records]
     was_training = model.model.training
     model.model.eval()
-    with torch.no_grad(), mixed_precision(model.device, model.model):
+    try:
         for indexes in plan:
+            # Rows of a pass come and go together: one alone would be rounded otherwise.
             batch = [examples[i] for i in indexes]
-            for example, (nll, tokens) in zip(batch, _losses(model, batch, packing), strict=True):
-                sums[example.row] += nll
-                counts[example.row] += tokens
-    model.model.train(was_training)
-    sizes = [len((record.answer or "").encode()) for record in records]
-    return [RowLoss(*row) for row in zip(sums, counts, sizes, strict=True)]
+            if all(example.row in done for example in batch):
+                continue
+            with (
+                torch.no_grad(),
+                mixed_precision(model.device, model.model),
+                segment_attention(model.model, sharing),
+            ):
+                losses = _losses(model, batch, packing, sharing)
+            yield {
+                example.row: RowLoss(nll, tokens, sizes[example.row])
+                for example, (nll, tokens) in zip(batch, losses, strict=True)
+            }
+        without = set(range(len(records))) - {example.row for example in examples}
+        if bare := {row: RowLoss(0.0, 0, sizes[row]) for row in sorted(without) if row not in done}:
+            yield bare
+    finally:
+        model.model.train(was_training)
 
 
 def intervals(rows: Sequence[RowLoss]) -> dict[str, Interval]:
@@ -112,9 +155,11 @@ def total(rows: Sequence[RowLoss]) -> Loss:
     return Loss(loss, math.exp(min(loss, 700.0)), bits, tokens)
 
 
-def _losses(model: LocalModel, batch: Sequence[Example], packing: bool) -> list[tuple[float, int]]:
+def _losses(
+    model: LocalModel, batch: Sequence[Example], packing: bool, sharing: bool
+) -> list[tuple[float, int]]:
     # Padding is told apart by length, so its id is of no consequence.
-    laid = collate(batch, packing=packing, pad_id=0).to(model.device.torch_device)
+    laid = collate(batch, packing=packing, pad_id=0, sharing=sharing).to(model.device.torch_device)
     logits = label_logits(model.model, laid)
     # Targets follow the order of rows, each with as many as its mask has.
     labels = torch.tensor([sum(example.label_mask[1:]) for example in batch], device=logits.device)

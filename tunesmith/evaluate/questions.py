@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from tunesmith.data.prompts import read_prompts, read_references
+from tunesmith.data.prompts import prompts_sha256, read_prompts, read_references
 from tunesmith.data.read import files_of
 from tunesmith.errors import DataError, SettingsError
-from tunesmith.evaluate.metrics import METRICS, Metric
+from tunesmith.evaluate.metrics import METRICS, NAMES, Metric, Named, resolve
+from tunesmith.evaluate.metrics.given_choices import check_choices
 from tunesmith.records import Conversation
 from tunesmith.settings import nearest
 
-DEFAULT_METRICS = ("exact_match", "f1_char")
+DEFAULT_METRICS = ("f1_char", "exact_match")
+"""The first one is the primary metric."""
+DOCUMENT_COLUMNS = ("document", "source_document", "document_id", "doc_id")
+"""Where rows say which document they are from."""
+NO_VALUE = "(none)"
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,21 @@ class Questions:
     @cached_property
     def sha256(self) -> str:
         """Of the rows that are asked, their answers included, in their order."""
-        digest = hashlib.sha256()
-        for row in self.conversations:
-            said = [message.as_dict() for message in row.prompt.messages]
-            told = [row.key, said, [dict(tool) for tool in row.tools], row.references]
-            digest.update(json.dumps(told, sort_keys=True, default=str).encode() + b"\n")
-        return digest.hexdigest()
+        return prompts_sha256(self.conversations)
 
 
-def read_questions(data: str, references: str | None = None, limit: int | None = None) -> Questions:
+def read_questions(
+    data: str,
+    references: str | None = None,
+    limit: int | None = None,
+    *,
+    by: Sequence[str] = (),
+    document: str | None = None,
+) -> Questions:
     """The rows of `data`, with their answers as references, or with those of a second file (a line a row).
+
+    `by` are columns that figures are given by as well, `document` the one that says which document a row is
+    from (`with_groups`).
 
     Raises DataError naming every row without an answer.
     """
@@ -58,27 +67,64 @@ def read_questions(data: str, references: str | None = None, limit: int | None =
     if not rows:
         raise DataError(f"{data} holds no rows.", fix="Give a file with at least one row.")
     files = [*files_of(data), *(files_of(references) if references is not None else [])]
-    return Questions(data, Path(data).stem, rows, tuple(files))
+    return Questions(data, Path(data).stem, with_groups(rows, by, document), tuple(files))
 
 
-def choose_metrics(names: str | Sequence[str] | None, questions: Questions) -> list[Metric]:
-    """The metrics by name, or the one; else exact_match and f1_char, and verse_form if all answers have it.
+def choose_metrics(named: Named | Sequence[Named] | None, questions: Questions) -> list[Metric]:
+    """The metrics by name, or the one; else f1_char and exact_match, and verse_form if all answers have it.
 
-    Raises SettingsError for an unknown name.
+    A metric may be a function of one's own, or FILE.py:function. Raises SettingsError for an unknown name,
+    MissingExtraError for one whose package isn't there, DataError for rows that one can't be had of.
     """
-    if names is None:
-        chosen = list(DEFAULT_METRICS)
+    if named is None:
         form = METRICS["verse_form"].score
-        if all(form(row.references[0], (), _last_words(row)) for row in questions.conversations):
-            chosen.append("verse_form")
-        return [METRICS[name] for name in chosen]
-    names = [names] if isinstance(names, str) else names
-    if unknown := [name for name in names if name not in METRICS]:
-        raise SettingsError(
-            f"There is no metric {unknown[0]!r}{nearest(unknown[0], list(METRICS))}.",
-            fix=f"Choose from: {', '.join(METRICS)}.",
+        verses = all(form(row.references[0], (), _last_words(row)) for row in questions.conversations)
+        named = [*DEFAULT_METRICS, *(("verse_form",) if verses else ())]
+    elif isinstance(named, str | Metric) or callable(named):
+        named = [named]
+    chosen = resolve(named, [row.references for row in questions.conversations])
+    if not chosen:
+        raise SettingsError("No metric is named.", fix=f"Choose from: {', '.join(NAMES)}.")
+    check_choices(chosen, questions.conversations)
+    return chosen
+
+
+def with_groups(
+    rows: Sequence[Conversation], by: Sequence[str] = (), document: str | None = None
+) -> list[Conversation]:
+    """The rows with what figures are asked by: `meta["groups"]`, and `meta["document"]` where they name one.
+
+    `document` is the column; without it, the first of DOCUMENT_COLUMNS that all rows have. Raises DataError
+    for a column that no row has, or that `document` names and not all have.
+    """
+    columns = [row.meta.get("columns", {}) for row in rows]
+    there = list(dict.fromkeys(name for each in columns for name in each))
+    wrong = [name for name in by if name not in there]
+    if document is not None and not all(_text(each.get(document)) for each in columns):
+        wrong.append(document)
+    if wrong:
+        raise DataError(
+            f"The rows have no column {wrong[0]!r}, or not all of them have{nearest(wrong[0], there)}.",
+            fix=f"Name one of these: {', '.join(there) or 'none is there'}.",
         )
-    return [METRICS[name] for name in dict.fromkeys(names)]
+    if document is None:
+        named = (name for name in DOCUMENT_COLUMNS if all(_text(each.get(name)) for each in columns))
+        document = next(named, None)
+    return [
+        replace(
+            row,
+            meta={
+                **row.meta,
+                "groups": {name: _text(each.get(name)) or NO_VALUE for name in by},
+                "document": _text(each.get(document)) if document else "",
+            },
+        )
+        for row, each in zip(rows, columns, strict=True)
+    ]
+
+
+def _text(value: object) -> str:
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _last_words(row: Conversation) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import shlex
 from collections.abc import Mapping
 from importlib.resources import files
@@ -18,12 +19,13 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
+from tunesmith.disk import write_atomic
 from tunesmith.evaluate.chinese import in_chinese
 from tunesmith.evaluate.drawing import curve_svg
 from tunesmith.evaluate.history import History, duration, model_name, read
 from tunesmith.evaluate.results import comparison_rows, evaluation_rows, interval, read_results
 from tunesmith.redact import short_paths, without_secrets
-from tunesmith.rundir import RunDir, read_jsonl, write_atomic
+from tunesmith.rundir import RunDir, read_jsonl
 from tunesmith.words import size
 
 FEW_ROWS = 5  # of a result's answers that are open at once
@@ -82,7 +84,11 @@ def _story(run: RunDir) -> dict[str, Any]:
     }
     # Before and after first: it is what the reader came for.
     results = sorted(read_results(run), key=lambda result: result["kind"] != "comparison")
-    texts = {"results": [_result(result) for result in results], "samples": _samples(run)}
+    texts: dict[str, Any] = {
+        "results": [_result(result) for result in results],
+        "samples": _samples(run),
+        "worst": [_worst(row) for row in read_jsonl(run.worst_file)],
+    }
     return {
         **short_paths(without_secrets(clean)),
         **short_paths(without_secrets(texts), foreign=False),
@@ -144,6 +150,12 @@ def _samples(run: RunDir) -> list[dict[str, Any]]:
         )
         entry["answers"].append((sample.get("step"), sample.get("answer", "")))
     return list(prompts.values())
+
+
+def _worst(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Loss, that of its step, place and beginning of a row that cost most."""
+    losses = (f"{row.get(name, math.nan):.2f}" for name in ("loss", "step_loss"))
+    return (*losses, str(row.get("origin", "")), str(row.get("text", "")))
 
 
 DATA_LINES = (

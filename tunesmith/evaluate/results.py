@@ -103,6 +103,22 @@ def evaluation_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
+def group_rows(result: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """(columns, rows) of the figures by group: an evaluation's, or a comparison's differences."""
+    names = list(result["metrics"])
+    rows = []
+    for column, values in (result.get("groups") or {}).items():
+        for value, group in values.items():
+            figures = [group["metrics"][name] for name in names]
+            shown = [
+                interval(one["difference"], sign=True) if "difference" in one else interval(one)
+                for one in figures
+            ]
+            rows.append((f"{column} = {value}", str(group["n"]), *shown))
+    signs = "B - A " if result.get("kind") == "comparison" else ""
+    return ("group", "n", *(f"{signs}{name} [95 %]" for name in names)), rows
+
+
 def interval(value: Mapping[str, float], *, sign: bool = False) -> str:
     """0.267 [0.109, 0.520], with signs for a difference."""
     form = "+.3f" if sign else ".3f"

@@ -1,88 +1,44 @@
 """Measure one model on rows with answers: its loss, its own answers, their scores.
 
-Answers are written to a file as they come, so that hours of work survive an interruption: to OUTPUT.partial,
-which becomes OUTPUT when the last row is in. One that an earlier attempt left stays: OUTPUT.partial-2 is the
-next, and so on.
+Losses and answers go to a worklog as they come (OUTPUT.partial, worklog.py), so that hours of work outlive a
+kill; the same work continues it. Scores are made of them at the end.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Container, Generator, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+from tunesmith.data.prompts import prompts_sha256
 from tunesmith.device import peak_memory
 from tunesmith.errors import GenerateError
+from tunesmith.evaluate.answerers import Base, Note, Watch, tell
+from tunesmith.evaluate.choices import likeliest, losses_by_row, worklog_choices
+from tunesmith.evaluate.figures import figure
 from tunesmith.evaluate.metrics import Metric, is_empty
-from tunesmith.evaluate.perplexity import Loss, RowLoss, answer_loss, intervals, total
-from tunesmith.evaluate.statistics import mean_interval
+from tunesmith.evaluate.perplexity import Loss, RowLoss, answer_losses, intervals, total
+from tunesmith.evaluate.row import RowResult
 from tunesmith.infer.local import LocalModel
 from tunesmith.records import Completer, Completion, Conversation
-from tunesmith.rundir import disk_errors
+from tunesmith.worklog import Claim, Worklog, claim, write_lines
 
-Watch = Callable[[str, int, int], None]
-"""Called with what is being done, rows done, rows in all."""
-
-
-@dataclass(frozen=True)
-class Base:
-    """The base under a tuned model as a Completer: the same load with its adapter switched off."""
-
-    tuned: LocalModel
-    name: str
-
-    def complete(self, conversations: Sequence[Conversation]) -> Iterator[list[Completion]]:
-        with self.tuned.base():
-            yield from self.tuned.complete(conversations)
-
-
-@dataclass(frozen=True, slots=True)
-class RowResult:
-    """One row: what was asked, what came, how it scored. `loss` is the reference's, not the answer's."""
-
-    id: str
-    prompt: str
-    references: tuple[str, ...]
-    completion: Completion
-    scores: Mapping[str, float]
-    loss: RowLoss | None = None
-
-    def answer_json(self) -> dict[str, Any]:
-        done = self.completion
-        return {
-            "prediction": done.text,
-            "scores": dict(self.scores),
-            "finish": done.finish,
-            "tokens": done.completion_tokens,
-            "seconds": round(done.seconds, 4),
-            **({"nll": self.loss.nll_sum, "label_tokens": self.loss.tokens} if self.loss else {}),
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        asked = {"id": self.id, "prompt": self.prompt}
-        answer = self.answer_json()
-        return {
-            **asked,
-            "prediction": answer.pop("prediction"),
-            "references": list(self.references),
-            **answer,
-        }
+ANSWERS, LOSSES = "answers", "losses"
+AGAIN = "The same command goes on."
 
 
 @dataclass
 class Evaluation:
-    """One model's rows and figures. `seconds` is the wall-clock time of answering."""
+    """One model's rows and figures. `seconds` is the wall-clock time of answering, None if it was before."""
 
     model: str
     rows: list[RowResult]
     metrics: tuple[Metric, ...]
     loss: Loss | None
-    seconds: float
+    seconds: float | None
     facts: Mapping[str, Any]
     output: Path
 
@@ -90,23 +46,37 @@ class Evaluation:
     def n(self) -> int:
         return len(self.rows)
 
+    def lines(self) -> list[dict[str, Any]]:
+        """What stands in `output`: a line a row."""
+        return [row.to_json() for row in self.rows]
+
     def scores(self, metric: str) -> list[float]:
         """One score a row."""
         return [row.scores[metric] for row in self.rows]
 
     def to_json(self) -> dict[str, Any]:
         """{"n", "metrics": {name: {value, low, high}}, "loss", "perplexity", …, "intervals": {"loss": {value,
-        low, high}, …}}; JSON knows no None here: figures that could not be had are left out.
+        low, high}, …}, "groups": {column: {value: {"n", "metrics", …}}}}; JSON knows no None here: figures
+        that could not be had are left out.
         """
         texts = [row.completion.text for row in self.rows]
+        tokens = sum(row.completion.completion_tokens for row in self.rows)
         content: dict[str, Any] = {
             "kind": "evaluation",
             "model": self.model,
             "n": self.n,
-            "metrics": {
-                m.name: mean_interval(self.scores(m.name), binary=m.binary).to_json() for m in self.metrics
-            },
+            "metrics": _figures(self.metrics, self.rows),
         }
+        if signatures := {m.name: m.signature for m in self.metrics if m.signature}:
+            content["signatures"] = signatures
+        if groups := grouped(self.rows):
+            content["groups"] = {
+                column: {
+                    value: {"n": len(rows), "metrics": _figures(self.metrics, rows), **_bare_loss(rows)}
+                    for value, rows in values.items()
+                }
+                for column, values in groups.items()
+            }
         if self.loss is not None:
             content |= {"loss": self.loss.loss, "perplexity": self.loss.perplexity}
             content |= {"bits_per_byte": self.loss.bits_per_byte} if self.loss.bits_per_byte else {}
@@ -117,8 +87,8 @@ class Evaluation:
             "empty": sum(map(is_empty, texts)),
             "cut": sum(row.completion.finish == "length" for row in self.rows),
             "mean_length": sum(map(len, texts)) / self.n,
-            "completion_tokens": sum(row.completion.completion_tokens for row in self.rows),
-            "seconds": round(self.seconds, 3),
+            **({"completion_tokens": tokens} if tokens else {}),
+            **({"seconds": round(self.seconds, 3)} if self.seconds is not None else {}),
             "predictions": str(self.output),
             **self.facts,
         }
@@ -131,52 +101,158 @@ def evaluate(
     *,
     output: Path,
     watch: Watch | None = None,
+    note: Note = lambda _: None,
 ) -> Evaluation:
     """Measure `model` on conversations with references; its answers are written to `output` (JSONL).
 
     A line has id, prompt, prediction, references, scores, finish, tokens, seconds, and nll and label_tokens
-    where the model is a local one. Raises what the model raises, and RunError if the disk can't be written.
+    where the model is a local one. `note` hears what an earlier call had done. Raises what the model raises,
+    and RunError if the disk can't be written or another process writes `output`.
     """
-    losses = _losses(model, conversations, watch)
-    rows: list[RowResult] = []
+    with claim(output, AGAIN) as held:
+        result = measured(held, model, conversations, metrics, watch=watch, note=note)
+        write_lines(output, result.lines())
+    return result
+
+
+def measured(
+    held: Claim,
+    model: Completer,
+    conversations: Sequence[Conversation],
+    metrics: Sequence[Metric],
+    *,
+    part: str = "",
+    watch: Watch | None = None,
+    note: Note = lambda _: None,
+) -> Evaluation:
+    """`evaluate`, without writing the output, which is held already; `part` tells several models apart."""
+    facts = {**_made_by(model), "rows": prompts_sha256(conversations)[:16]}
+    worklog, other = held.worklog(facts, len(conversations), part=part)
+    if other:
+        note(other)
+    if not worklog.empty:
+        note(f"{model.name}: {worklog.size()} were there already.")
+    _worklog_losses(worklog, model, conversations, watch)
+    choices = None
+    if any(metric.evidence != "answer" for metric in metrics):
+        worklog_choices(worklog, model, conversations, watch)
+        choices = losses_by_row(worklog, conversations)
+    before = sum(row["seconds"] for row in worklog.rows(ANSWERS).values())
     begun = time.monotonic()
-    prompts = [conversation.prompt for conversation in conversations]
-    with _growing(output) as file, _closing(model.complete(prompts)) as answers:
-        for at, conversation in enumerate(conversations):
-            _tell(watch, f"{model.name} answers", at, len(conversations))
-            completion = _only(next(answers, None), model, conversation)
-            row = _scored(conversation, completion, metrics, losses[at] if losses else None)
-            rows.append(row)
-            with disk_errors(output):
-                file.write(json.dumps(row.to_json(), ensure_ascii=False) + "\n")
-                file.flush()
-    _tell(watch, f"{model.name} answers", len(conversations), len(conversations))
-    seconds = time.monotonic() - begun
+    _worklog_answers(worklog, model, conversations, watch)
+    seconds = before + time.monotonic() - begun
+    losses = [RowLoss(**row) for _, row in sorted(worklog.rows(LOSSES).items())] or None
+    answers = [Completion(**row) for _, row in sorted(worklog.rows(ANSWERS).items())]
+    rows = [
+        _scored(conversations[at], answer, metrics, losses and losses[at], choices[at] if choices else None)
+        for at, answer in enumerate(answers)
+    ]
     loss = total(losses) if losses else None
-    return Evaluation(model.name, rows, tuple(metrics), loss, seconds, _facts(model), output)
+    return Evaluation(model.name, rows, tuple(metrics), loss, seconds, _facts(model), held.output)
 
 
-def _losses(
-    model: Completer, conversations: Sequence[Conversation], watch: Watch | None
-) -> list[RowLoss] | None:
+def grouped(rows: Sequence[RowResult]) -> dict[str, dict[str, list[RowResult]]]:
+    """Rows by column and value, values in the order in which they first come."""
+    found: dict[str, dict[str, list[RowResult]]] = {}
+    for row in rows:
+        for column, value in row.groups.items():
+            found.setdefault(column, {}).setdefault(value, []).append(row)
+    return found
+
+
+def _figures(metrics: Sequence[Metric], rows: Sequence[RowResult]) -> dict[str, dict[str, float]]:
+    return {metric.name: figure(metric, rows).to_json() for metric in metrics}
+
+
+def _bare_loss(rows: Sequence[RowResult]) -> dict[str, float]:
+    losses = [row.loss for row in rows if row.loss is not None]
+    if not losses or not sum(loss.tokens for loss in losses):
+        return {}
+    found = total(losses)
+    bits = {"bits_per_byte": found.bits_per_byte} if found.bits_per_byte else {}
+    return {"loss": found.loss, "perplexity": found.perplexity, **bits}
+
+
+def _worklog_losses(
+    worklog: Worklog, model: Completer, conversations: Sequence[Conversation], watch: Watch | None
+) -> None:
     """Before any answer: rows that are too long are then known at once, and not after an hour."""
     if not isinstance(model, LocalModel | Base):
-        return None
-    _tell(watch, f"{model.name}: loss", 0, len(conversations))
-    if isinstance(model, Base):
-        with model.tuned.base():
-            return answer_loss(model.tuned, conversations)
-    return answer_loss(model, conversations)
+        return
+    what, done = f"{model.name}: loss", frozenset(worklog.rows(LOSSES))
+    tell(watch, what, len(done), len(conversations))
+    if len(done) == len(conversations):
+        return
+    local = model.tuned if isinstance(model, Base) else model
+    with (
+        model.tuned.base() if isinstance(model, Base) else nullcontext(),
+        closing(answer_losses(local, conversations, done)) as passes,
+    ):
+        for losses in passes:
+            worklog.append(LOSSES, {at: asdict(loss) for at, loss in losses.items()})
+            tell(watch, what, len(worklog.rows(LOSSES)), len(conversations))
+
+
+def _worklog_answers(
+    worklog: Worklog, model: Completer, conversations: Sequence[Conversation], watch: Watch | None
+) -> None:
+    what, done = f"{model.name} answers", frozenset(worklog.rows(ANSWERS))
+    tell(watch, what, len(done), len(conversations))
+    if len(done) == len(conversations):
+        return
+    # Closed here and now: an adapter that it has switched off must be on for what follows.
+    with closing(_answered(model, conversations, done)) as batches:
+        for batch in batches:
+            worklog.append(ANSWERS, {at: asdict(answer) for at, answer in batch.items()})
+            tell(watch, what, len(worklog.rows(ANSWERS)), len(conversations))
+
+
+def _answered(
+    model: Completer, conversations: Sequence[Conversation], done: Container[int]
+) -> Generator[dict[int, Completion]]:
+    """Answers by row, as many at a time as are done at once."""
+    prompts = [conversation.prompt for conversation in conversations]
+    if isinstance(model, LocalModel | Base):
+        with closing(model.complete_batches(prompts, done)) as batches:
+            for batch in batches:
+                yield {at: _only(answers, model, prompts[at]) for at, answers in batch.items()}
+        return
+    left = [at for at in range(len(prompts)) if at not in done]
+    answers = model.complete([prompts[at] for at in left])
+    try:
+        for at in left:
+            yield {at: _only(next(answers, None), model, prompts[at])}
+    finally:
+        if isinstance(answers, Generator):
+            answers.close()
 
 
 def _scored(
-    conversation: Conversation, completion: Completion, metrics: Sequence[Metric], loss: RowLoss | None
+    conversation: Conversation,
+    completion: Completion,
+    metrics: Sequence[Metric],
+    loss: RowLoss | None,
+    choices: Sequence[RowLoss] | None,
 ) -> RowResult:
     asked = [turn.content for turn in conversation.prompt.messages if turn.role == "user"]
     question = asked[-1] if asked else ""
-    scores = {m.name: m.score(completion.text, conversation.references, question) for m in metrics}
-    name = conversation.key
-    return RowResult(name, conversation.question, conversation.references, completion, scores, loss)
+    scores = {}
+    for metric in metrics:
+        said, wanted = completion.text, conversation.references
+        if metric.evidence != "answer":
+            assert choices is not None
+            said, wanted = likeliest(conversation, choices, per_byte=metric.evidence == "likeliest_per_byte")
+        scores[metric.name] = metric.score(said, wanted, question)
+    return RowResult(
+        conversation.key,
+        conversation.question,
+        conversation.references,
+        completion,
+        scores,
+        loss,
+        conversation.meta.get("groups", {}),
+        conversation.meta.get("document", ""),
+    )
 
 
 def _only(answers: list[Completion] | None, model: Completer, conversation: Conversation) -> Completion:
@@ -190,6 +266,13 @@ def _only(answers: list[Completion] | None, model: Completer, conversation: Conv
     return answers[0]
 
 
+def _made_by(model: Completer) -> dict[str, Any]:
+    """All of a model that decides what it answers."""
+    if isinstance(model, Base):
+        return {**model.tuned.facts(), "model": model.name, "adapter": "off"}
+    return model.facts() if isinstance(model, LocalModel) else {"model": model.name}
+
+
 def _facts(model: Completer) -> dict[str, Any]:
     local = model.tuned if isinstance(model, Base) else model
     if not isinstance(local, LocalModel):
@@ -201,47 +284,3 @@ def _facts(model: Completer) -> dict[str, Any]:
         "dtype": str(local.device.dtype).removeprefix("torch."),
         "peak_memory_bytes": peak_memory(local.device.kind),
     }
-
-
-@contextmanager
-def _closing(answers: Iterator[list[Completion]]) -> Iterator[Iterator[list[Completion]]]:
-    """End a generator here and now: an adapter that it has switched off must be on for what follows."""
-    try:
-        yield answers
-    finally:
-        if isinstance(answers, Generator):
-            answers.close()
-
-
-@contextmanager
-def _growing(output: Path) -> Iterator[IO[str]]:
-    """A file that grows as OUTPUT.partial and gets its name when it is whole; without a line it vanishes."""
-    with disk_errors(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        file, partial = _new_partial(output)
-    try:
-        yield file
-    except BaseException:
-        file.close()
-        if not partial.stat().st_size:
-            partial.unlink()
-        raise
-    file.close()
-    with disk_errors(output):
-        partial.replace(output)
-
-
-def _new_partial(output: Path) -> tuple[IO[str], Path]:
-    """The first of OUTPUT.partial, OUTPUT.partial-2, … that isn't there, open for writing."""
-    for number in count(1):
-        partial = output.with_name(f"{output.name}.partial{'' if number == 1 else f'-{number}'}")
-        try:
-            return partial.open("x", encoding="utf-8"), partial
-        except FileExistsError:
-            continue
-    raise AssertionError("there are always more numbers")
-
-
-def _tell(watch: Watch | None, what: str, done: int, rows: int) -> None:
-    if watch is not None:
-        watch(what, done, rows)

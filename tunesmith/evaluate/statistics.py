@@ -3,7 +3,8 @@
 Intervals are 95 % ones. Means of scores: BCa bootstrap over rows (Efron 1987). Shares of 0/1 scores: Wilson's
 (1927), because resampling 15 zeros only ever gives zeros; their differences: Bonett and Price's (2012).
 Differences are paired by row, and a verdict needs an exact test besides the interval. All draws are seeded.
-What isn't covered: another training seed would give another model.
+Rows of one document aren't independent: clusters.py. Figures that are no means: corpus.py. What isn't
+covered: another training seed would give another model.
 
 Fewer than 6 rows: no verdict, for a test that flips the signs of n paired differences can reach a two-sided p
 of 2 / 2^n (Fisher 1935), 0.0625 at n = 5 and 0.031 at n = 6; and Student's interval instead of the bootstrap,
@@ -22,6 +23,8 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 LEVEL = 0.95
+POWER = 0.8
+"""Of a verdict at the number of rows that `verdict` names, were the difference the one that was seen."""
 RESAMPLES = 10_000
 FEWEST = 6
 EXACT_FLIPS = 12  # rows whose 2^n signs are all tried; of more rows, as many as RESAMPLES are drawn
@@ -43,30 +46,38 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """B against A on the same rows: the mean difference B - A, and on how many rows B is better or worse."""
+    """B against A on the same rows: the mean difference B - A, and on how many rows B is higher or lower."""
 
     difference: Interval
     wins: int
     losses: int
     ties: int
     p_value: float | None = None
+    binary: bool = False
 
     def to_json(self) -> dict[str, object]:
         counts = {"wins": self.wins, "losses": self.losses, "ties": self.ties}
         return {"difference": self.difference.to_json(), **counts, "p_value": self.p_value}
 
 
-def mean_interval(scores: Sequence[float], *, binary: bool = False, seed: int = 0) -> Interval:
-    """The mean of scores between 0 and 1 with its interval. One row says nothing: [0, 1]."""
+def mean_interval(
+    scores: Sequence[float], *, binary: bool = False, top: float | None = 1.0, seed: int = 0
+) -> Interval:
+    """The mean of scores between 0 and `top` with its interval. One row says nothing: [0, top].
+
+    `top` None: scores without bounds, of which a single row, or rows that are all alike, give no width.
+    """
     values = _floats(scores)
     mean = float(values.mean())
-    if binary or mean in (0.0, 1.0):
+    if top == 1.0 and (binary or mean in (0.0, 1.0)):
         return Interval(mean, *wilson(int(values.sum()), len(values)))
-    return Interval(mean, *_of_mean(values, 0.0, seed))
+    return Interval(mean, *_of_mean(values, None if top is None else (0.0, top), seed))
 
 
-def paired(a: Sequence[float], b: Sequence[float], *, binary: bool = False, seed: int = 0) -> Paired:
-    """B against A, row by row; scores between 0 and 1, more is better. Raises ValueError for unequal lengths.
+def paired(
+    a: Sequence[float], b: Sequence[float], *, binary: bool = False, top: float | None = 1.0, seed: int = 0
+) -> Paired:
+    """B against A, row by row; scores between 0 and `top`. Raises ValueError for unequal lengths.
 
     `p_value`: for 0/1 scores McNemar's exact one (the rows on which both agree say nothing about who is
     better, the others are fair coin throws if neither is), else that of `sign_flip`.
@@ -81,9 +92,9 @@ def paired(a: Sequence[float], b: Sequence[float], *, binary: bool = False, seed
         low, high = bonett_price(wins, losses, len(differences))
         p_value = mcnemar(wins, losses)
     else:
-        low, high = _of_mean(differences, -1.0, seed)
+        low, high = _of_mean(differences, None if top is None else (-top, top), seed)
         p_value = sign_flip(differences, seed=seed)
-    return Paired(Interval(mean, low, high), wins, losses, len(differences) - wins - losses, p_value)
+    return Paired(Interval(mean, low, high), wins, losses, len(differences) - wins - losses, p_value, binary)
 
 
 def paired_ratio(
@@ -112,7 +123,7 @@ def paired_ratio(
     if n < FEWEST:
         half = STUDENT[n - 1] * math.sqrt(n / (n - 1) * float((pulls**2).sum()))
         return Interval(value, value - half, value + half)
-    draws = np.concatenate([difference(index) for index in _resamples(len(numerator_a), seed)])
+    draws = np.concatenate([difference(index) for index in resamples(len(numerator_a), seed)])
     low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(value, float(low), float(high))
 
@@ -196,54 +207,101 @@ def mcnemar(wins: int, losses: int) -> float:
     return min(1.0, 2 * tail)
 
 
-def verdict(result: Paired | Interval, n: int, *, lower_is_better: bool = False) -> str:
-    """better, worse, or "cannot tell with n = 15" (and how many rows might tell), said of B against A."""
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values of several comparisons, each raised so that 0.05 holds for all of them together.
+
+    The k-th smallest of m is multiplied by m - k + 1, and is no smaller than the one before (Holm 1979).
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, at in enumerate(sorted(range(len(p_values)), key=lambda at: p_values[at])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[at]))
+        adjusted[at] = largest
+    return adjusted
+
+
+def verdict(
+    result: Paired | Interval,
+    n: int,
+    *,
+    lower_is_better: bool = False,
+    neutral: bool = False,
+    documents: int | None = None,
+) -> str:
+    """better, worse, or "cannot tell with n = 15" (and how many rows might tell), said of B against A.
+
+    `neutral`: higher or lower, of what is neither good nor bad. `documents`: how many the n rows are from,
+    where rows of one document aren't independent. The number of rows that might tell is the one at which 4
+    of 5 repetitions would, were the true difference the one that was seen.
+    """
+    if documents is not None and documents < FEWEST:
+        return f"cannot tell with n = {n} from {documents} documents; at least {FEWEST} documents are needed"
     if n < FEWEST:
         return f"cannot tell with n = {n}; at least {FEWEST} are needed"
     difference = result.difference if isinstance(result, Paired) else result
     p_value = result.p_value if isinstance(result, Paired) else None
     told = difference.low > 0 or difference.high < 0
     if told and (p_value is None or p_value < 1 - LEVEL):
+        if neutral:
+            return "higher" if difference.value > 0 else "lower"
         return "better" if (difference.value < 0) == lower_is_better else "worse"
-    needed = _rows_needed(difference, n)
+    needed = rows_needed(result, n)
     return f"cannot tell with n = {n}" + (f"; about {needed} are needed" if needed else "")
 
 
-def _rows_needed(difference: Interval, n: int) -> int | None:
-    """Rows at which this difference would just leave 0 outside, as the width shrinks with the root of n."""
-    half = (difference.high - difference.low) / 2
-    if not difference.value:
+def rows_needed(result: Paired | Interval, n: int) -> int | None:
+    """Rows at which a difference like this one is told with a probability of 0.8; None if none can be named.
+
+    Scores: n' = ((z + z') s / d)² + z² / 2, s the spread of a row's difference as the interval's width has
+    it, z and z' the normal quantiles of 0.975 and 0.8 (Guenther 1981). 0/1 scores: McNemar's exact test loses
+    about one row that differs to being exact, so that d n' - 1 = (z sqrt(p + q) + z' sqrt(p + q - d²))
+    sqrt(n'), p and q the shares of wins and losses, d = p - q (Connor 1987, with the correction).
+    """
+    difference = result.difference if isinstance(result, Paired) else result
+    gap, half = abs(difference.value), (difference.high - difference.low) / 2
+    if not gap or not math.isfinite(half):
         return None
-    needed = math.ceil(n * (half / abs(difference.value)) ** 2)
+    of_test, of_power = NORMAL.inv_cdf((1 + LEVEL) / 2), NORMAL.inv_cdf(POWER)
+    if isinstance(result, Paired) and result.binary:
+        differing = (result.wins + result.losses) / n
+        spread = of_test * math.sqrt(differing) + of_power * math.sqrt(differing - gap**2)
+        needed = math.ceil(((spread + math.sqrt(spread**2 + 4 * gap)) / (2 * gap)) ** 2)
+    else:
+        deviation = half / of_test * math.sqrt(n)
+        needed = math.ceil(((of_test + of_power) * deviation / gap) ** 2 + of_test**2 / 2)
     # Two figures are more than such a guess holds; beyond a hundredfold it says nothing.
     digits = len(str(needed)) - 2
     rounded = math.ceil(needed / 10**digits) * 10**digits if digits > 0 else needed
     return rounded if n < rounded <= 100 * n else None
 
 
-def _of_mean(values: Floats, least: float, seed: int) -> tuple[float, float]:
-    """The interval of a mean of values from `least` to 1."""
+def of_all_alike(value: float, bounds: tuple[float, float], n: int) -> tuple[float, float]:
+    """The ends for n rows all alike: by Wilson's interval of 0 in n, so many others may be anything."""
+    others = wilson(0, n)[1]
+    return value - others * (value - bounds[0]), value + others * (bounds[1] - value)
+
+
+def _of_mean(values: Floats, bounds: tuple[float, float] | None, seed: int) -> tuple[float, float]:
+    """The interval of a mean of values within `bounds`."""
     n, mean = len(values), float(values.mean())
     if n < 2:
-        return least, 1.0
+        return bounds or (mean, mean)
     if np.ptp(values) < 1e-12:
-        # n rows alike: by Wilson's interval of 0 in n, up to this share of all rows may be anything else.
-        others = wilson(0, n)[1]
-        return mean - others * (mean - least), mean + others * (1.0 - mean)
+        return of_all_alike(mean, bounds, n) if bounds else (mean, mean)
     if n >= FEWEST:
         return bca(values, seed=seed)
     half = STUDENT[n - 1] * float(values.std(ddof=1)) / math.sqrt(n)
-    return max(least, mean - half), min(1.0, mean + half)
+    low, high = bounds or (-math.inf, math.inf)
+    return max(low, mean - half), min(high, mean + half)
 
 
 def _bootstrap_means(data: Floats, seed: int) -> Floats:
-    return np.concatenate([data[index].mean(axis=1) for index in _resamples(len(data), seed)])
+    return np.concatenate([data[index].mean(axis=1) for index in resamples(len(data), seed)])
 
 
-def _resamples(n: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Row indexes [draws, n] of all resamples, in parts of a bounded size."""
+def resamples(n: int, seed: int, width: int = 1) -> Iterator[NDArray[np.int64]]:
+    """Row indexes [draws, n] of all resamples, in parts whose rows of `width` numbers have a bounded size."""
     generator = np.random.default_rng(seed)
-    part = max(1, min(RESAMPLES, 4_000_000 // n))
+    part = max(1, min(RESAMPLES, 4_000_000 // (n * width)))
     for start in range(0, RESAMPLES, part):
         yield generator.integers(n, size=(min(part, RESAMPLES - start), n))
 

@@ -16,7 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from tunesmith.errors import SettingsError, UsageError
 from tunesmith.evaluate.diversity import distinct, repetition, similarity
 from tunesmith.infer.config import Sampling
-from tunesmith.records import Completion, Conversation
+from tunesmith.records import Completion, Conversation, Message, Origin
 from tunesmith.settings import build, parse_overrides
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ class Combination:
     def title(self) -> str:
         """`temperature=0.7 top_p=0.9`."""
         return " ".join(f"{name}={_shown(value)}" for name, value in self.varied.items()) or "as given"
+
+
+Watch = Callable[[int, Combination], None]
 
 
 @dataclass
@@ -157,7 +160,7 @@ def sweep(
     model: LocalModel,
     prompts: Sequence[Conversation],
     chosen: Sequence[Combination],
-    watch: Callable[[int, Combination], None] = lambda *_: None,
+    watch: Watch = lambda *_: None,
 ) -> Sweep:
     """Answer every prompt under every combination; `watch` is told each one's number before it begins."""
     columns = []
@@ -170,6 +173,24 @@ def sweep(
     finally:
         model.sampling = before
     return Sweep(model.name, prompts, columns)
+
+
+def asked(prompts: str | Sequence[str | Conversation], system: str = "") -> list[Conversation]:
+    """Prompts as conversations; texts are messages of a user, after the system prompt if there is one."""
+    before = (Message("system", system),) if system else ()
+    return [
+        Conversation((*before, Message("user", one)), Origin("--prompt", 1, row), str(row))
+        if isinstance(one, str)
+        else one
+        for row, one in enumerate([prompts] if isinstance(prompts, str) else prompts)
+    ]
+
+
+def chosen(settings: Sequence[str | Combination]) -> list[Combination]:
+    """Combinations as they are, and those that words ask for."""
+    words = [one for one in settings if isinstance(one, str)]
+    given = [one for one in settings if not isinstance(one, str)]
+    return [*given, *(combinations(words) if words or not given else [])]
 
 
 def number(value: float | None) -> str:

@@ -6,7 +6,7 @@ its end are the same above all of them (generate.py), so that another one is a f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,8 +38,11 @@ class Tokens:
 class Backend(Protocol):
     """Computes answers to prompts by the settings it was made with."""
 
-    def answers(self, asked: Sequence[Asked], width: int) -> Iterator[Tokens]:
-        """Every answer, in whatever order they end; `width` sequences are computed at once.
+    def answers(self, asked: Sequence[Asked], width: int, done: Container[int]) -> Iterator[Sequence[Tokens]]:
+        """Every answer, as they end, those together that a pass finished; `width` are computed at once.
+
+        Prompts whose index is in `done` aren't asked: an earlier call has finished them, with all that were
+        in the same groups.
 
         Beams give the answers of a prompt together: `asked` holds it once, and Tokens come for each answer.
         """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,12 +35,13 @@ class BatchBackend:
         # A token writes a byte at least, so these hold any stop text; a few more for characters cut in two.
         self.window = max((len(text.encode()) for text in self.stop), default=0) + 4
 
-    def answers(self, asked: Sequence[Asked], width: int) -> Iterator[Tokens]:
-        rows = [self._row(one) for one in asked]
-        of = {id(row): one for row, one in zip(rows, asked, strict=True)}
+    def answers(self, asked: Sequence[Asked], width: int, done: Container[int]) -> Iterator[Sequence[Tokens]]:
+        left = [one for one in asked if one.index not in done]
+        rows = [self._row(one) for one in left]
+        of = {id(row): one for row, one in zip(rows, left, strict=True)}
         for over in self._steps(self._batch(rows, width)):
-            for row in over:
-                yield Tokens(of[id(row)], row.choice.new, row.seconds, row.choice.scores)
+            if over:
+                yield [Tokens(of[id(row)], row.choice.new, row.seconds, row.choice.scores) for row in over]
 
     def stream(self, asked: Asked) -> Iterator[int]:
         row = self._row(asked)

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.disk import disk_errors
 from tunesmith.errors import GenerateError, SettingsError
 from tunesmith.infer.config import NEW_TOKENS, Sampling, for_chat
 from tunesmith.records import Completion, Conversation, Message, Origin
-from tunesmith.rundir import disk_errors
 from tunesmith.settings import nearest, parse_overrides
 from tunesmith.words import counted
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Container, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,8 +46,25 @@ def generate(
 
     Raises before anything runs, naming every prompt that can't be rendered or leaves no room for an answer.
     """
+    return _in_order(generate_batches(model, renderer, conversations, sampling, batch_size=batch_size))
+
+
+def generate_batches(
+    model: PreTrainedModel,
+    renderer: Renderer,
+    conversations: Sequence[Conversation],
+    sampling: Sampling,
+    *,
+    batch_size: int = 16,
+    done: Container[int] = frozenset(),
+) -> Generator[dict[int, list[Completion]]]:
+    """What `generate` gives, a batch at a time as it's done, by the index of the conversation.
+
+    Conversations whose index is in `done` aren't asked. They keep their places: where whole batches are done,
+    the others are computed as if none were, bit for bit.
+    """
     job = _Job(model, renderer, sampling)
-    return job.in_order(job.prompts(conversations), batch_size)
+    return job.in_batches(job.prompts(conversations), batch_size, done)
 
 
 def generate_both(
@@ -68,7 +85,7 @@ def generate_both(
         for one in job.prompts(conversations)
         for on in (0, 1)
     ]
-    answers = job.in_order(prompts, batch_size)
+    answers = _in_order(job.in_batches(prompts, batch_size))
     return zip(answers, answers, strict=True)
 
 
@@ -130,20 +147,24 @@ class _Job:
             raise problems[0]
         return found
 
-    def in_order(self, prompts: Sequence[Asked], batch_size: int) -> Iterator[list[Completion]]:
+    def in_batches(
+        self, prompts: Sequence[Asked], batch_size: int, done: Container[int] = frozenset()
+    ) -> Generator[dict[int, list[Completion]]]:
         # Beams of a prompt share its row; drawn answers to it are rows of their own.
         repeats = 1 if self.sampling.beams > 1 else self.sampling.answers
         asked = [replace(one, answer=n) for one in prompts for n in range(repeats)]
-        done: dict[int, dict[int, Completion]] = {}
-        due = 0
-        for tokens in self._backend(asked).answers(asked, batch_size):
-            answers = done.setdefault(tokens.asked.index, {})
-            # Beams come one after the other, the best first.
-            number = len(answers) if repeats == 1 else tokens.asked.answer
-            answers[number] = self._completion(tokens)
-            while len(done.get(due, ())) == self.sampling.answers:
-                yield [answer for _, answer in sorted(done.pop(due).items())]
-                due += 1
+        found: dict[int, dict[int, Completion]] = {}
+        for group in self._backend(asked).answers(asked, batch_size, done):
+            whole: dict[int, list[Completion]] = {}
+            for tokens in group:
+                index = tokens.asked.index
+                answers = found.setdefault(index, {})
+                # Beams come one after the other, the best first.
+                answers[len(answers) if repeats == 1 else tokens.asked.answer] = self._completion(tokens)
+                if len(answers) == self.sampling.answers:
+                    whole[index] = [answer for _, answer in sorted(found.pop(index).items())]
+            if whole:
+                yield whole
 
     def pieces(self, prompt: Asked) -> Generator[str, None, Completion]:
         began = time.perf_counter()
@@ -226,3 +247,13 @@ class _Job:
             raise SettingsError(
                 f"The model has no such token: {', '.join(wrong)}.", fix=f"Its ids are 0 to {size - 1}."
             )
+
+
+def _in_order(batches: Iterator[dict[int, list[Completion]]]) -> Iterator[list[Completion]]:
+    done: dict[int, list[Completion]] = {}
+    due = 0
+    for batch in batches:
+        done.update(batch)
+        while due in done:
+            yield done.pop(due)
+            due += 1

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from tunesmith.device import Device
 from tunesmith.errors import GenerateError, ModelError, RunError, SettingsError, TemplateError
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.decoding import prepare
-from tunesmith.infer.generate import generate, generate_both, stream
+from tunesmith.infer.generate import generate, generate_batches, generate_both, stream
 from tunesmith.model import adapters, saved, source
 from tunesmith.model.config import QuantizationSettings
 from tunesmith.model.load import (
@@ -71,6 +72,24 @@ class LocalModel:
         return generate_both(
             self.model, self.renderer, conversations, self.sampling, batch_size=self.batch_size
         )
+
+    def complete_batches(
+        self, conversations: Sequence[Conversation], done: Container[int] = frozenset()
+    ) -> Generator[dict[int, list[Completion]]]:
+        """The same by index, a batch at a time as it's done, without the conversations that are in `done`."""
+        return generate_batches(
+            self.model, self.renderer, conversations, self.sampling, batch_size=self.batch_size, done=done
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """All of a model that decides what it answers: name, weights, template, number format, settings."""
+        return {
+            "model": self.name,
+            "weights": self.weights,
+            "template": self.renderer.sha256[:16],
+            "dtype": str(self.device.dtype).removeprefix("torch."),
+            "settings": json.loads(json.dumps(self.sampling.given())),
+        }
 
     def stream(self, conversation: Conversation) -> Generator[str, None, Completion]:
         """One answer in pieces of whole characters; the generator returns the Completion.
@@ -192,8 +211,7 @@ def _weights(run: RunDir) -> Path:
     step, left = run.stopped_at()
     raise RunError(
         f"{run.path} has no final weights: its training was interrupted at {step}; {left}.",
-        fix="A training can't be taken up again yet: train anew in another folder "
-        f"(`tunesmith train {run.job_file} output=…`), or load another run (`tunesmith runs list`).",
+        fix=f"`tunesmith train {run.path} --resume` goes on with it; `tunesmith runs list` shows others.",
     )
 
 

@@ -1,25 +1,26 @@
-"""Answers to a whole file of prompts, written as they come: JSONL, one line a prompt, in the prompts' order.
+"""Answers to a whole file of prompts: JSONL, one line a prompt, in the prompts' order.
 
-A line says what made it: model and weights, template, number format and settings. A file that was interrupted
-is only ever continued by the same ones.
+A line says what made it: model and weights, template, number format and settings. What was interrupted is
+only ever continued by the same ones.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from tunesmith.data.prompts import prompts_sha256
 from tunesmith.errors import RunError, UsageError
 from tunesmith.infer.scores import logprobs
 from tunesmith.records import Completion, Conversation
-from tunesmith.rundir import disk_errors
 from tunesmith.settings import nearest
+from tunesmith.worklog import Claim, begun_for, check_free, claim, write_lines
 
 if TYPE_CHECKING:
     from tunesmith.infer.local import LocalModel
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 Existing = Literal["refuse", "resume", "replace"]
 """What happens to an output file that is there already."""
 
+ANSWERS = "answers"
+AGAIN = "The same command with --resume goes on."
 OTHERS = {"weights": "other weights", "settings": "other settings"}
 
 
@@ -71,24 +74,45 @@ def write_predictions(
     existing: Existing = "refuse",
     watch: Callable[[Summary], None] | None = None,
 ) -> Summary:
-    """Answer every prompt and append each answer to `output` as soon as it and those before it are done.
+    """Answer every prompt into `output`, which is written when the last answer is in.
 
-    `watch` is told after each prompt. Whenever this ends, by an interruption too, the file holds whole lines
-    only. Raises RunError for a file that is there already, or that another model, other settings or other
-    prompts began.
+    Meanwhile the answers are in OUTPUT.partial (see worklog.py), batch by batch as they are done; `watch` is
+    told of each. Raises RunError for an output that is there already, that another model, other settings or
+    other prompts began, or that another process is writing.
     """
+    with claim_output(output, existing) as held:
+        return answer_into(held, model, prompts, existing=existing, watch=watch)
+
+
+@contextmanager
+def claim_output(output: Path, existing: Existing) -> Iterator[Claim]:
+    """Hold an output that may be written; see `check_output` and `worklog.claim` for what they raise."""
     check_output(output, existing)
-    done = _resume(model, prompts, output) if existing == "resume" and output.exists() else 0
-    summary = Summary(str(output), len(prompts), resumed=done)
+    with claim(output, AGAIN) as held:
+        yield held
+
+
+def answer_into(
+    held: Claim,
+    model: LocalModel,
+    prompts: Sequence[Conversation],
+    *,
+    existing: Existing = "refuse",
+    watch: Callable[[Summary], None] | None = None,
+) -> Summary:
+    """`write_predictions` into an output that is held already."""
+    output = held.output
+    facts = {**model.facts(), "prompts": prompts_sha256(prompts)[:16]}
+    worklog = held.only_worklog(facts, len(prompts), fresh=existing != "resume")
+    if existing == "resume" and worklog.empty and (lines := _earlier(model, prompts, output)):
+        worklog.append(ANSWERS, lines)
+    done = worklog.rows(ANSWERS)
+    summary = Summary(str(output), len(prompts), resumed=len(done))
     began = time.perf_counter()
-    answered = model.complete(prompts[done:])
-    with disk_errors(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        handle = output.open("ab" if done else "wb", buffering=0)
-    with handle:
-        for conversation, completions in zip(prompts[done:], answered, strict=True):
-            line = json.dumps(prediction(model, conversation, completions), ensure_ascii=False)
-            _append(handle.fileno(), output, line + "\n")
+    for batch in model.complete_batches(prompts, frozenset(done)):
+        rows = {at: prediction(model, prompts[at], answers) for at, answers in batch.items()}
+        worklog.append(ANSWERS, rows)
+        for completions in batch.values():
             summary.answered += 1
             summary.answers += len(completions)
             summary.tokens += sum(one.completion_tokens for one in completions)
@@ -96,11 +120,13 @@ def write_predictions(
             summary.seconds = time.perf_counter() - began
             if watch is not None:
                 watch(summary)
+    lines = worklog.rows(ANSWERS)
+    write_lines(output, [lines[at] for at in range(len(prompts))])
     return summary
 
 
 def check_output(output: Path, existing: Existing) -> None:
-    """Raise RunError if the file is there already and nothing was said about it, or UsageError."""
+    """Raise RunError if the file, or a part of it, is there and nothing was said about it, or UsageError."""
     if existing not in get_args(Existing):
         raise UsageError(
             f"existing={existing!r} isn't known{nearest(existing, get_args(Existing))}.",
@@ -112,6 +138,12 @@ def check_output(output: Path, existing: Existing) -> None:
         raise RunError(
             f"{output} is there already.",
             fix="Add --resume to continue it, --force to replace it, or give another file.",
+        )
+    check_free(output)
+    if existing == "refuse" and (begun := begun_for(output)):
+        raise RunError(
+            f"An interrupted call left {begun[0].size()} in {begun[0].file}.",
+            fix="Add --resume to continue it, --force to begin anew, or give another file.",
         )
 
 
@@ -126,7 +158,7 @@ def prediction(
         "references": list(conversation.references),
         "finish": first.finish,
         "tokens": first.completion_tokens,
-        **_made_by(model),
+        **model.facts(),
     }
     if first.scores:
         line["logprobs"] = logprobs(model.renderer.tokenizer, first.scores)
@@ -147,36 +179,27 @@ def _asked(conversation: Conversation) -> dict[str, str]:
     return {"id": conversation.key, "prompt": conversation.question}
 
 
-def _made_by(model: LocalModel) -> dict[str, Any]:
-    return {
-        "model": model.name,
-        "weights": model.weights,
-        "template": model.renderer.sha256[:16],
-        "dtype": str(model.device.dtype).removeprefix("torch."),
-        "settings": json.loads(json.dumps(model.sampling.given())),
-    }
-
-
-def _resume(model: LocalModel, prompts: Sequence[Conversation], output: Path) -> int:
-    """How many prompts the file answers already; a line that was cut in the middle is taken out of it."""
+def _earlier(model: LocalModel, prompts: Sequence[Conversation], output: Path) -> dict[int, dict[str, Any]]:
+    """The answers that a file of answers holds already; a line that was cut in the middle isn't one."""
+    if not output.exists():
+        return {}
     content = output.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    lines = whole.split(b"\n")[:-1]
+    lines = content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]
     if len(lines) > len(prompts):
         raise _not_ours(output, f"it has {len(lines)} lines, and there are {len(prompts)} prompts")
-    for number, (text, conversation) in enumerate(zip(lines, prompts, strict=False), 1):
+    found = {}
+    for at, (text, conversation) in enumerate(zip(lines, prompts, strict=False)):
         try:
             line = json.loads(text)
         except ValueError:
-            raise _not_ours(output, f"line {number} isn't JSON") from None
-        for name, value in {**_asked(conversation), **_made_by(model)}.items():
+            raise _not_ours(output, f"line {at + 1} isn't JSON") from None
+        for name, value in {**_asked(conversation), **model.facts()}.items():
             if not isinstance(line, dict) or name not in line:
-                raise _not_ours(output, f"line {number} doesn't say its {name}")
+                raise _not_ours(output, f"line {at + 1} doesn't say its {name}")
             if line[name] != value:
-                raise _not_ours(output, f"line {number} has {OTHERS.get(name, 'another ' + name)}")
-    with disk_errors(output), output.open("rb+") as handle:
-        handle.truncate(len(whole))
-    return len(lines)
+                raise _not_ours(output, f"line {at + 1} has {OTHERS.get(name, 'another ' + name)}")
+        found[at] = line
+    return found
 
 
 def _not_ours(output: Path, why: str) -> RunError:
@@ -184,16 +207,3 @@ def _not_ours(output: Path, why: str) -> RunError:
         f"{output} can't be continued: {why}.",
         fix="Give the model, settings and prompts that it was begun with, or another file.",
     )
-
-
-def _append(handle: int, output: Path, line: str) -> None:
-    """Write a whole line or nothing: what a full disk took of it is taken back."""
-    before = os.fstat(handle).st_size
-    rest = line.encode("utf-8", errors="backslashreplace")
-    with disk_errors(output):
-        try:
-            while rest:
-                rest = rest[os.write(handle, rest) :]
-        except BaseException:
-            os.ftruncate(handle, before)
-            raise

@@ -8,8 +8,9 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,18 +45,26 @@ class TransformersBackend:
         self.end_ids, self.pad_id, self.context = end_ids, pad_id, context
         self.choice, self.base = choice, base
 
-    def answers(self, asked: Sequence[Asked], width: int) -> Iterator[Tokens]:
-        size = max(1, width // self.sampling.beams)
-        for start in range(0, len(asked), size * WINDOW):
-            for batch in _batches(asked[start : start + size * WINDOW], size, self.context):
+    def answers(self, asked: Sequence[Asked], width: int, done: Container[int]) -> Iterator[Sequence[Tokens]]:
+        prompts = [one for one in asked if one.answer == 0]
+        repeats = len(asked) // max(1, len(prompts))
+        size = max(1, width // max(self.sampling.beams, repeats))
+        for start in range(0, len(prompts), size * WINDOW):
+            for together in _batches(prompts[start : start + size * WINDOW], size, self.context):
+                # What is done keeps its place: the others are in the batches they would be in without it.
+                left = [one for one in together if one.index not in done]
+                batch = [replace(one, answer=n) for one in left for n in range(repeats)]
+                if not batch:
+                    continue
                 began = time.perf_counter()
                 choices = [self.choice(one) for one in batch]
                 found = self._run(batch, choices)
                 seconds = (time.perf_counter() - began) / len(found)
                 each = len(found) // len(batch)
-                for number, ids in enumerate(found):
-                    choice = choices[number // each]
-                    yield Tokens(batch[number // each], ids, seconds, choice.scores)
+                yield [
+                    Tokens(batch[number // each], ids, seconds, choices[number // each].scores)
+                    for number, ids in enumerate(found)
+                ]
 
     def stream(self, asked: Asked) -> Iterator[int]:
         tokens: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()

@@ -68,7 +68,7 @@ def save(
 ) -> None:
     """Write an adapter in PEFT's format, or the whole model, with tokenizer, template and tunesmith.json.
 
-    `folder` exists and is empty (rundir.new_folder makes and renames it). What was written is read back and
+    `folder` exists and is empty (disk.new_folder makes and renames it). What was written is read back and
     compared, bit by bit; a difference raises ModelError.
     """
     if isinstance(model, PeftModel):

@@ -31,12 +31,12 @@ from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURE
 from transformers.utils import logging as hf_logging
 
 from tunesmith.device import DTYPES, Device, available_memory
+from tunesmith.disk import disk_errors, new_folder
 from tunesmith.errors import ModelError, PlanError
 from tunesmith.model import gguf_file, quantize, weights
 from tunesmith.model.config import QuantizationSettings
 from tunesmith.model.source import Source
 from tunesmith.places import home
-from tunesmith.rundir import disk_errors, new_folder
 
 log = logging.getLogger("tunesmith")
 

@@ -6,6 +6,10 @@
 
 Only training steps run compiled: validation and answers are too short to earn compilations of their own. The
 choice of `auto` depends on the job and the machine's kind alone, so that a repeat takes the same path.
+
+The compiler makes code for lengths of any kind, but the first ones that it sees decide how sums are cut, and
+so the last bits. A training that goes on in another process therefore compiles on the same rows
+(`Compiled.seen`), and compiled code is looked up in torch's cache by those lengths too (`shaped_by`).
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from tunesmith.data.batch import Batch
 from tunesmith.device import Device
 from tunesmith.errors import ModelError
 from tunesmith.model import attention_native
@@ -60,6 +65,7 @@ class Compiled:
 
     layers: Sequence[nn.Module] = ()
     kernel: ctypes.CDLL | None = None  # attention in C++, where there is one
+    seen: list[list[int]] = field(default_factory=list)  # rows of the passes at which more was compiled
     _calls: list[object] = field(default_factory=list, init=False)
 
     @property
@@ -68,8 +74,12 @@ class Compiled:
         return bool(self._calls)
 
     @contextmanager
-    def on(self) -> Iterator[None]:
-        """Compiled inside; what is recomputed in a backward pass must be inside too."""
+    def on(self, rows: Sequence[int] = ()) -> Iterator[None]:
+        """Compiled inside; what is recomputed in a backward pass must be inside too.
+
+        `rows` of the pass are kept in `seen` where it makes the compiler work.
+        """
+        before = _graphs() if self.active else 0
         for layer, call in zip(self.layers, self._calls, strict=False):
             layer._compiled_call_impl = call  # type: ignore[assignment]
         try:
@@ -78,6 +88,8 @@ class Compiled:
         finally:
             for layer in self.layers:
                 layer._compiled_call_impl = None
+        if rows and self.active and _graphs() != before and [*rows] not in self.seen:
+            self.seen.append([*rows])
 
     def build(self, trial: Callable[[], None]) -> float:
         """Compile, with a trial pass so that a failure shows here; returns its seconds."""
@@ -92,6 +104,25 @@ class Compiled:
             torch._dynamo.reset()
             raise
         return time.monotonic() - start
+
+
+@contextmanager
+def shaped_by(batch: Batch) -> Iterator[None]:
+    """What is compiled inside is kept and found by the lengths of this pass, and by the number of threads.
+
+    torch's cache would else give code that another training's lengths had shaped.
+    """
+    shapes = [tuple(t.shape) for t in (batch.input_ids, batch.segments, batch.cu_seqlens, batch.keep)]
+    before = torch.compiler.config.cache_key_tag
+    torch.compiler.config.cache_key_tag = f"tunesmith {shapes} {torch.get_num_threads()}"
+    try:
+        yield
+    finally:
+        torch.compiler.config.cache_key_tag = before
+
+
+def _graphs() -> int:
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 def start(

@@ -28,6 +28,7 @@ Schedule = Literal[
     "constant_with_warmup", "inverse_sqrt", "warmup_stable_decay",
 ]  # fmt: skip
 
+RESUMED_STEPS = 6  # on which `tunesmith verify --resume` compares
 VERIFIED_TOKENS = 1024  # of the first rows, about, on which `tunesmith verify` compares gradients
 
 
@@ -92,8 +93,15 @@ class TrainSettings(Settings):
         "memory asks for it",
     )
     eval_every: int = Field(50, ge=0, description="steps between validation losses; 0: only at the ends")
-    save_every: int = Field(200, ge=0, description="steps between checkpoints; 0: only at the end")
-    keep: int = Field(2, ge=1, description="checkpoints kept besides the best")
+    save_every: int = Field(200, ge=0, description="steps between checkpoints; 0: none by steps")
+    save_minutes: float = Field(
+        10.0,
+        ge=0,
+        description="minutes between checkpoints, more where writing one takes long; 0: none by the clock",
+    )
+    keep: int = Field(
+        2, ge=2, description="checkpoints kept besides the best; two, as the newest might be damaged"
+    )
     early_stopping: int | None = Field(
         None, ge=1, description="evaluations without improvement before stopping"
     )
@@ -226,7 +234,7 @@ def load_job(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Job:
         content = {**content["job"], "output": None}
         job = build(Job, _laid_over(content, overrides), str(path), _long_form(typed))
         known = started_in.is_absolute() and started_in.is_dir()
-        return job.model_copy(update={"data": _anchor(job.data, started_in, typed)}) if known else job
+        return _anchored(job, started_in, typed) if known else job
     job = build(Job, _laid_over(content, overrides), str(path), _long_form(typed))
     return job.model_copy(update={"data": _anchor(job.data, path.parent, typed)})
 
@@ -258,6 +266,20 @@ def _long_form(content: Mapping[str, Any]) -> dict[str, Any]:
         key: {"type": value} if key in ("adapter", "quantization") and isinstance(value, str) else value
         for key, value in content.items()
     }
+
+
+def _anchored(job: Job, folder: Path, typed: dict[str, Any]) -> Job:
+    """A run's own job with the paths that are relative to the folder that it was started in."""
+    job = job.model_copy(update={"data": _anchor(job.data, folder, typed)})
+    if folder == Path.cwd():
+        return job
+    if "model" not in typed and (folder / job.model).exists():
+        job = job.model_copy(update={"model": str(folder / job.model)})
+    earlier = job.adapter.continue_from
+    if earlier and "continue_from" not in typed.get("adapter", {}) and (folder / earlier).exists():
+        adapter = job.adapter.model_copy(update={"continue_from": str(folder / earlier)})
+        job = job.model_copy(update={"adapter": adapter})
+    return job
 
 
 def _anchor(data: DataSettings, folder: Path, overrides: dict[str, Any]) -> DataSettings:

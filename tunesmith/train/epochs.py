@@ -37,14 +37,22 @@ class Epochs:
             if left <= 0:
                 return
 
-    def numbered(self) -> Iterator[tuple[float, Step]]:
-        """(epochs done after this step, step) of the whole training, in order."""
+    def numbered(
+        self, cursor: tuple[int, int] = (0, 0), done: int = 0
+    ) -> Iterator[tuple[float, tuple[int, int], Step]]:
+        """(epochs done after this step, cursor after it, step), in order, to the end of the training.
+
+        A cursor is (epoch, steps done of it); from there on, of a training with `done` steps done, nothing
+        before it is planned.
+        """
+        first, skipped = cursor
         steps = (
-            (epoch + number / len(plan), step)
-            for epoch, plan in enumerate(self._whole())
+            (epoch + number / len(plan), (epoch, number), step)
+            for epoch, plan in zip(count(first), self._whole(first), strict=False)
             for number, step in enumerate(plan, 1)
+            if epoch > first or number > skipped
         )
-        return islice(steps, self.steps)
+        return islice(steps, max(0, self.steps - done))
 
     @cached_property
     def first(self) -> list[Step]:
@@ -69,10 +77,11 @@ class Epochs:
         epochs = self.epochs if self.max_steps is None else self.max_steps / self._steps_of(0)
         return round(sum(self.lengths) * epochs)
 
-    def _whole(self) -> Iterator[list[Step]]:
+    def _whole(self, first: int = 0) -> Iterator[list[Step]]:
         """Epoch after epoch, none of them cut, without end."""
-        yield self.first
-        yield from map(self._plan, count(1))
+        if first == 0:
+            yield self.first
+        yield from map(self._plan, count(max(1, first)))
 
     def _plan(self, epoch: int) -> list[Step]:
         return plan_epoch(

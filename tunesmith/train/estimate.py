@@ -35,12 +35,15 @@ OPTIMIZER_BYTES = {"adamw": 8.0, "adamw_8bit": 2.03, "sgd": 4.0, "muon": 4.0, "a
 # int8: a scale a row.
 QUANTISED_BYTES = {"nf4": 0.5 + 4 / 64, "nf4 double": 0.5 + 0.127 / 8, "int8": 1.0}
 
+# Of a checkpoint: generators' states, state.json, the manifest, headers; a guess for few tensors.
+CHECKPOINT_REST = 24 * 1024
+
 # Guesses, not calibrated against runs: what tokenizer, data and kernels add to the imports, and what the
 # allocator holds beyond living tensors.
 PROCESS = 150e6
 ALLOCATOR = 0.2
 # oneDNN keeps what it made for each length of a pack (bf16 products), for so many lengths at most;
-# a guess from before packs had few lengths (loop.PACK_MULTIPLE), too high perhaps.
+# a guess from before packs had few lengths (training.PACK_MULTIPLE), too high perhaps.
 KERNELS_PER_LENGTH, LENGTHS_KEPT = 25e6, 75
 CUDA_PROCESS, CUDA_ALLOCATOR = 0.6e9, 0.08
 # Compiled layers keep less for the backward pass, but the compiler itself stays in memory. Guesses too.
@@ -156,15 +159,17 @@ def operations(
 
 def run_bytes(job: Job, model: nn.Module, *, steps: int, validated: bool, parameters: int) -> dict[str, int]:
     """Bytes in the run folder: of one checkpoint, of those that are kept, of the final weights."""
-    one = checkpoint_bytes((n, tuple(p.shape)) for n, p in model.named_parameters() if p.requires_grad)
+    weights = checkpoint_bytes((n, tuple(p.shape)) for n, p in model.named_parameters() if p.requires_grad)
     train = job.train
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    one = weights + round(OPTIMIZER_BYTES[train.optimizer] * trained) + CHECKPOINT_REST
     often = (steps // train.save_every if train.save_every else 0) + 1
     often += steps // train.eval_every if validated and train.eval_every else 0
     kept = min(often, train.keep + (1 if validated else 0))
     return {
         "checkpoint": one,
         "checkpoints": one * kept,
-        "final": one if job.adapter.uses_peft else parameters * 4,
+        "final": weights if job.adapter.uses_peft else parameters * 4,
     }
 
 

@@ -20,7 +20,7 @@ from tunesmith.model.attention import can_segment, can_share, describe
 from tunesmith.model.targets import expert_weights, untuned
 from tunesmith.train.config import Job
 from tunesmith.train.head import why_full
-from tunesmith.train.loop import Training
+from tunesmith.train.training import Training
 
 MASKED = {2: 4.0, 4: 1.3}
 """By the bytes of a number: how much slower torch's masked attention works than a linear layer's product, per

@@ -92,24 +92,29 @@ def why_full(model: nn.Module) -> str | None:
 
 def head_loss(
     hidden: Tensor, targets: Tensor, head: Head, label_smoothing: float = 0.0, *, fused: bool = False
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy in nats, summed over label tokens; hidden [N, D], targets [N].
 
-    `fused` compiles what lies between the products into one loop (needs a C++ compiler); same results.
+    The second result [N] is the loss of each by itself, not smoothed; it has no gradient. `fused` compiles
+    what lies between the products into one loop (needs a C++ compiler); same results.
     """
     plain = head.scale == 1.0 and head.cap is None
     function = _compiled() if fused else _in_place if plain else _chunk_loss
     wanted = torch.is_grad_enabled()
     chunk = partial(function, wanted=wanted, scale=head.scale, cap=head.cap, smoothing=label_smoothing)
     weights = (head.weight, head.bias, head.a, head.b)
-    loss: Tensor = _HeadLoss.apply(hidden, *weights, targets, head.lora_scale, chunk, wanted)  # type: ignore[no-untyped-call]
-    return loss
+    result: tuple[Tensor, Tensor] = _HeadLoss.apply(  # type: ignore[no-untyped-call]
+        hidden, *weights, targets, head.lora_scale, chunk, wanted
+    )
+    return result
 
 
 def _chunk_loss(
     logits: Tensor, targets: Tensor, *, wanted: bool, scale: float, cap: float | None, smoothing: float
-) -> Tensor:
-    """Summed loss of a chunk of raw logits [n, V], which turn into their own gradient if that is wanted."""
+) -> tuple[Tensor, Tensor]:
+    """Summed loss of a chunk of raw logits [n, V], which turn into their own gradient if that is wanted, and
+    the loss [n] of each label.
+    """
     z = logits.float()
     if scale != 1.0:
         z = z * scale
@@ -117,7 +122,8 @@ def _chunk_loss(
         z = cap * torch.tanh(z / cap)
     log_p = torch.log_softmax(z, -1)
     size = logits.shape[-1]
-    loss = -(1 - smoothing) * log_p.gather(1, targets[:, None]).sum()
+    each = -log_p.gather(1, targets[:, None])[:, 0]
+    loss = (1 - smoothing) * each.sum()
     if smoothing:
         loss = loss - smoothing / size * log_p.sum()
     if wanted:
@@ -126,28 +132,29 @@ def _chunk_loss(
         if cap is not None:
             grad = grad * (1 - (z / cap) ** 2)
         logits.copy_(grad * scale)
-    return loss
+    return loss, each
 
 
 def _in_place(
     logits: Tensor, targets: Tensor, *, wanted: bool, scale: float, cap: float | None, smoothing: float
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """`_chunk_loss` for a head without scale and cap, in few passes where nothing fuses them."""
     assert scale == 1.0
     assert cap is None
     size, label = logits.shape[-1], targets[:, None]
     p = torch.log_softmax(logits, -1, dtype=torch.float32)
-    loss = -(1 - smoothing) * p.gather(1, label).sum()
+    each = -p.gather(1, label)[:, 0]
+    loss = (1 - smoothing) * each.sum()
     if smoothing:
         loss -= smoothing / size * p.sum()
     if wanted:
         p.exp_().scatter_add_(1, label, p.new_full((1, 1), smoothing - 1).expand_as(label))
         logits.copy_(p.sub_(smoothing / size) if smoothing else p)
-    return loss
+    return loss, each
 
 
 @cache
-def _compiled() -> Callable[..., Tensor]:
+def _compiled() -> Callable[..., tuple[Tensor, Tensor]]:
     return torch.compile(_chunk_loss, dynamic=True)
 
 
@@ -162,18 +169,19 @@ class _HeadLoss(torch.autograd.Function):
         b: Tensor | None,
         targets: Tensor,
         lora_scale: float,
-        chunk_loss: Callable[[Tensor, Tensor], Tensor],
+        chunk_loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
         wanted: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         dtype = product_dtype(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
-            total, grads = _forward(
+            total, each, grads = _forward(
                 hidden.to(dtype), (weight, bias, a, b), targets, lora_scale, chunk_loss,
                 [wanted and needed for needed in ctx.needs_input_grad[:5]],
             )  # fmt: skip
         ctx.formats = [None if t is None else t.dtype for t in (hidden, weight, bias, a, b)]
         ctx.save_for_backward(*grads)
-        return total
+        ctx.mark_non_differentiable(each)
+        return total, each
 
     @staticmethod
     def backward(ctx: Any, *factors: Tensor) -> tuple[Tensor | None, ...]:
@@ -189,13 +197,16 @@ def _forward(
     masters: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
     targets: Tensor,
     lora_scale: float,
-    chunk_loss: Callable[[Tensor, Tensor], Tensor],
+    chunk_loss: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     wanted: list[bool],
-) -> tuple[Tensor, list[Tensor | None]]:
-    """The summed loss, and its gradients for (hidden, weight, bias, a, b): fp32 for the weights' own."""
+) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    """The summed loss, each label's own [N], and the gradients of the sum for (hidden, weight, bias, a, b):
+    fp32 for the weights' own.
+    """
     weight, bias, a, b = (None if t is None else t.to(hidden.dtype) for t in masters)
     assert weight is not None
     total = torch.zeros((), device=hidden.device)
+    each = torch.empty(len(targets), device=hidden.device)
     own = [
         None if t is None or not want else torch.zeros(t.shape, device=t.device)
         for t, want in zip(masters, wanted[1:], strict=True)
@@ -218,7 +229,8 @@ def _forward(
             z.addmm_(low, b.t(), alpha=lora_scale)
         for at in range(0, len(y), ROWS):
             end = min(at + ROWS, len(y))
-            total += chunk_loss(z[at:end], y[at:end])  # from here on z is its own gradient
+            loss, each[start + at : start + end] = chunk_loss(z[at:end], y[at:end])
+            total += loss  # from here on z is its own gradient
         z[len(y) :] = 0
         if into is not None:
             torch.mm(z, weight, out=into[start : start + rows])
@@ -234,7 +246,7 @@ def _forward(
                 own[2].add_((back.t() @ h).float(), alpha=lora_scale)
             if own[3] is not None:
                 own[3].add_((z.t() @ low).float(), alpha=lora_scale)
-    return total, [None if into is None else into[:real], *own]
+    return total, each, [None if into is None else into[:real], *own]
 
 
 def _scale(config: Any) -> float:

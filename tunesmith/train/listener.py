@@ -6,7 +6,9 @@ The sentences are those of `Lines`, wherever they are shown: terminal, notebook,
 from __future__ import annotations
 
 import io
+import logging
 import re
+import select
 import sys
 import time
 from collections import deque
@@ -17,6 +19,8 @@ from rich.console import Console
 
 from tunesmith.data.report import named_rows, report_table
 from tunesmith.words import counted, duration
+
+log = logging.getLogger("tunesmith")
 
 SECONDS_BETWEEN_LINES = 10.0
 STEPS_AVERAGED = 20
@@ -66,6 +70,58 @@ class Silent:
     def finished(self, summary: Mapping[str, Any]) -> None: ...
 
 
+class Undisturbed:
+    """A listener whose reader may go away or be slow: whatever its place of writing says, training goes on.
+
+    After the first OSError (a closed pipe, a terminal that is gone, a full disk under a redirected stderr)
+    nothing more is handed on; log.txt has it all.
+    """
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener: Listener | None = listener
+
+    def note(self, text: str) -> None:
+        self._hand_on("note", text)
+
+    def data(self, report: Mapping[str, Any]) -> None:
+        self._hand_on("data", report)
+
+    def started(self, steps: int, facts: Mapping[str, Any]) -> None:
+        self._hand_on("started", steps, facts)
+
+    def step(self, line: Mapping[str, Any]) -> None:
+        self._hand_on("step", line)
+
+    def evaluated(self, line: Mapping[str, Any]) -> None:
+        self._hand_on("evaluated", line)
+
+    def sampled(self, line: Mapping[str, Any]) -> None:
+        self._hand_on("sampled", line)
+
+    def finished(self, summary: Mapping[str, Any]) -> None:
+        self._hand_on("finished", summary)
+
+    def _hand_on(self, name: str, *values: Any) -> None:
+        if self._listener is None:
+            return
+        try:
+            getattr(self._listener, name)(*values)
+        except OSError as error:
+            self._listener = None
+            log.warning("nobody reads what this training says (%s); it goes on", error)
+
+
+def has_room(stream: Any) -> bool:
+    """Whether a line can be written without waiting for a reader: a pipe that nobody empties gets full."""
+    try:
+        number = stream.fileno()
+    except (AttributeError, OSError, ValueError):
+        return True  # no file of the system: a notebook, a test
+    poll = select.poll()
+    poll.register(number, select.POLLOUT)
+    return bool(poll.poll(0))
+
+
 class Lines:
     """A listener that prints plain lines on stderr: notes, the data report, a line every ten seconds.
 
@@ -78,8 +134,10 @@ class Lines:
         self._step_seconds: deque[float] = deque(maxlen=STEPS_AVERAGED)
 
     def say(self, text: str, *, style: str = "") -> None:
-        """Show a line; `style` is rich's, for places that have colours."""
+        """Show a line, if that needs no waiting; `style` is rich's, for places that have colours."""
         del style
+        if not has_room(sys.stderr):
+            return
         print(_CONTROL.sub("\ufffd", text), file=sys.stderr, flush=True)
 
     def note(self, text: str) -> None:
@@ -93,11 +151,8 @@ class Lines:
         self.say(what_is_trained(steps, facts))
 
     def step(self, line: Mapping[str, Any]) -> None:
-        if line.get("skipped"):
-            self.say(
-                f"step {line['step']}: the loss or gradient isn't finite; this step changed nothing",
-                style="red",
-            )
+        if (said := flagged(line)) is not None:
+            self.say(said, style="red")
         # Of the steps alone: an evaluation before the first one would make the estimate far too long.
         self._step_seconds.append(line["tokens"] / line["tokens_per_second"])
         now = time.monotonic()
@@ -142,6 +197,18 @@ def what_is_trained(steps: int, facts: Mapping[str, Any]) -> str:
         f"Training {facts['trainable']:,} of {facts['parameters']:,} parameters ({share:.3g} %), "
         f"{counted(steps, 'step')}."
     )
+
+
+def flagged(line: Mapping[str, Any]) -> str | None:
+    """What is wrong with a step, in a sentence; None where nothing is."""
+    if line.get("skipped"):
+        return f"step {line['step']}: the loss or gradient isn't finite; this step changed nothing"
+    if "spike" in line:
+        return (
+            f"step {line['step']}: the loss jumped to {line['loss']:.3f}, {line['spike']:.1f} standard "
+            f"deviations above the steps before; its worst rows: {', '.join(line['spike_rows'])}"
+        )
+    return None
 
 
 def figures(line: Mapping[str, Any]) -> tuple[str, str, str]:

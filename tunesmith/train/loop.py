@@ -1,101 +1,40 @@
-"""The training loop: steps of microbatches, one division by the label count, guards, validation.
+"""The training loop: steps, and what follows each of them.
 
-for each epoch: plan it (data.pack) from (lengths, seed, epoch) alone
-  for each step: gradients of all its microbatches -> clip -> optimizer -> schedule -> a line of metrics
-    now and then: validation loss, checkpoint, sample answer
+    for each step, from where the training is: gradients -> clip -> optimizer -> schedule -> a line of metrics
+      then, now and then: validation loss -> sample answers -> checkpoint
+
+A checkpoint stands after all of these, or says which of them are still to be done.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from tunesmith.data.batch import Batch, collate
-from tunesmith.data.encode import Example
-from tunesmith.data.pack import Step, plan_eval
-from tunesmith.device import Device, peak_memory
+from tunesmith.data.pack import Step
 from tunesmith.errors import TrainError
-from tunesmith.model.attention import segment_attention
-from tunesmith.rundir import RunDir
-from tunesmith.train import checkpoint
-from tunesmith.train.compiling import Compiled
-from tunesmith.train.config import TrainSettings
-from tunesmith.train.epochs import Epochs
-from tunesmith.train.forward import mixed_precision
-from tunesmith.train.listener import Listener
-from tunesmith.train.neftune import Neftune
-from tunesmith.train.objectives import Objective, sft
-from tunesmith.train.optim import build_optimizer, build_schedule
-from tunesmith.train.track import Tracking
+from tunesmith.train import checkpoint, watch
+from tunesmith.train.checkpoint import Contents
+from tunesmith.train.listener import flagged
+from tunesmith.train.memory import OutOfMemory
+from tunesmith.train.progress import Cursor, Progress, capture, restore
+from tunesmith.train.saving import Best, Saved, Saver, kept_best
+from tunesmith.train.signals import Stopped
+from tunesmith.train.smaller import halve
+from tunesmith.train.step import Parts, Taken, build_parts, start_again, take_step, warm_up
+from tunesmith.train.training import Training
+
+log = logging.getLogger("tunesmith")
 
 NON_FINITE_LIMIT = 3
+AT_ONCE = 2.0  # seconds that a checkpoint under way has left when nothing is to be waited for
 SCALED_LIMIT = 20  # fp16: the scaler halves its factor at each non-finite step until gradients fit
-TOKENS_PER_STEP = (512, 4096)  # the least and the most by default
-STEPS_AN_EPOCH = 16  # how many the default aims at where the data is small
-# Tokens in one forward pass. On a CPU torch's attention builds a dense mask: its cost grows with the square.
-MICROBATCH_TOKENS = {"cpu": 1024, "cuda": 8192, "mps": 2048}
-SEGMENTS_MICROBATCH_TOKENS = 2048
-# Packs of few different lengths: oneDNN makes and keeps code for every shape that it meets, which costs time,
-# and memory that grows from step to step.
-PACK_MULTIPLE = 64
-
-
-@dataclass
-class Training:
-    """Everything a loop works on; `steps` is known before the first one."""
-
-    model: nn.Module
-    objective: Objective
-    train: Sequence[Example]
-    valid: Sequence[Example]
-    settings: TrainSettings
-    device: Device
-    packing: bool
-    pad_id: int
-    run: RunDir
-    listener: Listener
-    tracking: Tracking
-    sample: Callable[[int], None] = lambda _step: None
-    segments: bool = False  # attention by segments (model/attention.py)
-    sharing: bool = False  # of common beginnings, which needs it
-    compiled: Compiled = field(default_factory=Compiled)
-    learnt: set[int] = field(default_factory=set)  # rows (indexes of records) that a step was made of
-    plans: Epochs = field(init=False)
-    valid_plan: list[tuple[int, ...]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.plan()
-
-    def plan(self) -> None:
-        """Lay out steps and validation by the settings as they are now."""
-        self.plans, self.valid_plan = plan_epochs(self), plan_valid(self)
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of the whole training."""
-        return self.plans.steps
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the whole training, about."""
-        return self.plans.tokens
-
-    def trial_pass(self, examples: Sequence[Example] | None = None) -> None:
-        """Forward and backward pass of the first microbatch (or of `examples`); leaves nothing behind."""
-        examples = examples or [self.train[i] for i in self.plans.first[0].microbatches[0]]
-        with torch.random.fork_rng(), segment_attention(self.model, self.segments):
-            self.model.train()
-            with mixed_precision(self.device, self.model):
-                loss, _ = loss_of(self, examples)
-            loss.backward()  # type: ignore[no-untyped-call]
-        self.model.zero_grad(set_to_none=True)
+MOMENTS = 3  # a checkpoint's size in weights, about: themselves and AdamW's two averages
 
 
 @dataclass
@@ -114,234 +53,188 @@ class Outcome:
         return {**asdict(self), "best": str(self.best) if self.best else None}
 
 
-def plan_epochs(training: Training) -> Epochs:
-    """The steps of every epoch, as the settings ask."""
-    settings, lengths = training.settings, [len(example.input_ids) for example in training.train]
-    rows = settings.rows_per_step
-    return Epochs(
-        lengths,
-        epochs=settings.epochs,
-        max_steps=settings.max_steps,
-        seed=settings.seed,
-        tokens_per_step=None if rows else settings.tokens_per_step or default_tokens_per_step(lengths),
-        rows_per_step=rows,
-        microbatch_tokens=microbatch_tokens(training),
-        microbatch_rows=None if training.packing else settings.batch_size,
-        packing=training.packing,
-        shared=[example.input_ids for example in training.train] if training.sharing else None,
-    )
+def run_loop(training: Training, start: Contents | None = None) -> Outcome:
+    """Train to the end, from a checkpoint where there is one.
+
+    Raises TrainError when three steps in a row have a non-finite loss or gradient, and Stopped, after a
+    checkpoint, when a signal asks to stop.
+    """
+    parts = build_parts(training)
+    at = restore(training, parts, start) if start else Progress()
+    loop = _Loop(training, parts, at)
+    embedding = training.model.get_input_embeddings()  # type: ignore[operator]
+    with training.stop.listening(), parts.neftune.on(embedding):
+        if start:
+            warm_up(training, parts, [*training.compiled.seen])
+            at.generators.put_back()
+        try:
+            loop.run()
+        except Stopped:
+            loop.save()
+            loop.close()
+            raise
+        except KeyboardInterrupt:
+            loop.close(AT_ONCE)
+            raise
+        except Exception:
+            loop.close()
+            raise
+        loop.close()
+    return loop.outcome()
 
 
-def plan_valid(training: Training) -> list[tuple[int, ...]]:
-    """The forward passes of every evaluation."""
-    return plan_eval(
-        [len(example.input_ids) for example in training.valid],
-        microbatch_tokens=microbatch_tokens(training),
-        packing=training.packing,
-        shared=[example.input_ids for example in training.valid] if training.sharing else None,
-    )
+class _Loop:
+    def __init__(self, training: Training, parts: Parts, at: Progress) -> None:
+        self.training, self.parts, self.at = training, parts, at
+        self.saver = Saver(training, kept_best(training.run, at))
+        self._began = 0.0
+        self._improved = False
+        if at.best_step is not None and self.saver.best is None:
+            training.listener.note(
+                f"The checkpoint of the best step so far, {at.best_step}, is gone: the result will be a "
+                "later one."
+            )
 
+    def run(self) -> None:
+        """From after the step that `at` is at, to the end."""
+        training, at = self.training, self.at
+        self._began = time.monotonic() - at.seconds
+        begun_at = at.step
+        self._follow_up()
+        while not self._over:
+            for epoch, cursor, step in training.plans.numbered(at.cursor, at.step):
+                if self._over:
+                    break
+                taken = self._take(step)
+                if taken is None:
+                    break  # the plan is another now: the same step comes again
+                self._count(taken, step, epoch, Cursor(*cursor))
+                self._follow_up()
+        if at.step < training.steps and at.step > begun_at:
+            training.listener.note(
+                f"Stopped early at step {at.step}: no better loss in "
+                f"{training.settings.early_stopping} evaluations."
+            )
 
-def default_tokens_per_step(lengths: Sequence[int]) -> int:
-    """4096, or fewer where an epoch would then have less than 16 steps, but at least 512."""
-    least, most = TOKENS_PER_STEP
-    return min(most, max(least, sum(lengths) // STEPS_AN_EPOCH))
+    @property
+    def _over(self) -> bool:
+        return self.at.step == self.training.steps or watch.patience_ended(self.training, self.at)
 
+    def _take(self, step: Step) -> Taken | None:
+        """Take a step; None where memory ran out, and it is to be taken again in smaller forward passes."""
+        try:
+            return take_step(self.training, step, self.parts)
+        except OutOfMemory as error:
+            place, rows = error.place, error.rows
+        # Out here what the failed pass held is no longer held by the error.
+        self.parts = start_again(self.training, self.parts)
+        self.at.generators.put_back()
+        told = halve(self.training, self.at.cursor, self.at.step, place, rows)
+        log.warning("%s", told)
+        self.training.listener.note(told)
+        return None
 
-def microbatch_tokens(training: Training) -> int:
-    """The budget of one forward pass: what the job says, else by the kind of device."""
-    wanted = training.settings.microbatch_tokens
-    if wanted != "auto":
-        return wanted
-    if training.segments and training.device.kind == "cpu":
-        return SEGMENTS_MICROBATCH_TOKENS
-    return MICROBATCH_TOKENS[training.device.kind]
+    def _count(self, taken: Taken, step: Step, epoch: float, cursor: Cursor) -> None:
+        """Write down a step that was taken. Raises TrainError after too many that weren't finite."""
+        training, at, line = self.training, self.at, taken.line
+        finite = not line.get("skipped")
+        if finite:
+            training.learnt.update(training.train[i].row for pack in step.microbatches for i in pack)
+        at.ended(at.step + 1, epoch, cursor, time.monotonic() - self._began, finite=finite)
+        flags = training.guards.see(at.step, line["loss"], taken.losses)
+        line = {"step": at.step, "epoch": round(epoch, 4), **line, **flags, "seconds": at.seconds}
+        training.metrics.append(line)
+        at.done(training)
+        training.tracking.log(line)
+        training.listener.step(line)
+        if (said := flagged(line)) is not None:
+            log.warning("%s", said)
+        if at.bad >= (SCALED_LIMIT if self.parts.scaler.is_enabled() else NON_FINITE_LIMIT):
+            raise _non_finite(training, taken.losses, at.step, at.bad)
 
+    def _follow_up(self) -> None:
+        """What belongs after a step: validation, samples, a checkpoint, the end if one is asked for."""
+        training, at, settings = self.training, self.at, self.training.settings
+        self.tell(self.saver.poll())
+        if not at.evaluated and self._due(settings.eval_every):
+            self._evaluate()
+        at.evaluated = True
+        if not at.sampled and self._due(settings.sample_every):
+            training.sample(at.step)
+            at.done(training)
+        at.sampled = True
+        if self._over or self._improved or self.saver.due(at.step):
+            self.save()
+        if training.stop.requested:
+            training.stop.end()
 
-def run_loop(training: Training) -> Outcome:
-    """Train to the end. Raises TrainError when three steps in a row have a non-finite loss or gradient."""
-    settings = training.settings
-    optimizer = build_optimizer(training.model, settings)
-    schedule = build_schedule(optimizer, settings, training.steps)
-    scaler = torch.amp.GradScaler(
-        training.device.kind, enabled=training.device.dtype is torch.float16, init_scale=1024
-    )
-    neftune = Neftune(settings.neftune)
-    start = time.monotonic()
-    watch = _Watch(training)
-    watch.evaluate(0)
-    training.sample(0)
-    done = bad = 0
-    with neftune.on(training.model.get_input_embeddings()):  # type: ignore[operator]
-        for epoch, step in training.plans.numbered():
-            line = _step(training, step, optimizer, schedule, scaler, neftune)
-            if not line.get("skipped"):
-                training.learnt.update(training.train[i].row for pack in step.microbatches for i in pack)
-            done += 1
-            line = {"step": done, "epoch": round(epoch, 4), **line, "seconds": time.monotonic() - start}
-            training.run.append(training.run.metrics_file, line)
-            training.tracking.log(line)
-            training.listener.step(line)
-            bad = bad + 1 if line.get("skipped") else 0
-            if bad >= (SCALED_LIMIT if scaler.is_enabled() else NON_FINITE_LIMIT):
-                raise _non_finite(training, step, done, bad)
-            last = done == training.steps
-            if last or (settings.eval_every and done % settings.eval_every == 0):
-                watch.evaluate(done, epoch)
-            if last or watch.stop or (settings.save_every and done % settings.save_every == 0):
-                watch.save(done, epoch)
-            if last or (settings.sample_every and done % settings.sample_every == 0):
-                training.sample(done)
-            if watch.stop and not last:
-                training.listener.note(
-                    f"Stopped early at step {done}: no better loss in {settings.early_stopping} evaluations."
-                )
-                break
-    return Outcome(
-        done, watch.best, watch.best_loss, watch.best_step, done < training.steps, time.monotonic() - start
-    )
+    @property
+    def _last(self) -> bool:
+        return self.at.step == self.training.steps
 
+    def _due(self, every: int) -> bool:
+        return self.at.step == 0 or self._last or bool(every and self.at.step % every == 0)
 
-def valid_loss(training: Training) -> tuple[float, int]:
-    """Summed loss (nats) and label tokens over the validation rows; no dropout, noise or smoothing."""
-    examples, model = training.valid, training.model
-    objective, total, count = sft(), 0.0, 0
-    was_training = model.training
-    model.eval()
-    with (
-        torch.no_grad(),
-        mixed_precision(training.device, model),
-        segment_attention(model, training.segments),
-    ):
-        for indexes in training.valid_plan:
-            batch = _batch(training, [examples[i] for i in indexes])
-            loss, labels = objective.loss(model, batch)
-            total, count = total + float(loss), count + labels
-    model.train(was_training)
-    return total, count
-
-
-def _step(
-    training: Training,
-    step: Step,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    scaler: torch.amp.GradScaler,
-    neftune: Neftune,
-) -> dict[str, Any]:
-    """One optimizer step; returns its metrics. With a non-finite loss or gradient no weight moves."""
-    begun = time.monotonic()
-    model, device = training.model, training.device
-    model.train()
-    batches = [[training.train[i] for i in indexes] for indexes in step.microbatches]
-    # The whole step's label count is known before the first forward pass: each microbatch is divided by it.
-    labels = sum(sum(example.label_mask) for batch in batches for example in batch)
-    total, tokens, unique, rows = 0.0, 0, 0, 0
-    with segment_attention(model, training.segments), training.compiled.on():
-        for examples in batches:
-            batch = _batch(training, examples)
-            neftune.prepare(batch)
-            with mixed_precision(device, model):
-                loss, _ = training.objective.loss(model, batch)
-            scaler.scale(loss / labels).backward()  # type: ignore[no-untyped-call]
-            total, tokens, rows = total + float(loss.detach()), tokens + batch.tokens, rows + batch.rows
-            unique += batch.unique_tokens
-    scaler.unscale_(optimizer)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    norm = float(torch.nn.utils.clip_grad_norm_(trained, training.settings.clip or math.inf))
-    rate = float(schedule.get_last_lr()[0])
-    finite = math.isfinite(norm) and math.isfinite(total)
-    if finite or scaler.is_enabled():
-        scaler.step(optimizer)
-    scaler.update()
-    schedule.step()
-    optimizer.zero_grad(set_to_none=True)
-    seconds = time.monotonic() - begun
-    return {
-        "loss": total / labels,
-        "grad_norm": norm,
-        "learning_rate": rate,
-        "tokens": tokens,
-        "unique_tokens": unique,
-        "label_tokens": labels,
-        "rows": rows,
-        "tokens_per_second": tokens / seconds,
-        "peak_memory_bytes": peak_memory(device.kind),
-        **({} if finite else {"skipped": True}),
-    }
-
-
-def loss_of(training: Training, examples: Sequence[Example]) -> tuple[Tensor, Batch]:
-    """Summed loss of these rows as one forward pass, and how they were laid out."""
-    batch = _batch(training, examples)
-    return training.objective.loss(training.model, batch)[0], batch
-
-
-def _batch(training: Training, examples: Sequence[Example]) -> Batch:
-    batch = collate(
-        examples,
-        packing=training.packing,
-        pad_id=training.pad_id,
-        sharing=training.sharing,
-        multiple=PACK_MULTIPLE if training.segments else 1,
-    )
-    return batch.to(training.device.torch_device)
-
-
-class _Watch:
-    """Validation, checkpoints, the best one, and when to stop early."""
-
-    def __init__(self, training: Training) -> None:
-        self._training = training
-        self._without_gain = 0
-        self.best: Path | None = None
-        self.best_loss: float | None = None
-        self.best_step: int | None = None
-        self.stop = False
-
-    def evaluate(self, step: int, epoch: float = 0.0) -> None:
-        """Validation loss; a lower one than ever is saved as the best checkpoint."""
-        training = self._training
-        if not training.valid:
+    def _evaluate(self) -> None:
+        training, at = self.training, self.at
+        line = watch.evaluate(training, at)
+        if line is None:
             return
-        total, count = valid_loss(training)
-        loss = total / count
-        line = {
-            "step": step,
-            "epoch": round(epoch, 4),
-            "valid_loss": loss,
-            "valid_perplexity": math.exp(min(loss, 700.0)),
-            "valid_label_tokens": count,
-        }
-        training.run.append(training.run.metrics_file, line)
+        training.metrics.append(line)
+        self._improved = watch.judge(line["valid_loss"], at)
+        at.done(training)
         training.tracking.log(line)
         training.listener.evaluated(line)
-        if step == 0:
-            return  # the base model: nothing to save, but the figure everything is compared with
-        # NaN is never the best: nothing would ever be less.
-        if math.isfinite(loss) and (self.best_loss is None or loss < self.best_loss):
-            self.best_loss, self.best_step, self._without_gain = loss, step, 0
-            self.best = self.save(step, epoch)
-        else:
-            self._without_gain += 1
-            patience = training.settings.early_stopping
-            self.stop = patience is not None and self._without_gain >= patience
 
-    def save(self, step: int, epoch: float) -> Path:
-        """A checkpoint of this step; older ones beyond `keep` go, the best one stays."""
-        training = self._training
-        state = {"step": step, "epoch": epoch, "best_loss": self.best_loss, "best_step": self.best_step}
-        folder = checkpoint.save(training.run, training.model, state)
-        best = folder if self.best_step == step else self.best
-        checkpoint.prune(training.run, keep=training.settings.keep, best=best)
-        return folder
+    def save(self) -> None:
+        """A checkpoint of where the training is; how the one before ended is told."""
+        training, at = self.training, self.at
+        best = None
+        if self._improved and at.best_loss is not None:
+            best = Best(checkpoint.folder_of(training.run, at.step), at.step, at.best_loss)
+        self._improved = False
+        if at.step == 0:
+            return  # nothing was learnt yet
+        training.guards.write(training.run)
+        if checkpoint.folder_of(training.run, at.step).is_dir():
+            self.saver.best = best or self.saver.best
+            return  # nothing was learnt since
+        trained = (p for p in training.model.parameters() if p.requires_grad)
+        needed = sum(MOMENTS * p.numel() * p.element_size() for p in trained)
+        self.tell(
+            self.saver.save(lambda copied: capture(training, self.parts, at, copied=copied), needed, best)
+        )
+
+    def close(self, seconds: float | None = None) -> None:
+        """Wait for the checkpoint that is being written, not longer than `seconds`."""
+        self.tell(self.saver.wait(seconds))
+
+    def tell(self, saved: Saved | None) -> None:
+        """Say of a save that it failed."""
+        if saved is None or saved.error is None:
+            return
+        newest = next(reversed(self.training.run.saved_steps()), None)
+        left = f"the newest whole one is {newest.name}" if newest else "there is none yet"
+        lost = " This was the best so far: its weights can't be the result." if saved.best else ""
+        self.training.listener.note(
+            f"The checkpoint of step {saved.step} couldn't be written: {saved.error} "
+            f"Training goes on; {left}.{lost}"
+        )
+
+    def outcome(self) -> Outcome:
+        """How it ended; the best step is one whose weights are kept."""
+        at, best = self.at, self.saver.best
+        folder, step, loss = (best.folder, best.step, best.loss) if best else (None, None, None)
+        return Outcome(at.step, folder, loss, step, at.step < self.training.steps, at.seconds)
 
 
-def _non_finite(training: Training, step: Step, number: int, in_a_row: int) -> TrainError:
-    origins = sorted({str(training.train[i].origin) for batch in step.microbatches for i in batch})
+def _non_finite(training: Training, losses: Mapping[int, float], number: int, in_a_row: int) -> TrainError:
+    # Where only the gradient isn't finite, any row of the step may be the one.
+    rows = [i for i, loss in losses.items() if not math.isfinite(loss)] or list(losses)
+    details = training.guards.named({i: losses[i] for i in rows}, len(rows))
     return TrainError(
         f"The loss or the gradient isn't finite, {in_a_row} steps in a row (up to step {number}); "
         "the weights are those before the first of them.",
-        details=[f"row of the last step: {origin}" for origin in origins],
+        details=[f"row of the last step: {named}" for named in details],
         fix="Lower train.learning_rate, use dtype=fp32, or look at these rows.",
     )

@@ -19,8 +19,17 @@ def label_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) ->
     logits [N, V] in any float format (computed in fp32), targets [N] int64. With smoothing e the target
     distribution is (1 - e) on the label plus e / V on every token (Szegedy et al. 2016, section 7).
     """
-    total = F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=label_smoothing)
-    return total, targets.shape[0]
+    return label_losses(logits, targets, label_smoothing)[0], targets.shape[0]
+
+
+def label_losses(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The sum of `label_loss`, and each label token's own loss [N], not smoothed and without a gradient."""
+    log_p = F.log_softmax(logits.float(), -1)
+    each = -log_p.gather(1, targets[:, None])[:, 0]
+    total = each.sum()
+    if label_smoothing:
+        total = (1 - label_smoothing) * total - label_smoothing / logits.shape[-1] * log_p.sum()
+    return total, each.detach()
 
 
 def row_losses(logits: Tensor, targets: Tensor, rows: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,15 @@ from torch import Tensor, nn
 from tunesmith.data.batch import Batch
 from tunesmith.train.forward import label_logits, label_states
 from tunesmith.train.head import head_loss, head_of
-from tunesmith.train.losses import label_loss
+from tunesmith.train.losses import label_losses
 
 
 @dataclass(frozen=True)
 class Objective:
-    """`loss(model, batch)` returns (sum, count); a step minimises all its sums divided by all its counts."""
+    """`loss(model, batch)` returns (sum, count); a step minimises all its sums divided by all its counts.
+
+    It leaves each label token's own loss in `batch.label_losses`.
+    """
 
     name: str
     loss: Callable[[nn.Module, Batch], tuple[Tensor, int]]
@@ -31,7 +34,10 @@ def sft(label_smoothing: float = 0.0, *, fused: bool = False) -> Objective:
         if (parts := head_of(model)) is not None:
             decoder, head = parts
             states = label_states(model, decoder, batch)
-            return head_loss(states, batch.targets, head, label_smoothing, fused=fused), len(batch.targets)
-        return label_loss(label_logits(model, batch), batch.targets, label_smoothing)
+            total, each = head_loss(states, batch.targets, head, label_smoothing, fused=fused)
+        else:
+            total, each = label_losses(label_logits(model, batch), batch.targets, label_smoothing)
+        batch.label_losses = each
+        return total, len(batch.targets)
 
     return Objective("sft", loss)

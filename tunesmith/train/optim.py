@@ -131,7 +131,7 @@ class Together(torch.optim.Optimizer):
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
         self.parts = tuple(parts)
         super().__init__([{**group} for part in parts for group in part.param_groups], {})
-        self._share()
+        self.share()
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step of each."""
@@ -147,11 +147,28 @@ class Together(torch.optim.Optimizer):
         """Each part reads its own: 8-bit states are kept as they are by none but their own optimizer."""
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
-        self._share()
+        self.share()
 
-    def _share(self) -> None:
-        # The same mappings: the rate that a schedule writes here is the one that a part reads.
+    def share(self) -> None:
+        """Take over the parts' groups: the rate that a schedule writes here is the one that a part reads."""
         self.param_groups = [group for part in self.parts for group in part.param_groups]
+
+
+def states(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """What an optimizer keeps of earlier steps; of `Together` that of each part. Settings aren't in it."""
+    return [part.state_dict()["state"] for part in _parts(optimizer)]
+
+
+def put_states(optimizer: torch.optim.Optimizer, saved: Sequence[Any]) -> None:
+    """Give an optimizer the states that one of the same kind had, over tensors of the same shapes."""
+    for part, state in zip(_parts(optimizer), saved, strict=True):
+        part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+    if isinstance(optimizer, Together):
+        optimizer.share()
+
+
+def _parts(optimizer: torch.optim.Optimizer) -> Sequence[torch.optim.Optimizer]:
+    return optimizer.parts if isinstance(optimizer, Together) else (optimizer,)
 
 
 def _adamw(
@@ -211,6 +228,19 @@ def build_schedule(optimizer: torch.optim.Optimizer, settings: TrainSettings, st
             fix="Check train.schedule_options against transformers' schedule of that name.",
         ) from None
     return cast(LRScheduler, schedule)
+
+
+def seek(schedule: LRScheduler, step: int) -> None:
+    """Put a schedule where so many steps would have brought it, to the same bits."""
+    assert isinstance(schedule, LambdaLR), "all schedules by name are functions of the step"
+    schedule.last_epoch = step + 1  # `build_schedule` took the point 0 away
+    schedule._step_count = step + 2
+    rates = [
+        base * share(step + 1) for base, share in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    schedule._last_lr = rates
 
 
 def check_schedule(settings: TrainSettings, steps: int) -> None:

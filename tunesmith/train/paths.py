@@ -27,8 +27,8 @@ from tunesmith.train import compiling
 from tunesmith.train.config import Job
 from tunesmith.train.forward import mixed_precision
 from tunesmith.train.head import why_full
-from tunesmith.train.loop import PACK_MULTIPLE, Training, microbatch_tokens
 from tunesmith.train.objectives import Objective, sft
+from tunesmith.train.training import PACK_MULTIPLE, Training, microbatch_tokens
 
 EXACT, COMPILED = 1e-5, 1e-4
 # A tensor's norm counts as at least so much of the whole gradient's.

@@ -19,6 +19,7 @@ from tunesmith.data.encode import EncodedData, Example, encode
 from tunesmith.data.report import build_report
 from tunesmith.data.template import Renderer
 from tunesmith.device import pick
+from tunesmith.disk import free_space
 from tunesmith.errors import PlanError
 from tunesmith.model import adapters, quantize, targets
 from tunesmith.model.families import can_pack
@@ -37,11 +38,11 @@ from tunesmith.rundir import RunDir
 from tunesmith.train import compiling, estimate, fast_paths, optim, probe
 from tunesmith.train.config import Job
 from tunesmith.train.listener import Listener
-from tunesmith.train.loop import Training, default_tokens_per_step
 from tunesmith.train.objectives import sft
 from tunesmith.train.optim import check_schedule, check_tensors
 from tunesmith.train.seeds import seed_everything
 from tunesmith.train.track import Tracking
+from tunesmith.train.training import Training, default_tokens_per_step
 from tunesmith.words import are, counted, size
 
 Note = Callable[[str], None]
@@ -160,6 +161,26 @@ def thinks(records: Sequence[Record]) -> bool:
     return sum("</think>" in answer for answer in answers) * 2 > len(answers)
 
 
+def require_disk(ready: Prepared) -> None:
+    """Raise PlanError where the run folder's disk can't hold what the training will leave in it."""
+    run, needed = ready.training.run.path, sum(_run_bytes(ready.job, ready.training))
+    there = sum(file.stat().st_size for file in run.rglob("*.safetensors")) if run.is_dir() else 0
+    if (free := free_space(run)) < needed - there:
+        raise PlanError(
+            f"{run} will take about {size(needed)}, and its disk has {size(free)} left.",
+            fix="Free some space, give another folder (output=…), or keep fewer checkpoints (train.keep).",
+        )
+
+
+def _run_bytes(job: Job, training: Training) -> tuple[int, int]:
+    """Bytes of all checkpoints, one that is being written among them, and of the result."""
+    _, parameters = adapters.trainable_count(training.model)
+    files = estimate.run_bytes(
+        job, training.model, steps=training.steps, validated=bool(training.valid), parameters=parameters
+    )
+    return files["checkpoints"] + files["checkpoint"], files["final"]
+
+
 def _check_context(model: PreTrainedModel, *data: EncodedData | None) -> None:
     """Raise PlanError for examples with more tokens than the model has positions for."""
     context = context_length(model)
@@ -191,14 +212,9 @@ def _warnings(job: Job, training: Training) -> list[str]:
             "guess. "
             "data.valid takes more rows."
         )
-    _, parameters = adapters.trainable_count(training.model)
-    files = estimate.run_bytes(
-        job, training.model, steps=training.steps, validated=bool(training.valid), parameters=parameters
-    )
-    if (space := files["checkpoints"] + files["final"]) > LARGE_RUN:
-        told.append(
-            f"The run's folder will take about {size(space)}, {size(files['checkpoints'])} in checkpoints."
-        )
+    checkpoints, final = _run_bytes(job, training)
+    if (space := checkpoints + final) > LARGE_RUN:
+        told.append(f"The run's folder will take about {size(space)}, {size(checkpoints)} in checkpoints.")
     context = context_length(cast(PreTrainedModel, training.model))
     longest = job.data.max_length
     if context is not None and longest > context and "max_length" in job.data.model_fields_set:

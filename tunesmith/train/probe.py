@@ -26,7 +26,7 @@ from tunesmith.model.attention import segment_attention
 from tunesmith.model.quantize import quantised_layers
 from tunesmith.train.config import Job
 from tunesmith.train.forward import mixed_precision
-from tunesmith.train.loop import Training, loss_of, microbatch_tokens
+from tunesmith.train.training import Training, loss_of, microbatch_tokens
 
 LEAST_TOKENS = 256
 USABLE = 0.9  # of the free memory: allocators lose some

@@ -22,6 +22,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from accelerate import tracking as trackers
 from tunesmith.errors import MissingExtraError, TrainError
 from tunesmith.redact import short_paths, without_secrets
 from tunesmith.rundir import RunDir
+from tunesmith.train.signals import Stopped
 
 log = logging.getLogger("tunesmith")
 
@@ -70,11 +72,20 @@ def check_ready(names: Sequence[str]) -> None:
             importlib.import_module("wandb").login()
 
 
+@dataclass(frozen=True)
+class Again:
+    """A run that goes on after a step: by which each tracker knows it."""
+
+    ids: Mapping[str, str]
+    step: int
+
+
 class Tracking:
     """Sends the numbers of each metrics line to every tracker."""
 
-    def __init__(self, started: Sequence[Any]) -> None:
+    def __init__(self, started: Sequence[Any], ids: Mapping[str, str] | None = None) -> None:
         self._started = list(started)
+        self.ids = dict(ids or {})  # by which a tracker finds this run again
 
     def log(self, line: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl: training figures under train/, validation figures under valid/."""
@@ -94,10 +105,13 @@ class Tracking:
 
 
 @contextmanager
-def tracking(names: Sequence[str], run: RunDir, job: Mapping[str, Any]) -> Iterator[Tracking]:
+def tracking(
+    names: Sequence[str], run: RunDir, job: Mapping[str, Any], again: Again | None = None
+) -> Iterator[Tracking]:
     """Start the trackers with the job's settings, and end them however the block ends.
 
-    Raises TrainError if one can't start; the run folder, in which nothing is yet, is then removed.
+    `again`: of a run that goes on, which each tracker then continues. Raises TrainError if one can't start;
+    the folder of a new run, in which nothing is yet, is then removed.
     """
     started: list[Any] = []
     ending: Ending = "failed"
@@ -107,13 +121,14 @@ def tracking(names: Sequence[str], run: RunDir, job: Mapping[str, Any]) -> Itera
         try:
             for name in names:
                 with _failing(name), _left_alone(), _own_interrupt():
-                    _start(name, run, _flat(short_paths(without_secrets(job))), started)
+                    _start(name, run, _flat(short_paths(without_secrets(job))), started, again)
         except BaseException:
-            run.discard()
+            if again is None:
+                run.discard()
             raise
-        yield Tracking(started)
+        yield Tracking(started, {tracker.name: _id(tracker) for tracker in started})
         ending = "finished"
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, Stopped):
         ending = "interrupted"
         raise
     finally:
@@ -125,14 +140,26 @@ def tracking(names: Sequence[str], run: RunDir, job: Mapping[str, Any]) -> Itera
                 log.warning("%s could not be closed: %s", tracker.name, error)
 
 
-def _start(name: str, run: RunDir, config: Mapping[str, Any], started: list[Any]) -> None:
+def _start(
+    name: str, run: RunDir, config: Mapping[str, Any], started: list[Any], again: Again | None
+) -> None:
     """Start one tracker, tell it the settings, and add it to those that have to be ended."""
+    known = again.ids.get(name) if again else None
+    more: dict[str, Any] = {}
+    if known is not None and again is not None:
+        ways: dict[str, dict[str, Any]] = {
+            "wandb": {"id": known, "resume": "allow"},
+            "swanlab": {"id": known, "resume": "allow"},
+            "trackio": {"resume": "allow"},
+            "tensorboard": {"purge_step": again.step + 1},  # what came after the checkpoint comes again
+        }
+        more = ways.get(name, {})
     if name == "mlflow":
         # Its own word for a figure sent to its makers; nobody asked for that.
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # The terminal's text isn't theirs: log.txt has what matters, and answers may be private.
     if name == "tensorboard":
-        tracker = trackers.TensorBoardTracker("tensorboard", logging_dir=str(run.path))
+        tracker = trackers.TensorBoardTracker("tensorboard", logging_dir=str(run.path), **more)
     elif name == "wandb":
         tracker = trackers.WandBTracker(
             PROJECT,
@@ -140,6 +167,7 @@ def _start(name: str, run: RunDir, config: Mapping[str, Any], started: list[Any]
             dir=str(run.path),
             config=config,
             settings={"console": "off"},
+            **more,
         )
     elif name == "swanlab":
         swanlab = importlib.import_module("swanlab")
@@ -149,15 +177,26 @@ def _start(name: str, run: RunDir, config: Mapping[str, Any], started: list[Any]
             log_dir=_made(run.path / "swanlab"),
             config=config,
             settings=swanlab.Settings(terminal=swanlab.Settings.Terminal(proxy_type="none")),
+            **more,
         )
     elif name == "mlflow":
-        tracker = trackers.MLflowTracker(PROJECT, run_name=run.path.name)
+        tracker = trackers.MLflowTracker(PROJECT, run_name=run.path.name, run_id=known)
     else:
-        tracker = trackers.TrackioTracker(PROJECT, name=run.path.name, config=config)
+        tracker = trackers.TrackioTracker(PROJECT, name=run.path.name, config=config, **more)
     tracker.start()
     started.append(tracker)
-    if name in ("tensorboard", "mlflow"):  # the others have it; accelerate would add a setting of its own
+    if known is None and name in (
+        "tensorboard",
+        "mlflow",
+    ):  # the others have it; accelerate would add a setting of its own
         tracker.store_init_configuration(config)
+
+
+def _id(tracker: Any) -> str:
+    """By what a tracker's library knows its run; tensorboard and trackio go by the folder's name."""
+    if tracker.name == "mlflow":
+        return str(tracker.active_run.info.run_id)
+    return str(tracker.run.id) if tracker.name in ("wandb", "swanlab") else ""
 
 
 def _finish(tracker: Any, ending: Ending) -> None:

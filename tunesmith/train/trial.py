@@ -26,8 +26,10 @@ from tunesmith.device import peak_memory
 from tunesmith.errors import TrainError, TunesmithError
 from tunesmith.train.config import Job, job_from
 from tunesmith.train.listener import Silent
-from tunesmith.train.loop import PACK_MULTIPLE, Training, run_loop, valid_loss
+from tunesmith.train.loop import run_loop
 from tunesmith.train.prepare import prepare
+from tunesmith.train.training import PACK_MULTIPLE, Training
+from tunesmith.train.watch import valid_loss
 
 STEPS = 3
 VALID_ROWS = 16
@@ -123,7 +125,7 @@ def _probe(job: Job, imports: int, note: Callable[[str], None]) -> Probe:
         training.plans = replace(training.plans, max_steps=len(chosen))
         training.plans.__dict__["first"] = chosen  # what cached_property would find by planning
         training.settings = training.settings.model_copy(
-            update={"warmup": 0.0, "eval_every": 0, "save_every": 0, "sample_every": 0}
+            update={"warmup": 0.0, "eval_every": 0, "save_every": 0, "save_minutes": 0.0, "sample_every": 0}
         )
         heard = _Steps(note)
         training.listener = heard

@@ -35,9 +35,9 @@ from tunesmith.model.load import require_free
 from tunesmith.train import dryrun, estimate, paths
 from tunesmith.train.config import VERIFIED_TOKENS, Job
 from tunesmith.train.listener import Silent
-from tunesmith.train.loop import Training
 from tunesmith.train.paths import FastPath, Found, Gradients
 from tunesmith.train.prepare import prepare
+from tunesmith.train.training import Training
 
 # A single tensor sums less and rounds more than the whole gradient.
 TENSOR_FACTOR = 10.0

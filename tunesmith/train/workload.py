@@ -28,10 +28,10 @@ from tunesmith.rundir import RunDir
 from tunesmith.train import fast_paths
 from tunesmith.train.config import Job
 from tunesmith.train.listener import Silent
-from tunesmith.train.loop import PACK_MULTIPLE, Training
 from tunesmith.train.objectives import sft
 from tunesmith.train.prepare import thinks
 from tunesmith.train.track import Tracking
+from tunesmith.train.training import PACK_MULTIPLE, Training
 
 # Tokens for each character, of the usual vocabularies of 50,000 to 150,000 tokens.
 HAN_TOKENS, OTHER_TOKENS, TOKENS_A_MESSAGE = 0.8, 0.27, 5

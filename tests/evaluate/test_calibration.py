@@ -1,0 +1,138 @@
+"""Whether verdicts keep what they promise: few false ones, and the power at the number of rows named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from tunesmith.evaluate import corpus
+from tunesmith.evaluate.clusters import clustered_mean, clustered_paired
+from tunesmith.evaluate.corpus import corpus_interval, corpus_paired
+from tunesmith.evaluate.metrics import resolve
+from tunesmith.evaluate.statistics import Interval, Paired, holm, mean_interval, paired, rows_needed, verdict
+
+Floats = np.ndarray
+Draw = Callable[[np.random.Generator, int], tuple[Floats, Floats, bool]]
+
+
+def scores(shift: float) -> Draw:
+    """F1-like scores of A and B that share a row's difficulty; B's are higher by `shift` on average."""
+
+    def draw(generator: np.random.Generator, n: int) -> tuple[Floats, Floats, bool]:
+        hard = generator.beta(2, 3, n)
+        a, b = (np.clip(hard + generator.normal(0, 0.15, n), 0, 1) for _ in range(2))
+        return a, np.clip(b + shift, 0, 1), False
+
+    return draw
+
+
+def hits(p: float, q: float) -> Draw:
+    """0/1 scores: B alone is right on a share p of rows, A alone on q, both on 0.3."""
+
+    def draw(generator: np.random.Generator, n: int) -> tuple[Floats, Floats, bool]:
+        kind = generator.choice(4, size=n, p=[p, q, 0.3, 0.7 - p - q])
+        return ((kind == 1) | (kind == 2)).astype(float), ((kind == 0) | (kind == 2)).astype(float), True
+
+    return draw
+
+
+def judged(draw: Draw, n: int, seed: int) -> tuple[Paired, str]:
+    a, b, binary = draw(np.random.default_rng(seed), n)
+    result = paired(a.tolist(), b.tolist(), binary=binary)
+    return result, verdict(result, n)
+
+
+@pytest.mark.parametrize(("draw", "n"), [(scores(0), 40), (scores(0), 12), (hits(0.15, 0.15), 60)])
+def test_at_most_7_percent_of_equal_models_are_called_different(draw: Draw, n: int) -> None:
+    told = sum(not judged(draw, n, seed)[1].startswith("cannot tell") for seed in range(200))
+    assert told <= 14
+
+
+@pytest.mark.parametrize(("draw", "pilot"), [(scores(0.06), 20_000), (hits(0.2, 0.1), 20_000)])
+def test_the_power_at_the_promised_number_of_rows_is_within_5_points(draw: Draw, pilot: int) -> None:
+    # So many rows that what is seen is the true difference: how many would have done?
+    seen, _ = judged(draw, pilot, 1)
+    scale = np.sqrt(pilot / 30)
+    half = (seen.difference.high - seen.difference.low) / 2 * scale
+    value = seen.difference.value
+    small = Interval(value, value - half, value + half)
+    counts = (round(seen.wins * 30 / pilot), round(seen.losses * 30 / pilot))
+    needed = rows_needed(Paired(small, *counts, 30 - sum(counts), None, seen.binary), 30)
+    assert needed is not None
+    told = sum(judged(draw, needed, seed)[1] == "better" for seed in range(400))
+    assert 0.75 <= told / 400 <= 0.85, (needed, told)
+
+
+def test_rows_of_one_document_that_count_as_independent_would_find_differences() -> None:
+    def drawn(seed: int) -> tuple[list[float], list[float], list[str]]:
+        generator = np.random.default_rng(seed)
+        documents = np.repeat(np.arange(12), 8)
+        shared = generator.normal(0, 0.12, 12)[documents]
+        a = np.clip(0.5 + generator.normal(0, 0.05, 96), 0, 1)
+        b = np.clip(0.5 + shared + generator.normal(0, 0.05, 96), 0, 1)
+        return a.tolist(), b.tolist(), [str(name) for name in documents]
+
+    alone = together = 0
+    for seed in range(200):
+        a, b, documents = drawn(seed)
+        alone += verdict(paired(a, b), 96) in ("better", "worse")
+        together += verdict(clustered_paired(a, b, documents), 96, documents=12) in ("better", "worse")
+    assert together <= 16 < 60 < alone
+
+
+def test_documents_of_one_row_each_are_rows() -> None:
+    values = np.random.default_rng(2).beta(2, 5, 40).tolist()
+    rows, documents = mean_interval(values), clustered_mean(values, [str(i) for i in range(40)])
+    assert documents.value == pytest.approx(rows.value)
+    assert (documents.low, documents.high) == pytest.approx((rows.low, rows.high), abs=0.01)
+
+
+def test_holm_by_hand() -> None:
+    # Of 3: 0.01 * 3, then max(0.03, 0.02 * 2), then max(0.04, 0.3).
+    assert holm([0.3, 0.01, 0.02]) == pytest.approx([0.3, 0.03, 0.04])
+    assert holm([0.04, 0.04]) == pytest.approx([0.08, 0.08])
+    assert holm([]) == []
+
+
+def corpora(seed: int, n: int, better: float) -> tuple[list[str], list[str], list[str]]:
+    """Labels that are right with a probability of 0.6 (A) and 0.6 + `better` (B)."""
+    generator = np.random.default_rng(seed)
+    truth = generator.choice(["正面", "负面", "中性"], n)
+    a, b = (np.where(generator.random(n) < p, truth, "正面") for p in (0.6, 0.6 + better))
+    return truth.tolist(), a.tolist(), b.tolist()
+
+
+def test_figures_of_all_rows_have_a_test_and_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "RESAMPLES", 400)
+    monkeypatch.setattr("tunesmith.evaluate.statistics.RESAMPLES", 400)
+
+    def judge(seed: int, n: int, better: float) -> str:
+        truth, a, b = corpora(seed, n, better)
+        metric = resolve(["classification"], [[label] for label in truth])[1]
+        assert metric.counts is not None
+        assert metric.combine is not None
+        counts = [[metric.counts(said, [t]) for said, t in zip(side, truth, strict=True)] for side in (a, b)]
+        rows = [[metric.score(said, [t], "") for said, t in zip(side, truth, strict=True)] for side in (a, b)]
+        result = corpus_paired(*counts, metric.combine, top=1.0, scores=(rows[0], rows[1]))
+        interval = corpus_interval(counts[1], metric.combine, top=1.0)
+        assert 0 <= interval.low <= interval.value <= interval.high <= 1
+        return verdict(result, n)
+
+    assert sum(judge(seed, 40, 0.0) in ("better", "worse") for seed in range(100)) <= 9
+    assert sum(judge(seed, 120, 0.3) == "better" for seed in range(20)) >= 18
+    assert judge(1, 4, 0.3) == "cannot tell with n = 4; at least 6 are needed"
+
+
+def test_a_corpus_figure_of_few_or_equal_rows_is_not_certain() -> None:
+    (metric,) = resolve(["chrf"], [["好"]])
+    assert metric.counts is not None
+    assert metric.combine is not None
+    zeros = [metric.counts("不", ["好"])] * 15
+    zero = corpus_interval(zeros, metric.combine, top=100.0)
+    # Wilson at 0 of 15: up to 0.2039 of the rows may be anything.
+    assert (zero.value, zero.low, zero.high) == (0.0, 0.0, pytest.approx(20.39, abs=0.01))
+    assert corpus_interval(zeros[:1], metric.combine, top=100.0) == Interval(0.0, 0.0, 100.0)
+    same = corpus_paired(zeros, zeros, metric.combine, top=100.0, scores=([0.0] * 15, [0.0] * 15))
+    assert (same.p_value, verdict(same, 15)) == (1.0, "cannot tell with n = 15")

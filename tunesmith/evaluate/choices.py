@@ -1,0 +1,72 @@
+"""Multiple choice by likelihood: which of a row's choices the model finds likeliest as the reply.
+
+Each choice is scored as the whole reply, end token included, on the training's own path; the question is
+computed once for all of its choices. Two ways to compare them: by the sum of log-likelihoods, which favours
+short choices, and by that sum per UTF-8 byte of the choice (lm-evaluation-harness, `acc_norm`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import asdict, replace
+from typing import Any
+
+from tunesmith.errors import SettingsError
+from tunesmith.evaluate.answerers import Base, Watch, tell
+from tunesmith.evaluate.metrics.given_choices import choices_of, right_choice
+from tunesmith.evaluate.perplexity import RowLoss, reply_losses
+from tunesmith.infer.local import LocalModel
+from tunesmith.records import Completer, Conversation, Message
+from tunesmith.worklog import Worklog
+
+KIND = "choices"
+
+
+def worklog_choices(
+    worklog: Worklog, model: Completer, conversations: Sequence[Conversation], watch: Watch | None
+) -> None:
+    """Put the losses of all choices of all rows into the worklog, numbered through.
+
+    Raises SettingsError for a model whose likelihoods can't be had.
+    """
+    if not isinstance(model, LocalModel | Base):
+        raise SettingsError(
+            f"{model.name} gives answers and no likelihoods, which the metric `choices` needs.",
+            fix="Give a model or a run, or the metric `choice`, which reads the letter from the answer.",
+        )
+    records = [
+        replace(row, messages=(*row.prompt.messages, Message("assistant", choice)))
+        for row in conversations
+        for choice in choices_of(row)
+    ]
+    what, done = f"{model.name}: choices", frozenset(worklog.rows(KIND))
+    tell(watch, what, len(done), len(records))
+    if len(done) == len(records):
+        return
+    local = model.tuned if isinstance(model, Base) else model
+    with (
+        model.tuned.base() if isinstance(model, Base) else nullcontext(),
+        closing(reply_losses(local, records, done, sharing=True)) as passes,
+    ):
+        for losses in passes:
+            worklog.append(KIND, {at: asdict(loss) for at, loss in losses.items()})
+            tell(watch, what, len(worklog.rows(KIND)), len(records))
+
+
+def losses_by_row(worklog: Worklog, conversations: Sequence[Conversation]) -> list[list[RowLoss]]:
+    """The losses of each row's choices."""
+    found, at = [], 0
+    rows: Mapping[int, Mapping[str, Any]] = worklog.rows(KIND)
+    for row in conversations:
+        count = len(choices_of(row))
+        found.append([RowLoss(**rows[number]) for number in range(at, at + count)])
+        at += count
+    return found
+
+
+def likeliest(row: Conversation, losses: Sequence[RowLoss], *, per_byte: bool) -> tuple[str, tuple[str, ...]]:
+    """The text of the choice with the smallest loss, and the right one's, as a metric's references."""
+    sizes = [loss.nll_sum / (max(1, loss.bytes) if per_byte else 1) for loss in losses]
+    right = right_choice(row)
+    return choices_of(row)[sizes.index(min(sizes))], () if right is None else (right,)

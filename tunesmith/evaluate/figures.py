@@ -1,0 +1,75 @@
+"""A metric's figure over rows, and the difference of two models': the right interval and test for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tunesmith.evaluate.clusters import by_document, clustered_mean, clustered_paired
+from tunesmith.evaluate.corpus import Rows, corpus_interval, corpus_paired
+from tunesmith.evaluate.metrics.metric import Metric
+from tunesmith.evaluate.row import RowResult
+from tunesmith.evaluate.statistics import Interval, Paired, holm, mean_interval, paired, verdict
+
+
+def figure(metric: Metric, rows: Sequence[RowResult]) -> Interval:
+    """The figure of these rows with its interval; over documents where the rows name theirs."""
+    documents = documents_of(rows)
+    if metric.combine is not None:
+        return corpus_interval(_counts(metric, rows, documents), metric.combine, top=metric.top or 1.0)
+    scores = [row.scores[metric.name] for row in rows]
+    if documents is not None:
+        found = clustered_mean(scores, documents, top=metric.top)
+    else:
+        found = mean_interval(scores, binary=metric.binary, top=metric.top)
+    return found if metric.least is None else replace(found, low=max(metric.least, found.low))
+
+
+def difference(metric: Metric, a: Sequence[RowResult], b: Sequence[RowResult]) -> Paired:
+    """B against A on the same rows; wins are rows on which B is better (higher where neither is)."""
+    documents = documents_of(b)
+    scores_a, scores_b = ([row.scores[metric.name] for row in rows] for rows in (a, b))
+    if metric.combine is not None:
+        result = corpus_paired(
+            _counts(metric, a, documents),
+            _counts(metric, b, documents),
+            metric.combine,
+            top=metric.top or 1.0,
+            scores=(scores_a, scores_b),
+        )
+    elif documents is not None:
+        result = clustered_paired(scores_a, scores_b, documents, top=metric.top)
+    else:
+        result = paired(scores_a, scores_b, binary=metric.binary, top=metric.top)
+    if metric.better == "lower":
+        return replace(result, wins=result.losses, losses=result.wins)
+    return result
+
+
+def verdicts(metrics: Sequence[Metric], results: Sequence[Paired], rows: Sequence[RowResult]) -> list[str]:
+    """The first metric's verdict by its own test, those of the others with their p values raised by Holm."""
+    documents = documents_of(rows)
+    raised = holm([1.0 if one.p_value is None else one.p_value for one in results[1:]])
+    tested = [*results[:1], *(replace(one, p_value=p) for one, p in zip(results[1:], raised, strict=True))]
+    return [
+        verdict(
+            one,
+            len(rows),
+            lower_is_better=metric.better == "lower",
+            neutral=metric.better == "neither",
+            documents=None if documents is None else len(set(documents)),
+        )
+        for metric, one in zip(metrics, tested, strict=True)
+    ]
+
+
+def documents_of(rows: Sequence[RowResult]) -> list[str] | None:
+    """The document of each row; None where rows don't say it, or each has its own."""
+    documents = [row.document for row in rows]
+    return documents if all(documents) and len(set(documents)) < len(documents) else None
+
+
+def _counts(metric: Metric, rows: Sequence[RowResult], documents: Sequence[str] | None) -> Rows:
+    assert metric.counts is not None
+    counts = [metric.counts(row.completion.text, row.references) for row in rows]
+    return counts if documents is None else by_document(counts, documents).tolist()

@@ -1,0 +1,66 @@
+"""Multiple choice by likelihood: the choices that a row gives, and whether the likeliest is the right one."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Mapping, Sequence
+
+from tunesmith.errors import DataError
+from tunesmith.evaluate.metrics.metric import Metric
+from tunesmith.evaluate.metrics.overlap import exact_match
+from tunesmith.records import Conversation
+
+
+def check_choices(metrics: Sequence[Metric], conversations: Sequence[Conversation]) -> None:
+    """Raise DataError naming every row without choices, or whose answer is none of them, if a metric asks."""
+    if all(metric.evidence == "answer" for metric in metrics):
+        return
+    bad = []
+    for row in conversations:
+        if len(choices_of(row)) < 2:
+            bad.append(f"{row.origin}: it has no `choices` (a list of texts, or columns A, B, C, …)")
+        elif right_choice(row) is None:
+            bad.append(f"{row.origin}: its answer {row.references[0]!r} is no choice and no letter of one")
+    if bad:
+        raise DataError(
+            f"{len(bad)} of {len(conversations)} rows can't be scored by `choices`.",
+            details=bad,
+            fix="Give each row its choices and the right one, as its text or its letter.",
+        )
+
+
+def choices_of(row: Conversation) -> list[str]:
+    """The choices of a row: `choices` (texts, {letter: text}, or {"text": […]}), else the columns A, B, …"""
+    columns = row.meta.get("columns", {})
+    found = columns.get("choices")
+    if isinstance(found, Mapping):
+        found = found["text"] if isinstance(found.get("text"), list) else list(found.values())
+    if not isinstance(found, list):
+        letters = string.ascii_uppercase
+        count = next((at for at, letter in enumerate(letters) if columns.get(letter) in (None, "")), 26)
+        found = [columns[letter] for letter in letters[:count]]
+    return [str(each) for each in found]
+
+
+def right_choice(row: Conversation) -> str | None:
+    """The choice that the row's reference names, by its text or its letter."""
+    choices, truth = choices_of(row), row.references[0].strip()
+    same = [choice for choice in choices if choice.strip() == truth]
+    same = same or [choice for choice in choices if exact_match(choice, [truth])]
+    if same:
+        return same[0]
+    at = string.ascii_uppercase.find(truth.upper()) if len(truth) == 1 else -1
+    return choices[at] if 0 <= at < len(choices) else None
+
+
+# What is scored is the text of that choice; the reference, the text of the right one.
+CHOICES = (
+    Metric(
+        "choices_acc", exact_match, True, "the likeliest of the row's choices is the right one",
+        evidence="likeliest",
+    ),
+    Metric(
+        "choices_acc_norm", exact_match, True, "the same, likelihood per byte of the choice",
+        evidence="likeliest_per_byte",
+    ),
+)  # fmt: skip

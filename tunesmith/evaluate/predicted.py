@@ -1,0 +1,110 @@
+"""Predictions that are there already: a JSONL file from `generate`, `eval`, or any other tool.
+
+A line has `prediction`, and as it likes `id`, `prompt`, `references` (a text or a list; or `reference`,
+`answer`, …) and columns for groups. Where the lines lack references, a file of rows has them, joined by `id`.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tunesmith.data.prompts import REFERENCES
+from tunesmith.data.read import read_file
+from tunesmith.errors import DataError
+from tunesmith.evaluate.questions import Questions, with_groups
+from tunesmith.records import Completion, Conversation, Message
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The answers of a file as a Completer: `name` is the file."""
+
+    name: str
+    answers: tuple[Completion, ...]
+
+    def complete(self, conversations: Sequence[Conversation]) -> Iterator[list[Completion]]:
+        """The answer to each conversation, which says by `meta["line"]` where it stands."""
+        for conversation in conversations:
+            yield [self.answers[int(conversation.meta["line"])]]
+
+
+def read_predictions(
+    path: str,
+    rows: Questions | None = None,
+    *,
+    by: Sequence[str] = (),
+    document: str | None = None,
+) -> tuple[Questions, Predictions]:
+    """The questions that a file of predictions answers, and the answers.
+
+    `rows` has references, prompts and columns by id where the file lacks them; then each of its rows must
+    have one prediction. Raises DataError naming every line without a prediction or a reference, and ids that
+    come twice or on one side alone.
+    """
+    found, answers, bad = [], [], []
+    file = read_file(path)
+    bad += [str(row) for row in file.bad]
+    known = {row.key: row for row in rows.conversations} if rows is not None else {}
+    for at, row in enumerate(file.rows):
+        value: dict[str, Any] = row.value if isinstance(row.value, dict) else {}
+        prediction = value.get("prediction")
+        name = str(value.get("id", at))
+        of_rows = known.get(name)
+        references = _references(value) or (of_rows.references if of_rows else ())
+        if not isinstance(prediction, str):
+            bad.append(f"{row.origin}: it has no text under `prediction`")
+        elif rows is not None and of_rows is None:
+            bad.append(f"{row.origin}: there is no row with the id {name} in {rows.path}")
+        elif not any(each.strip() for each in references):
+            bad.append(f"{row.origin}: it has no references")
+        else:
+            asked = of_rows or Conversation((Message("user", str(value.get("prompt", ""))),), row.origin)
+            columns = {**asked.meta.get("columns", {}), **value}
+            meta = {"columns": columns, "line": at, "number": at}
+            found.append(replace(asked, id=name, origin=row.origin, references=references, meta=meta))
+        answers.append(_completion(value))
+    bad += _twice([row.key for row in found], path)
+    answered = {row.id for row in found}
+    bad += [f"{path}: no prediction for the row {name}" for name in known if name not in answered]
+    if bad or not found:
+        raise DataError(
+            f"{path} can't be scored." if bad else f"{path} holds no predictions.",
+            details=bad,
+            fix='A line is {"id": …, "prompt": …, "prediction": …, "references": […]}; '
+            "references may stand in a file of their own: --data FILE.",
+        )
+    files = (path, *(rows.files if rows is not None else ()))
+    questions = Questions(path, Path(path).stem, with_groups(found, by, document), files)
+    return questions, Predictions(path, tuple(answers))
+
+
+def _references(value: dict[str, Any]) -> tuple[str, ...]:
+    for column in REFERENCES:
+        found = value.get(column)
+        if isinstance(found, str) and found.strip():
+            return (found,)
+        if isinstance(found, list) and found and all(isinstance(each, str) for each in found):
+            return tuple(found)
+    return ()
+
+
+def _completion(value: dict[str, Any]) -> Completion:
+    """The answer with what the line says of it; tokens that it doesn't tell are 0."""
+    tokens, seconds = value.get("tokens"), value.get("seconds")
+    return Completion(
+        str(value.get("prediction", "")),
+        "length" if value.get("finish") == "length" else "stop",
+        0,
+        tokens if isinstance(tokens, int) else 0,
+        float(seconds) if isinstance(seconds, int | float) else 0.0,
+    )
+
+
+def _twice(names: Sequence[str], path: str) -> list[str]:
+    seen: set[str] = set()
+    again = [name for name in names if name in seen or seen.add(name)]  # type: ignore[func-returns-value]
+    return [f"{path}: the id {name} comes more than once" for name in dict.fromkeys(again)]

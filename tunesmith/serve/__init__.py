@@ -1,0 +1,1 @@
+"""Pages and interfaces over HTTP, on this machine alone."""

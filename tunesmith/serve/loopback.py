@@ -1,0 +1,168 @@
+"""An HTTP server for this machine alone, and the guard that every request passes before any route.
+
+Host      must name this machine (against DNS rebinding, CVE-2024-28224); any port, for SSH tunnels
+Origin    of a request that changes something must be that host; a foreign or `null` one, or a cross-site
+          Sec-Fetch-Site, is refused (CVE-2024-1727). There are no CORS headers.
+token     new at each start: a link with ?key=…, which sets an HttpOnly SameSite=Strict cookie, or a Bearer
+          header; compared in constant time, on every route
+bodies    JSON alone, of a bounded length
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import secrets
+from collections.abc import Mapping
+from http import HTTPStatus
+from http.cookies import CookieError, SimpleCookie
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+HOSTS = ("127.0.0.1", "localhost", "[::1]")
+LONGEST_BODY = 64 * 1024
+SECONDS = 30  # for a request to arrive
+
+
+class LoopbackServer(ThreadingHTTPServer):
+    """Listens on 127.0.0.1. Raises OSError if the port is taken; port 0 takes a free one."""
+
+    daemon_threads = True
+
+    def __init__(self, port: int, handler: type[LoopbackHandler]) -> None:
+        self.token = secrets.token_urlsafe(24)
+        super().__init__(("127.0.0.1", port), handler)
+
+    @property
+    def link(self) -> str:
+        """What a person opens; it holds the token."""
+        return f"http://127.0.0.1:{self.server_port}/?key={self.token}"
+
+    @property
+    def cookie(self) -> str:
+        # Cookies don't know ports: two servers on one machine mustn't take each other's.
+        return f"tunesmith_{self.server_port}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A connection that breaks off is no news."""
+
+
+class LoopbackHandler(BaseHTTPRequestHandler):
+    """Passes on only what the guard lets through; `answer_get` and `answer_post` make the answers."""
+
+    server: LoopbackServer
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "tunesmith", ""
+    timeout = SECONDS
+    content_security_policy = "default-src 'none'"
+
+    def answer_get(self, path: str) -> None:
+        """Answer GET."""
+        raise NotImplementedError
+
+    def answer_post(self, path: str, body: Mapping[str, Any]) -> None:
+        """Answer POST of a JSON object."""
+        raise NotImplementedError
+
+    def parse_request(self) -> bool:
+        """Whether the request may go on; where it may not, the answer has been sent."""
+        # Here, and not in the methods: an unknown method is stopped by the same guard.
+        return super().parse_request() and self._let_through()
+
+    def do_GET(self) -> None:
+        self.answer_get(urlsplit(self.path).path)
+
+    def do_POST(self) -> None:
+        if self.headers.get_content_type() != "application/json":
+            return self.refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "JSON only")
+        length = self.headers.get("Content-Length", "")
+        if not length.isdecimal():
+            return self.refuse(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing")
+        if int(length) > LONGEST_BODY:
+            return self.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the body is too long")
+        try:
+            body = json.loads(self.rfile.read(int(length)))
+        except (ValueError, RecursionError):
+            body = None
+        if not isinstance(body, dict):
+            return self.refuse(HTTPStatus.BAD_REQUEST, "the body isn't a JSON object")
+        return self.answer_post(urlsplit(self.path).path, body)
+
+    def send(self, status: int, content: bytes = b"", kind: str = "application/json") -> None:
+        """Send an answer with the headers that all have."""
+        self.send_response(status)
+        headers = {
+            "Content-Security-Policy": f"{self.content_security_policy}; frame-ancestors 'none'",
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            "Cross-Origin-Resource-Policy": "same-origin",
+            "Cache-Control": "no-store",
+        }
+        if content:
+            headers["Content-Type"] = f"{kind}; charset=utf-8"
+        if self._key_in_link():
+            cookie = f"{self.server.cookie}={self.server.token}; HttpOnly; SameSite=Strict; Path=/"
+            headers["Set-Cookie"] = cookie
+        for name, value in headers.items():
+            self.send_header(name, value)
+        if self.close_connection:
+            self.send_header("Connection", "close")
+        if status != HTTPStatus.NO_CONTENT:
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def send_json(self, value: Any) -> None:
+        """Send an object."""
+        self.send(HTTPStatus.OK, json.dumps(value, ensure_ascii=False).encode())
+
+    def refuse(self, status: int, why: str) -> None:
+        """Send an error, and end the connection: what is left of its request isn't read."""
+        self.close_connection = True
+        self.send(status, f"{why}\n".encode(), "text/plain")
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What the library refuses by itself gets the same headers, and no page that repeats the request."""
+        del explain
+        self.refuse(code, message if message and message.isascii() else HTTPStatus(code).phrase)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: the request line holds the token."""
+
+    def _let_through(self) -> bool:
+        host = self.headers.get("Host", "")
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
+        if name.lower() not in HOSTS or len(self.headers.get_all("Host", [])) != 1:
+            self.refuse(HTTPStatus.MISDIRECTED_REQUEST, "this server answers to 127.0.0.1 and localhost only")
+        elif self.command not in ("GET", "HEAD") and not self._from_here(host):
+            self.refuse(HTTPStatus.FORBIDDEN, "the request comes from another site")
+        elif not self._knows_token():
+            self.refuse(HTTPStatus.UNAUTHORIZED, "open the link that the terminal shows")
+        else:
+            return True
+        return False
+
+    def _from_here(self, host: str) -> bool:
+        origin = self.headers.get("Origin")
+        # Browsers send an origin with every POST; programs that aren't browsers send none.
+        if origin is not None and origin.lower() != f"http://{host}".lower():
+            return False
+        return self.headers.get("Sec-Fetch-Site", "same-origin") == "same-origin"
+
+    def _knows_token(self) -> bool:
+        scheme, _, bearer = self.headers.get("Authorization", "").partition(" ")
+        try:
+            morsel = SimpleCookie(self.headers.get("Cookie", "")).get(self.server.cookie)
+        except CookieError:
+            morsel = None
+        given = [bearer if scheme.lower() == "bearer" else "", morsel.value if morsel else ""]
+        return any(self._is_token(word) for word in given) or self._key_in_link()
+
+    def _key_in_link(self) -> bool:
+        if not hasattr(self, "headers") or self.command != "GET":
+            return False
+        return self._is_token(parse_qs(urlsplit(self.path).query).get("key", [""])[0])
+
+    def _is_token(self, word: str) -> bool:
+        return hmac.compare_digest(word.encode(), self.server.token.encode())
