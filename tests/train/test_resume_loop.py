@@ -223,6 +223,18 @@ def test_no_batch_is_replayed_and_no_earlier_epoch_planned(
     assert laid == [3, 3]  # step 33 ends an epoch, 34 begins one
 
 
+def test_rows_that_were_learnt_before_the_stop_still_count(tmp_path: Path) -> None:
+    def make_in(folder: Path) -> Make:
+        return lambda **parts: training(folder, max_steps=4, batch_size=2, **parts)
+
+    whole = make_in(tmp_path / "whole")()
+    run_loop(whole)
+    assert whole.learnt == set(range(8))  # each row in one step only
+    run = stop_after(make_in(tmp_path / "cut"), 2)
+    go_on(make_in(tmp_path / "cut"), run)
+    assert_same_end(run, whole.run)
+
+
 def test_generators_come_back_to_the_bit() -> None:
     seed_everything(3)
     torch.randn(7), random.gauss(0, 1), np.random.randn(3)  # half-used pairs of normal numbers are kept too

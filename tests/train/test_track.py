@@ -139,7 +139,7 @@ def _train(folder: Path, name: str, environment: dict[str, str], **more: Any) ->
 
 def _run(words: list[str], folder: Path, environment: dict[str, str], **more: Any) -> Any:
     """A process with a home of its own and nothing of this environment that a tracker would listen to."""
-    (folder / "home").mkdir()
+    (folder / "home").mkdir(exist_ok=True)
     kept = {key: os.environ[key] for key in ("PATH", "OMP_NUM_THREADS", "LANG") if key in os.environ}
     own = {
         "HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1",

@@ -244,7 +244,7 @@ def calibrate(plan: Plan, planner: Planner, note: Callable[[str], None]) -> None
     evaluations = _evaluations(plan.job, plan.work)
     plan.seconds = {
         "setup": found.setup,
-        "steps": found.seconds_per_token * plan.work.laid,
+        "steps": found.seconds_per_token * plan.work.laid + found.seconds_per_length * plan.work.lengths,
         "validation": found.seconds_per_valid_token * plan.work.valid_tokens * evaluations,
         "other": (plan.seconds or {}).get("other", 0.0),
     }

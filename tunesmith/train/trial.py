@@ -44,6 +44,7 @@ class Probe:
     imports: int  # bytes of the process before it did anything
     setup: float
     seconds_per_token: float
+    seconds_per_length: float  # more, once, for forward passes of a length that there wasn't before
     seconds_per_valid_token: float
     lengths: int
     tokens: int
@@ -112,7 +113,6 @@ def _probe(job: Job, imports: int, note: Callable[[str], None]) -> Probe:
         training = prepare(job, Path(folder) / "run", Silent()).training
         setup = time.monotonic() - start
         chosen = _chosen(training)
-        sizes = [_laid(training, batch) for step in chosen for batch in step.microbatches]
         valid, training.valid = training.valid, ()
         for_valid = 0.0
         if valid:
@@ -130,17 +130,19 @@ def _probe(job: Job, imports: int, note: Callable[[str], None]) -> Probe:
         heard = _Steps(note)
         training.listener = heard
         run_loop(training)
-        tokens = [sum(_laid(training, b) for b in step.microbatches) for step in chosen]
-        # The first step is the slowest: kernels are made, memory comes from the system.
-        at = min(1, len(chosen) - 1)
+        laid = [[_laid(training, b) for b in step.microbatches] for step in chosen]
+        # In a step's first passes kernels are made for their lengths; the repeat tells what is left.
+        new = len(set(laid[1]) - set(laid[0]))
+        extra = max(0.0, heard.seconds[1] - heard.seconds[2])
         return Probe(
             peak=_peak(training),
             imports=imports,
             setup=setup,
-            seconds_per_token=sum(heard.seconds[at:]) / sum(tokens[at:]),
+            seconds_per_token=heard.seconds[2] / sum(laid[2]),
+            seconds_per_length=extra / new if new else 0.0,
             seconds_per_valid_token=for_valid,
-            lengths=len(set(sizes)),
-            tokens=sum(tokens),
+            lengths=len(set(laid[0]) | set(laid[1])),
+            tokens=sum(map(sum, laid)),
             compiled=training.compiled.active,
         )
 
@@ -156,11 +158,11 @@ class _Steps(Silent):
 
 
 def _chosen(training: Training) -> list[Step]:
-    """The step with the largest microbatch, and two from the middle."""
+    """The step with the largest microbatch, and one from the middle twice."""
     steps = list(islice((step for plan in training.plans for step in plan), LOOKED_AT))
     largest = max(steps, key=lambda step: max(_laid(training, batch) for batch in step.microbatches))
-    middle = len(steps) // 2
-    return [largest, *[step for step in steps[middle : middle + STEPS] if step is not largest][: STEPS - 1]]
+    middle = steps[len(steps) // 2]
+    return [largest, middle, middle]
 
 
 def _laid(training: Training, batch: tuple[int, ...]) -> int:
