@@ -81,7 +81,8 @@ def test_completion_imports_no_verb_and_nothing_heavy(environment: dict[str, str
 
 
 WRONG = [
-    ["train", "no.yaml"], ["train", "job.yaml", "--resume"], ["train", "none", "--resume"], ["plan", "no.yaml"], ["verify", "no.yaml"], ["eval", "any", "--data", "no.jsonl"],
+    ["train", "no.yaml"], ["train", "job.yaml", "--resume"], ["train", "none", "--resume"],
+    ["plan", "no.yaml"], ["verify", "no.yaml"], ["eval", "any", "--data", "no.jsonl"],
     ["compare", "a", "b", "--data", "no.jsonl"], ["chat", "any", "temprature=1"],
     ["chat", "any", "num_beams=2"], ["chat", "any", "num_return_sequences=2"],
     ["eval", "any", "--data", "rows.jsonl", "--dtype", "foo"],
