@@ -27,7 +27,7 @@ from tunesmith.data import check as data_check
 from tunesmith.data.check import Dataset, read_prompts
 from tunesmith.data.read import joined
 from tunesmith.data.template import Renderer
-from tunesmith.errors import DataError
+from tunesmith.errors import DataError, RunError
 from tunesmith.evaluate import curve, measure
 from tunesmith.evaluate.measure import Result
 from tunesmith.evaluate.questions import Questions, choose_metrics, read_questions
@@ -91,7 +91,7 @@ def train(
         try:
             run = train_job(todo, output, listener=heard, answer=_sample_answers, continued=going_on)
         except BaseException as error:
-            if not isinstance(error, AtOnce):
+            if not isinstance(error, AtOnce | RunError):  # one wants the end, the other changed nothing
                 _draw_what_there_is(RunDir(output))
             raise
     curve.write_png(run)

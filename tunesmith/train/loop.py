@@ -207,18 +207,18 @@ class _Loop:
 
     def close(self, seconds: float | None = None) -> None:
         """Wait for the checkpoint that is being written, not longer than `seconds`."""
-        self.tell(self.saver.wait(seconds))
+        self.tell(self.saver.wait(seconds), ended=True)
 
-    def tell(self, saved: Saved | None) -> None:
+    def tell(self, saved: Saved | None, *, ended: bool = False) -> None:
         """Say of a save that it failed."""
         if saved is None or saved.error is None:
             return
         newest = next(reversed(self.training.run.saved_steps()), None)
         left = f"the newest whole one is {newest.name}" if newest else "there is none yet"
         lost = " This was the best so far: its weights can't be the result." if saved.best else ""
+        on = "" if ended else "Training goes on; "
         self.training.listener.note(
-            f"The checkpoint of step {saved.step} couldn't be written: {saved.error} "
-            f"Training goes on; {left}.{lost}"
+            f"The checkpoint of step {saved.step} couldn't be written: {saved.error} {on}{left}.{lost}"
         )
 
     def outcome(self) -> Outcome:

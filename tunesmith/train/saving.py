@@ -112,15 +112,21 @@ class Saver:
             for journal in (self._training.metrics, self._training.samples):
                 journal.sync()
             folder = checkpoint.write(self._run, contents, self._training.made_from)
-            self.best = best or self.best
-            kept = self.best.folder if self.best else None
-            checkpoint.prune(self._run, keep=self._settings.keep, best=kept)
             log.info("checkpoint %s, %s", folder.name, size(contents.bytes))
+            self.best = best or self.best
+            self._prune()
         except Exception as failure:
             error = _why(failure)
             log.error("the checkpoint of step %d: %s", contents.step, error, exc_info=failure)
         self._took = time.monotonic() - begun
         self._ended = Saved(contents.step, error, best is not None)
+
+    def _prune(self) -> None:
+        try:
+            kept = self.best.folder if self.best else None
+            checkpoint.prune(self._run, keep=self._settings.keep, best=kept)
+        except OSError as failure:  # room is missing, nothing else
+            log.warning("older checkpoints stay: %s", failure)
 
     def _check_space(self, contents: Contents) -> None:
         free, needed = free_space(self._run.path), contents.bytes + ROOM
