@@ -215,7 +215,9 @@ class _Loop:
             return
         newest = next(reversed(self.training.run.saved_steps()), None)
         left = f"the newest whole one is {newest.name}" if newest else "there is none yet"
-        lost = " This was the best so far: its weights can't be the result." if saved.best else ""
+        lost = ""
+        if saved.best and saved.step != self.at.step:
+            lost = " This was the best so far: its weights can't be the result."
         on = "" if ended else "Training goes on; "
         self.training.listener.note(
             f"The checkpoint of step {saved.step} couldn't be written: {saved.error} {on}{left}.{lost}"
@@ -224,6 +226,9 @@ class _Loop:
     def outcome(self) -> Outcome:
         """How it ended; the best step is one whose weights are kept."""
         at, best = self.at, self.saver.best
+        if at.best_step == at.step and at.best_loss is not None:
+            # These weights are in memory: the result needs no checkpoint of them.
+            best = Best(checkpoint.folder_of(self.training.run, at.step), at.step, at.best_loss)
         folder, step, loss = (best.folder, best.step, best.loss) if best else (None, None, None)
         return Outcome(at.step, folder, loss, step, at.step < self.training.steps, at.seconds)
 
