@@ -81,7 +81,8 @@ def test_completion_imports_no_verb_and_nothing_heavy(environment: dict[str, str
 
 
 WRONG = [
-    ["train", "no.yaml"], ["plan", "no.yaml"], ["verify", "no.yaml"], ["eval", "any", "--data", "no.jsonl"],
+    ["train", "no.yaml"], ["train", "job.yaml", "--resume"], ["train", "none", "--resume"],
+    ["plan", "no.yaml"], ["verify", "no.yaml"], ["eval", "any", "--data", "no.jsonl"],
     ["compare", "a", "b", "--data", "no.jsonl"], ["chat", "any", "temprature=1"],
     ["chat", "any", "num_beams=2"], ["chat", "any", "num_return_sequences=2"],
     ["eval", "any", "--data", "rows.jsonl", "--dtype", "foo"],
@@ -98,6 +99,7 @@ WRONG = [
 )
 def test_help_and_mistakes_of_every_verb_wait_for_nothing_heavy(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"instruction": "1 + 1?", "output": "2"}\n')
+    (tmp_path / "job.yaml").write_text("data: {train: rows.jsonl}\n")
     assert not _modules(words, cwd=tmp_path) & HEAVY
 
 

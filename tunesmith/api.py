@@ -29,7 +29,7 @@ from tunesmith.data import check as data_check
 from tunesmith.data.check import Dataset, read_prompts
 from tunesmith.data.read import joined
 from tunesmith.data.template import Renderer
-from tunesmith.errors import DataError, UsageError
+from tunesmith.errors import DataError, RunError, UsageError
 from tunesmith.evaluate import curve, measure
 from tunesmith.evaluate import sweep as sweeping
 from tunesmith.evaluate.answerers import Note, Watch
@@ -97,7 +97,7 @@ def train(
         try:
             run = train_job(todo, output, listener=heard, answer=_sample_answers, continued=going_on)
         except BaseException as error:
-            if not isinstance(error, AtOnce):
+            if not isinstance(error, AtOnce | RunError):  # one wants the end, the other changed nothing
                 _draw_what_there_is(RunDir(output))
             raise
     curve.write_png(run)

@@ -17,12 +17,34 @@ A message has three parts: what happened, why, and what to do. `assert` is for b
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 
 
 def install_hint(extra: str) -> str:
     """How to get an extra, for people with the package and for people with a clone."""
     return f"pip install 'tunesmith[{extra}]', or in a clone: pip install -e '.[{extra}]'"
+
+
+# torch on a CPU (alloc_cpu.cpp), C++ (std::bad_alloc), mmap, oneDNN, cuBLAS, MPS.
+_NO_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "bad_alloc",
+    "could not create a memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "out of memory",
+)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether this is what a lack of memory looks like, on any device."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's own
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, RuntimeError) and any(saying in str(error) for saying in _NO_MEMORY)
 
 
 class TunesmithError(Exception):

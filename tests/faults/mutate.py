@@ -59,7 +59,7 @@ MUTATIONS = (
     Mutation("signals", "signals are listened to", "train/signals.py",
              "_ASKING = (signal.SIGINT, signal.SIGTERM)", "_ASKING = ()"),
     Mutation("memory", "a lack of memory is recognised", "train/memory.py",
-             "        if not is_out_of_memory(error):\n            raise\n", "        raise\n"),
+             "        if not lacks_memory(error):\n            raise\n", "        raise\n"),
     Mutation("numbers", "the step is left out", "train/step.py",
              "    if finite or parts.scaler.is_enabled():", "    if True:"),
     Mutation("numbers", "three in a row stop the run", "train/loop.py",

@@ -56,7 +56,8 @@ def small_files(place: Place) -> Tally:
     tally = Tally()
     whole = uninterrupted(place, "eight", **SHORT)
     largest = max(file.stat().st_size for file in whole.run.path.rglob("*") if file.is_file())
-    sizes = [int(largest * (i + 0.5) / 40) for i in range(40)] if place.full else [largest // 2]
+    least = 2**13  # what the command prints goes to a file too
+    sizes = [least + (largest - least) * i // 40 for i in range(40)] if place.full else [largest // 2]
     for size in sizes:
         job = tiny_job(place, "limit", **SHORT)
         ended = job.start(before=["tests.faults.system", "limit_file_size", size]).wait()

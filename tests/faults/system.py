@@ -68,15 +68,19 @@ def set_variable(name: str, value: str) -> None:
     os.environ[name] = value
 
 
-def deaf_reader(gone: bool) -> None:
-    """stderr is a pipe that nobody empties, full already, or one whose reader has gone."""
+def deaf_reader(reader: str) -> None:
+    """stderr is a full pipe, and its reader a process that sleeps; its id stands in the file `reader`."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     with suppress(BlockingIOError):
-        while not gone:
+        while True:
             os.write(writing, b"x" * 4096)
     os.set_blocking(writing, True)
+    pid = os.fork()
+    if pid == 0:
+        os.close(writing)
+        signal.pause()
+    os.close(reading)
     os.dup2(writing, 2)
     os.close(writing)
-    if gone:
-        os.close(reading)
+    Path(reader).write_text(str(pid), encoding="utf-8")

@@ -60,14 +60,15 @@ def _child(request: dict[str, Any]) -> None:
         if request["before"]:
             module, function, *arguments = request["before"]
             getattr(importlib.import_module(module), function)(*arguments)
-        # Those of the parent remember what they were opened on: a file that could be seeked, say.
-        sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+        # Streams of its own: those of the warm process were perhaps made for another kind of file.
+        sys.stdout, sys.stderr = (os.fdopen(n, "w", buffering=1, closefd=False) for n in (1, 2))
         sys.argv = ["tunesmith", *request["words"]]
         main()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
     except BaseException:
-        traceback.print_exc()
+        with open(request["printed"], "a", encoding="utf-8") as file:  # noqa: PTH123 - stderr may be anything
+            traceback.print_exc(file=file)
     finally:
         for call in AT_END:
             call()

@@ -22,6 +22,7 @@ from tunesmith.errors import (
 )
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.local import LocalModel, load
+from tunesmith.journal import Journal
 from tunesmith.records import Conversation, Message, Origin
 from tunesmith.rundir import RunDir
 from tunesmith.settings import build
@@ -100,8 +101,8 @@ def test_a_run_without_final_weights_is_refused(run: RunDir, tmp_path: Path) -> 
     shutil.rmtree(broken.adapter)
     with pytest.raises(RunError, match="interrupted at step 0; it has no checkpoint yet") as caught:
         loaded(broken.path)
-    assert f"`tunesmith train {broken.path} --resume` goes on with it" in caught.value.fix
-    broken.metrics_file.write_text('{"step": 7, "loss": 2.0}\n', encoding="utf-8")
+    assert f"tunesmith train {broken.path} --resume" in caught.value.fix
+    Journal(broken.metrics_file).append({"step": 7, "loss": 2.0})
     for name in ("step-000005", "step-000007"):
         (broken.checkpoints / name).mkdir(parents=True)
     with pytest.raises(RunError, match=r"at step 7; its newest checkpoint is .*step-000007"):

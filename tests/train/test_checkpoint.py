@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tunesmith import failpoints
+from tunesmith.disk import remove_leftovers
 from tunesmith.errors import RunError
 from tunesmith.rundir import RunDir, create
 from tunesmith.train import checkpoint
@@ -155,6 +156,20 @@ def test_a_disk_error_anywhere_leaves_nothing_half_and_harms_none_before(
     assert list(run.checkpoints.iterdir()) == [before]
     checkpoint.verify(before)
     assert save(run, 2).is_dir()
+
+
+def test_a_kill_while_older_ones_go_leaves_no_half_under_a_name(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [save(run, step) for step in (1, 2, 3)]
+    fail_at(monkeypatch, "checkpoint.pruned=EIO")
+    with pytest.raises(OSError, match=r"checkpoint\.pruned"):
+        checkpoint.prune(run, keep=1, best=None)
+    assert run.saved_steps() == folders[1:]
+    for folder in run.saved_steps():
+        checkpoint.verify(folder)
+    remove_leftovers(run.checkpoints)
+    assert sorted(run.checkpoints.iterdir()) == folders[1:]
 
 
 def test_one_that_reads_back_otherwise_takes_no_name(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:

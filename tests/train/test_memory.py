@@ -11,11 +11,11 @@ import torch
 from tests.families import tiny_model
 from tests.train.test_equality import rows
 from tests.train.test_loop import training, weights
-from tunesmith.errors import TrainError
+from tunesmith.errors import TrainError, lacks_memory
 from tunesmith.train import checkpoint, memory
 from tunesmith.train.listener import Silent
 from tunesmith.train.loop import run_loop
-from tunesmith.train.memory import is_out_of_memory, reserve, versions
+from tunesmith.train.memory import reserve, versions
 from tunesmith.train.training import Training, microbatch_tokens
 
 SETTINGS = {"max_steps": 4, "batch_size": 4, "microbatch_tokens": 128, "save_every": 2}
@@ -160,17 +160,17 @@ def test_what_tells_that_nothing_was_moved() -> None:
 
 @pytest.mark.parametrize("error", ERRORS)
 def test_how_it_looks(error: BaseException) -> None:
-    assert is_out_of_memory(error)
+    assert lacks_memory(error)
 
 
 @pytest.mark.parametrize(
     "error", [RuntimeError("mat1 and mat2 shapes"), ValueError("out of memory"), OSError(28, "full")]
 )
 def test_how_it_does_not_look(error: BaseException) -> None:
-    assert not is_out_of_memory(error)
+    assert not lacks_memory(error)
 
 
 def test_a_real_allocation_that_cannot_be_met() -> None:
     with pytest.raises(RuntimeError) as told:
         torch.empty(1 << 60, dtype=torch.uint8)
-    assert is_out_of_memory(told.value)
+    assert lacks_memory(told.value)

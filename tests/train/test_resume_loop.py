@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tests.train.test_equality import rows
 from tests.train.test_loop import training
 from tunesmith.data.pack import Step, plan_epoch
 from tunesmith.errors import RunError
+from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint, epochs
 from tunesmith.train.generators import Generators
 from tunesmith.train.loop import run_loop
@@ -221,6 +223,46 @@ def test_no_batch_is_replayed_and_no_earlier_epoch_planned(
     stop_after(watched, 34, run)
     assert planned == [10, 11]
     assert laid == [3, 3]  # step 33 ends an epoch, 34 begins one
+
+
+def test_rows_that_were_learnt_before_the_stop_still_count(tmp_path: Path) -> None:
+    def make_in(folder: Path) -> Make:
+        return lambda **parts: training(folder, max_steps=4, batch_size=2, **parts)
+
+    whole = make_in(tmp_path / "whole")()
+    run_loop(whole)
+    assert whole.learnt == set(range(8))  # each row in one step only
+    run = stop_after(make_in(tmp_path / "cut"), 2)
+    go_on(make_in(tmp_path / "cut"), run)
+    assert_same_end(run, whole.run)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how: dict[str, Any] = {"passes": 1, "packing": True, "dropout": 0.2, "edge": False, "max_steps": 9}
+    at_once = maker(tmp_path / "at once", **how, save_every=3, eval_every=0)()
+    monkeypatch.setattr("tunesmith.train.saving.COPY_SHARE", 0.0)  # memory for no copy: it is waited for
+    run_loop(at_once)
+    monkeypatch.setattr("tunesmith.train.saving.COPY_SHARE", 0.5)
+    meanwhile = maker(tmp_path / "meanwhile", **how, save_every=3, eval_every=0)()
+    write, late = checkpoint.write, []
+
+    def two_steps_later(run: RunDir, contents: checkpoint.Contents, made_from: Any) -> Path:
+        end = time.monotonic() + 20
+        while contents.step < 8 and time.monotonic() < end:
+            if run.metrics()[-1]["step"] >= contents.step + 2:
+                late.append(contents.step)
+                break
+            time.sleep(0.002)
+        return write(run, contents, made_from)
+
+    monkeypatch.setattr(checkpoint, "write", two_steps_later)
+    run_loop(meanwhile)
+    assert late == [3, 6]
+    for name in ("step-000006", "step-000009"):
+        first, second = (left(job.run.checkpoints / name) for job in (at_once, meanwhile))
+        assert [key for key in first if first[key] != second[key]] == []
 
 
 def test_generators_come_back_to_the_bit() -> None:

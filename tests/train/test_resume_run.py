@@ -15,7 +15,7 @@ from tunesmith.data import trained_rows
 from tunesmith.errors import RunError, TunesmithError
 from tunesmith.model import saved
 from tunesmith.rundir import RunDir
-from tunesmith.train import prepare
+from tunesmith.train import checkpoint, prepare
 from tunesmith.train.config import Job
 
 STEPS = 6
@@ -162,6 +162,9 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(place: Path, name
     assert name in line
     assert "after step 3 of 6" in told  # evaluated there, and the best so far
     assert_same_end(run, whole)
+    assert [folder.name for folder in run.saved_steps()] == ["step-000003", "step-000004", "step-000006"]
+    for folder in run.saved_steps():
+        checkpoint.verify(folder)
 
 
 def test_no_whole_checkpoint_is_no_reason_to_lose_the_run_quietly(place: Path) -> None:
@@ -210,10 +213,10 @@ def test_a_continued_adapter_goes_on(place: Path) -> None:
 
 
 def test_samples_are_written_once(place: Path) -> None:
-    job = write_job(place, train={"sample_every": 3})
+    job = write_job(place, train={"sample_every": 2, "save_every": 3, "eval_every": 0})
     whole, _ = train(job, "output=whole")
     crash(job)
-    assert [s["step"] for s in RunDir(place / "runs" / "tang-1").samples()] == [0, 3]
+    assert [s["step"] for s in RunDir(place / "runs" / "tang-1").samples()] == [0, 2, 4]
     run, _ = train(job)
     assert run.samples() == whole.samples()
     assert saved.read_meta(run.adapter) == saved.read_meta(whole.adapter)

@@ -26,7 +26,7 @@ import typer
 from typer.core import TyperGroup
 
 from tunesmith.cli.console import err, fail, utf8_streams
-from tunesmith.errors import TunesmithError
+from tunesmith.errors import TunesmithError, lacks_memory
 
 DEBUG = "--debug"
 COMPLETION = ("install_completion", "show_completion")  # options that typer adds
@@ -211,7 +211,7 @@ for _name, _verb in VERBS.items():
 
 
 def _unexpected(error: Exception) -> TunesmithError:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if lacks_memory(error):
         return TunesmithError(
             "The memory isn't enough.",
             details=[str(error)] if str(error) else [],

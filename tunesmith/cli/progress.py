@@ -66,6 +66,8 @@ class TrainingProgress(Lines):
         self._console.print(text, style=style or None, soft_wrap=not self._console.is_terminal)
 
     def data(self, report: Mapping[str, Any]) -> None:
+        if not has_room(self._console.file):
+            return
         self._console.print(report_table(dict(report)))
         for line in named_rows(dict(report)):
             self._console.print(f"  {line}", style="dim")

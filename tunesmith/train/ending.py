@@ -68,10 +68,10 @@ def _where(run: RunDir) -> str:
 
 
 class _LogFile(logging.FileHandler):
-    """A log that a full disk doesn't make loud: what can't be written is left out."""
+    """A log that a full disk or memory doesn't make loud: what can't be written is left out."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        if not isinstance(sys.exception(), OSError):
+        if not isinstance(sys.exception(), OSError | MemoryError):
             super().handleError(record)
 
     def close(self) -> None:

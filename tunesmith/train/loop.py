@@ -207,23 +207,28 @@ class _Loop:
 
     def close(self, seconds: float | None = None) -> None:
         """Wait for the checkpoint that is being written, not longer than `seconds`."""
-        self.tell(self.saver.wait(seconds))
+        self.tell(self.saver.wait(seconds), ended=True)
 
-    def tell(self, saved: Saved | None) -> None:
+    def tell(self, saved: Saved | None, *, ended: bool = False) -> None:
         """Say of a save that it failed."""
         if saved is None or saved.error is None:
             return
         newest = next(reversed(self.training.run.saved_steps()), None)
         left = f"the newest whole one is {newest.name}" if newest else "there is none yet"
-        lost = " This was the best so far: its weights can't be the result." if saved.best else ""
+        lost = ""
+        if saved.best and saved.step != self.at.step:
+            lost = " This was the best so far: its weights can't be the result."
+        on = "" if ended else "Training goes on; "
         self.training.listener.note(
-            f"The checkpoint of step {saved.step} couldn't be written: {saved.error} "
-            f"Training goes on; {left}.{lost}"
+            f"The checkpoint of step {saved.step} couldn't be written: {saved.error} {on}{left}.{lost}"
         )
 
     def outcome(self) -> Outcome:
         """How it ended; the best step is one whose weights are kept."""
         at, best = self.at, self.saver.best
+        if at.best_step == at.step and at.best_loss is not None:
+            # These weights are in memory: the result needs no checkpoint of them.
+            best = Best(checkpoint.folder_of(self.training.run, at.step), at.step, at.best_loss)
         folder, step, loss = (best.folder, best.step, best.loss) if best else (None, None, None)
         return Outcome(at.step, folder, loss, step, at.step < self.training.steps, at.seconds)
 

@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import errno
+import ctypes
 import gc
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tunesmith.errors import lacks_memory
 from tunesmith.failpoints import reach
 from tunesmith.train.optim import Together
-
-# torch on a CPU (alloc_cpu.cpp), C++ (std::bad_alloc), oneDNN, cuBLAS, MPS; torch on CUDA has a class for it.
-_SAYINGS = (
-    "can't allocate memory",
-    "DefaultCPUAllocator: not enough memory",
-    "bad_alloc",
-    "could not create a memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "out of memory",
-)
-
 
 PLACES = {
     "forward": "the forward pass",
@@ -40,15 +30,6 @@ class OutOfMemory(Exception):
         self.place, self.rows = PLACES[place], tuple(rows)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is what a lack of memory looks like, on any device."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    return isinstance(error, RuntimeError) and any(saying in str(error) for saying in _SAYINGS)
-
-
 @contextmanager
 def watched(place: str, rows: Sequence[int]) -> Iterator[None]:
     """Turn a lack of memory inside into OutOfMemory."""
@@ -56,7 +37,7 @@ def watched(place: str, rows: Sequence[int]) -> Iterator[None]:
         reach(f"memory.{place}")
         yield
     except Exception as error:
-        if not is_out_of_memory(error):
+        if not lacks_memory(error):
             raise
         raise OutOfMemory(place, rows) from None
 
@@ -93,6 +74,9 @@ def versions(optimizer: torch.optim.Optimizer, trained: Sequence[Tensor]) -> tup
 def give_back() -> None:
     """Let go of what a failed pass still held."""
     gc.collect()
+    # The C library keeps what is freed, in pieces that a large tensor doesn't fit into.
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
     if torch.cuda.is_available():  # untested here
         torch.cuda.empty_cache()
 

@@ -100,7 +100,14 @@ def _wanted(asked: Asked, force: bool) -> Continued:
             f"There is no run to go on with: {place} isn't there.",
             fix="Leave --resume out to begin one, or name the run's folder.",
         )
-    found = [_compared(asked, run, force) for run in runs]
+    found, odd = list[Continued](), list[TunesmithError]()
+    for run in runs:
+        try:
+            found.append(_compared(asked, run, force))
+        except TunesmithError as error:
+            odd.append(error)
+    if not found:
+        raise odd[0]
     # The newest that can go on as it is; else the newest, with what keeps it from going on.
     best = next((one for one in found if not one.forced and one.run.state() != "finished"), found[0])
     if best.run.state() == "running":

@@ -7,6 +7,7 @@ been. Older ones are removed only after the new one was read back.
 from __future__ import annotations
 
 import logging
+import mmap
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from tunesmith.device import available_memory
 from tunesmith.disk import free_space
-from tunesmith.errors import RunError, TunesmithError
+from tunesmith.errors import RunError, TunesmithError, lacks_memory
 from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint
 from tunesmith.train.checkpoint import Contents
@@ -29,6 +30,7 @@ THREAD = "tunesmith-checkpoint"
 # A save every few minutes must not become most of the work where it takes long.
 LEAST_SHARE = 50
 ROOM = 16 * 2**20  # beyond the tensors, for everything else that a run writes until the next save
+CUSHION = 16 * 2**20  # of memory, for writing a checkpoint
 COPY_SHARE = 0.5  # of the free memory that a copy may take
 
 
@@ -106,22 +108,25 @@ class Saver:
         begun, error = time.monotonic(), None
         try:
             self._check_space(contents)
+            mmap.mmap(-1, CUSHION).close()  # while it can be said: libraries end a process that has none left
             for journal in (self._training.metrics, self._training.samples):
                 journal.sync()
             folder = checkpoint.write(self._run, contents, self._training.made_from)
-            self.best = best or self.best
-            kept = self.best.folder if self.best else None
-            checkpoint.prune(self._run, keep=self._settings.keep, best=kept)
             log.info("checkpoint %s, %s", folder.name, size(contents.bytes))
+            self.best = best or self.best
+            self._prune()
         except Exception as failure:
-            error = (
-                failure.what
-                if isinstance(failure, TunesmithError)
-                else f"{type(failure).__name__}: {failure}"
-            )
+            error = _why(failure)
             log.error("the checkpoint of step %d: %s", contents.step, error, exc_info=failure)
         self._took = time.monotonic() - begun
         self._ended = Saved(contents.step, error, best is not None)
+
+    def _prune(self) -> None:
+        try:
+            kept = self.best.folder if self.best else None
+            checkpoint.prune(self._run, keep=self._settings.keep, best=kept)
+        except OSError as failure:  # room is missing, nothing else
+            log.warning("older checkpoints stay: %s", failure)
 
     def _check_space(self, contents: Contents) -> None:
         free, needed = free_space(self._run.path), contents.bytes + ROOM
@@ -131,6 +136,12 @@ class Saver:
                 f"{size(free)} are free.",
                 fix="Free some space.",
             )
+
+
+def _why(failure: Exception) -> str:
+    if isinstance(failure, TunesmithError):
+        return failure.what
+    return "the memory isn't enough." if lacks_memory(failure) else f"{type(failure).__name__}: {failure}"
 
 
 def kept_best(run: RunDir, at: Progress) -> Best | None:

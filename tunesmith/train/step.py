@@ -17,11 +17,11 @@ from torch import Tensor
 
 from tunesmith.data.pack import Step
 from tunesmith.device import peak_memory
-from tunesmith.errors import TrainError
+from tunesmith.errors import TrainError, lacks_memory
 from tunesmith.model.attention import segment_attention
 from tunesmith.train.compiling import shaped_by
 from tunesmith.train.forward import mixed_precision
-from tunesmith.train.memory import give_back, is_out_of_memory, reserve, versions, watched
+from tunesmith.train.memory import give_back, reserve, versions, watched
 from tunesmith.train.neftune import Neftune
 from tunesmith.train.optim import build_optimizer, build_schedule
 from tunesmith.train.training import Training, microbatch_tokens
@@ -164,7 +164,7 @@ def _move(parts: Parts, trained: Sequence[Tensor]) -> None:
     try:
         parts.scaler.step(parts.optimizer)
     except Exception as error:
-        if is_out_of_memory(error) and (before is None or before != versions(parts.optimizer, trained)):
+        if lacks_memory(error) and (before is None or before != versions(parts.optimizer, trained)):
             raise TrainError(
                 "Memory ran out in the middle of the optimizer's step: some weights were moved, others not.",
                 fix="Go on from the last checkpoint (the same command again), with less in memory beside it.",
