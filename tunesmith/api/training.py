@@ -17,6 +17,8 @@ from tunesmith.data.read import joined
 from tunesmith.data.template import Renderer
 from tunesmith.errors import RunError
 from tunesmith.evaluate import curve
+from tunesmith.evaluate.examine import examination
+from tunesmith.evaluate.wanted import check_names
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.generate import generate as answers_of
 from tunesmith.records import Conversation
@@ -64,12 +66,15 @@ def train(
     Raises TunesmithError: SettingsError, DataError, ModelError, RunError or TrainError.
     """
     heard, asked = listener or Lines(), asked_for(job, settings)
+    check_names(asked.job)
     going_on = choose(asked, resume=resume, force=force, note=heard.note)
     todo = going_on.job if going_on else asked.job
     known = going_on.run.path if going_on else todo.output and Path(todo.output)
     with nullcontext(known) if known else rundir.claimed(asked.stem) as output:
         try:
-            run = train_job(todo, output, listener=heard, answer=_sample_answers, continued=going_on)
+            run = train_job(
+                todo, output, listener=heard, answer=_sample_answers, examine=examination, continued=going_on
+            )
         except BaseException as error:
             if not isinstance(error, AtOnce | RunError):  # one wants the end, the other changed nothing
                 _draw_what_there_is(RunDir(output))
@@ -96,6 +101,7 @@ def plan(
     job that does. `job` may be a run's folder too. Raises SettingsError, DataError, ModelError.
     """
     resolved = _job(job, settings)
+    check_names(resolved)
     target = target_of(resolved, card, memory)  # a card that isn't known is told before anything is counted
     note("Counting rows and a step of shapes alone …")
     planner = Planner(resolved, target)

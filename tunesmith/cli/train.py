@@ -14,6 +14,7 @@ from tunesmith.cli.progress import TrainingProgress
 from tunesmith.cli.settings_list import show_settings
 from tunesmith.errors import SettingsError, UsageError
 from tunesmith.evaluate import curve
+from tunesmith.evaluate.wanted import check_names
 from tunesmith.settings import known_keys
 from tunesmith.train.config import Job
 from tunesmith.train.resume import asked_for, choose
@@ -69,7 +70,9 @@ def train(
         raise UsageError("A job file is missing.", fix="Write tunesmith train JOB.yaml; --help has examples.")
     _refuse_options(settings or [])
     # A mistake in it, and a run that can't go on, are told before torch is imported: seconds.
-    choose(asked_for(job, settings or []), resume=resume, force=force, note=lambda _: None)
+    asked = asked_for(job, settings or [])
+    check_names(asked.job)
+    choose(asked, resume=resume, force=force, note=lambda _: None)
     with TrainingProgress(err) as progress:
         run = tunesmith.train(job, *(settings or []), listener=progress, resume=resume, force=force)
     summary = tunesmith.summary(run)

@@ -35,11 +35,7 @@ def worklog_choices(
             f"{model.name} gives answers and no likelihoods, which the metric `choices` needs.",
             fix="Give a model or a run, or the metric `choice`, which reads the letter from the answer.",
         )
-    records = [
-        replace(row, messages=(*row.prompt.messages, Message("assistant", choice)))
-        for row in conversations
-        for choice in choices_of(row)
-    ]
+    records = choice_records(conversations)
     what, done = f"{model.name}: choices", frozenset(worklog.rows(KIND))
     tell(watch, what, len(done), len(records))
     if len(done) == len(records):
@@ -54,13 +50,27 @@ def worklog_choices(
             tell(watch, what, len(worklog.rows(KIND)), len(records))
 
 
-def losses_by_row(worklog: Worklog, conversations: Sequence[Conversation]) -> list[list[RowLoss]]:
-    """The losses of each row's choices."""
-    found, at = [], 0
+def losses_in(worklog: Worklog, conversations: Sequence[Conversation]) -> list[list[RowLoss]]:
+    """The losses of each row's choices, which the worklog has."""
     rows: Mapping[int, Mapping[str, Any]] = worklog.rows(KIND)
+    return by_row({at: RowLoss(**row) for at, row in rows.items()}, conversations)
+
+
+def choice_records(conversations: Sequence[Conversation]) -> list[Conversation]:
+    """Every row with each of its choices as the reply, numbered through."""
+    return [
+        replace(row, messages=(*row.prompt.messages, Message("assistant", choice)))
+        for row in conversations
+        for choice in choices_of(row)
+    ]
+
+
+def by_row(losses: Mapping[int, RowLoss], conversations: Sequence[Conversation]) -> list[list[RowLoss]]:
+    """Losses that are numbered through, a list for each row."""
+    found, at = [], 0
     for row in conversations:
         count = len(choices_of(row))
-        found.append([RowLoss(**rows[number]) for number in range(at, at + count)])
+        found.append([losses[number] for number in range(at, at + count)])
         at += count
     return found
 

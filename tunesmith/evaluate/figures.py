@@ -12,6 +12,13 @@ from tunesmith.evaluate.row import RowResult
 from tunesmith.evaluate.statistics import Interval, Paired, holm, mean_interval, paired, verdict
 
 
+def value(metric: Metric, rows: Sequence[RowResult]) -> float:
+    """The figure of these rows alone, without its interval."""
+    if metric.combine is not None:
+        return metric.combine([sum(counts) for counts in zip(*_counts(metric, rows, None), strict=True)])
+    return sum(row.scores[metric.name] for row in rows) / len(rows)
+
+
 def figure(metric: Metric, rows: Sequence[RowResult]) -> Interval:
     """The figure of these rows with its interval; over documents where the rows name theirs."""
     documents = documents_of(rows)

@@ -15,6 +15,7 @@ class RowResult:
     """One row: what was asked, what came, how it scored. `loss` is the reference's, not the answer's.
 
     `groups` are its values of the columns that figures are asked by, `document` the one that it is from.
+    `answered`: the completion is the model's answer; else it is the likeliest of the row's choices.
     """
 
     id: str
@@ -25,15 +26,19 @@ class RowResult:
     loss: RowLoss | None = None
     groups: Mapping[str, str] = field(default_factory=dict)
     document: str = ""
+    answered: bool = True
 
     def answer_json(self) -> dict[str, Any]:
         done = self.completion
-        return {
-            "prediction": done.text,
-            "scores": dict(self.scores),
+        how = {
             "finish": done.finish,
             "tokens": done.completion_tokens,
             "seconds": round(done.seconds, 4),
+        }
+        return {
+            "prediction": done.text,
+            "scores": dict(self.scores),
+            **(how if self.answered else {}),
             **({"nll": self.loss.nll_sum, "label_tokens": self.loss.tokens} if self.loss else {}),
         }
 

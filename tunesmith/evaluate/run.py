@@ -1,5 +1,7 @@
 """Measure one model on rows with answers: its loss, its own answers, their scores.
 
+Where all metrics look at choices by likelihood, nothing is answered: the prediction is the likeliest one.
+
 Losses and answers go to a worklog as they come (OUTPUT.partial, worklog.py), so that hours of work outlive a
 kill; the same work continues it. Scores are made of them at the end.
 """
@@ -17,7 +19,7 @@ from tunesmith.data.prompts import prompts_sha256
 from tunesmith.device import peak_memory
 from tunesmith.errors import GenerateError
 from tunesmith.evaluate.answerers import Base, Note, Watch, tell
-from tunesmith.evaluate.choices import likeliest, losses_by_row, worklog_choices
+from tunesmith.evaluate.choices import likeliest, losses_in, worklog_choices
 from tunesmith.evaluate.figures import figure
 from tunesmith.evaluate.metrics import Metric, is_empty
 from tunesmith.evaluate.perplexity import Loss, RowLoss, answer_losses, intervals, total
@@ -59,8 +61,6 @@ class Evaluation:
         low, high}, …}, "groups": {column: {value: {"n", "metrics", …}}}}; JSON knows no None here: figures
         that could not be had are left out.
         """
-        texts = [row.completion.text for row in self.rows]
-        tokens = sum(row.completion.completion_tokens for row in self.rows)
         content: dict[str, Any] = {
             "kind": "evaluation",
             "model": self.model,
@@ -84,13 +84,21 @@ class Evaluation:
             bounds = intervals([row.loss for row in self.rows if row.loss is not None])
             content["intervals"] = {name: interval.to_json() for name, interval in bounds.items()}
         return content | {
+            **(self._of_answers() if all(row.answered for row in self.rows) else {}),
+            "predictions": str(self.output),
+            **self.facts,
+        }
+
+    def _of_answers(self) -> dict[str, Any]:
+        """What answers are like besides their scores."""
+        texts = [row.completion.text for row in self.rows]
+        tokens = sum(row.completion.completion_tokens for row in self.rows)
+        return {
             "empty": sum(map(is_empty, texts)),
             "cut": sum(row.completion.finish == "length" for row in self.rows),
             "mean_length": sum(map(len, texts)) / self.n,
             **({"completion_tokens": tokens} if tokens else {}),
             **({"seconds": round(self.seconds, 3)} if self.seconds is not None else {}),
-            "predictions": str(self.output),
-            **self.facts,
         }
 
 
@@ -136,16 +144,24 @@ def measured(
     choices = None
     if any(metric.evidence != "answer" for metric in metrics):
         worklog_choices(worklog, model, conversations, watch)
-        choices = losses_by_row(worklog, conversations)
+        choices = losses_in(worklog, conversations)
     before = sum(row["seconds"] for row in worklog.rows(ANSWERS).values())
     begun = time.monotonic()
-    _worklog_answers(worklog, model, conversations, watch)
-    seconds = before + time.monotonic() - begun
+    answering = not metrics or any(metric.evidence == "answer" for metric in metrics)
+    if answering:
+        _worklog_answers(worklog, model, conversations, watch)
+    seconds = before + time.monotonic() - begun if answering else None
     losses = [RowLoss(**row) for _, row in sorted(worklog.rows(LOSSES).items())] or None
-    answers = [Completion(**row) for _, row in sorted(worklog.rows(ANSWERS).items())]
+    answers = [Completion(**row) for _, row in sorted(worklog.rows(ANSWERS).items())] if answering else None
     rows = [
-        _scored(conversations[at], answer, metrics, losses and losses[at], choices[at] if choices else None)
-        for at, answer in enumerate(answers)
+        scored(
+            row,
+            answers[at] if answers is not None else None,
+            metrics,
+            losses[at] if losses else None,
+            choices[at] if choices else None,
+        )
+        for at, row in enumerate(conversations)
     ]
     loss = total(losses) if losses else None
     return Evaluation(model.name, rows, tuple(metrics), loss, seconds, _facts(model), held.output)
@@ -227,31 +243,38 @@ def _answered(
             answers.close()
 
 
-def _scored(
+def scored(
     conversation: Conversation,
-    completion: Completion,
+    completion: Completion | None,
     metrics: Sequence[Metric],
-    loss: RowLoss | None,
-    choices: Sequence[RowLoss] | None,
+    loss: RowLoss | None = None,
+    choices: Sequence[RowLoss] | None = None,
 ) -> RowResult:
+    """A row with its scores. `completion` None: nothing was answered, as no metric looks at answers."""
     asked = [turn.content for turn in conversation.prompt.messages if turn.role == "user"]
     question = asked[-1] if asked else ""
     scores = {}
+    said, wanted = "", conversation.references
+    chosen: str | None = None  # by the first metric of choices
     for metric in metrics:
-        said, wanted = completion.text, conversation.references
-        if metric.evidence != "answer":
+        if metric.evidence == "answer":
+            assert completion is not None
+            said, wanted = completion.text, conversation.references
+        else:
             assert choices is not None
             said, wanted = likeliest(conversation, choices, per_byte=metric.evidence == "likeliest_per_byte")
+            chosen = said if chosen is None else chosen
         scores[metric.name] = metric.score(said, wanted, question)
     return RowResult(
         conversation.key,
         conversation.question,
         conversation.references,
-        completion,
+        completion if completion is not None else Completion(chosen or "", "stop", 0, 0),
         scores,
         loss,
         conversation.meta.get("groups", {}),
         conversation.meta.get("document", ""),
+        answered=completion is not None,
     )
 
 

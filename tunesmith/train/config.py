@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -30,10 +30,30 @@ Schedule = Literal[
 
 RESUMED_STEPS = 6  # on which `tunesmith verify --resume` compares
 VERIFIED_TOKENS = 1024  # of the first rows, about, on which `tunesmith verify` compares gradients
+VALID_LOSS = "valid_loss"  # the figure that chooses the best step unless `train.best` names another
+OWN_METRIC = ".py:"  # what a metric of one's own, FILE.py:function, is known by
 
 
 def _as_names(value: Any) -> Any:
     return (value,) if isinstance(value, str) else as_tuple(value)
+
+
+class EvaluateSettings(Settings):
+    """`train.evaluate:` of a job: answers to held-out rows while training runs, scored by metrics."""
+
+    every: int = Field(
+        200, ge=0, description="steps between evaluations, besides before the first and after the last; 0: "
+        "these only",
+    )  # fmt: skip
+    metrics: Annotated[tuple[str, ...], BeforeValidator(_as_names)] = Field(
+        ("f1_char",),
+        min_length=1,
+        description="by the names of `tunesmith eval` (docs/eval.md), or FILE.py:function",
+    )
+    prompts: str | None = Field(None, description="file of rows, in any format; null: the rows of data.valid")
+    limit: int = Field(50, ge=1, description="how many of these rows are answered: the first ones")
+    max_new_tokens: int = Field(128, ge=1, description="tokens of an answer at most")
+    batch_size: int = Field(16, ge=1, description="answers that are computed at once")
 
 
 class TrainSettings(Settings):
@@ -102,6 +122,14 @@ class TrainSettings(Settings):
     keep: int = Field(
         2, ge=2, description="checkpoints kept besides the best; two, as the newest might be damaged"
     )
+    evaluate: EvaluateSettings | None = Field(
+        None, description="answers to held-out rows while training runs, scored by metrics; null: off"
+    )
+    best: str | None = Field(
+        None,
+        description="what chooses the step whose weights are kept, and early_stopping's: a metric of "
+        "train.evaluate; null: valid_loss, where there are validation rows",
+    )
     early_stopping: int | None = Field(
         None, ge=1, description="evaluations without improvement before stopping"
     )
@@ -131,8 +159,15 @@ class TrainSettings(Settings):
         every = self.checkpoint_activations
         if isinstance(every, int) and not isinstance(every, bool) and every < 1:
             raise ValueError("checkpoint_activations is true, false, auto, or every N-th layer from 1")
-        if self.early_stopping and not self.eval_every:
+        if self.early_stopping and self.by_loss and not self.eval_every:
             raise ValueError("early_stopping counts evaluations: set eval_every above 0")
+        if self.early_stopping and self.evaluate and not self.by_loss and not self.evaluate.every:
+            raise ValueError("early_stopping counts evaluations: set evaluate.every above 0")
+        if not self.by_loss and self.evaluate is None:
+            raise ValueError(
+                f"best {self.best} is measured by train.evaluate: set that too, for example "
+                f"evaluate: {{metrics: {self.best}, every: 100}}"
+            )
         if self.seed >= 2**63:
             raise ValueError("seed is below 2^63, as torch's generators want it")
         return self
@@ -141,6 +176,11 @@ class TrainSettings(Settings):
     def recomputing(self) -> bool | int:
         """False, True, or every N-th layer; `auto` counts as False until memory asks for more."""
         return False if self.checkpoint_activations == "auto" else self.checkpoint_activations
+
+    @property
+    def by_loss(self) -> bool:
+        """Whether the validation loss chooses the best step."""
+        return self.best in (None, VALID_LOSS)
 
     @property
     def rows_per_step(self) -> int | None:
@@ -169,6 +209,8 @@ class Job(Settings):
         "train.eval_every": ("eval_steps",),
         "train.save_every": ("save_steps",),
         "train.track": ("report_to",),
+        "train.best": ("metric_for_best_model",),
+        "train.early_stopping": ("early_stopping_patience", "patience"),
         "train.checkpoint_activations": ("gradient_checkpointing",),
         "train.neftune": ("neftune_noise_alpha",),
         "data.max_length": ("cutoff_len", "max_seq_length", "max_seq_len"),
@@ -213,11 +255,19 @@ class Job(Settings):
                 f"adapter.init {self.adapter.init} changes the base's weights, and those of a quantised base "
                 "can't be; use adapter.init default"
             )
-        needing = [name for name in ("early_stopping", "sample_every") if getattr(self.train, name)]
+        train = self.train
+        needed = {
+            "early_stopping": bool(train.early_stopping) and train.by_loss,
+            "sample_every": bool(train.sample_every),
+            "best": train.best == VALID_LOSS,
+            "evaluate": train.evaluate is not None and train.evaluate.prompts is None,
+        }
+        needing = [name for name, is_needed in needed.items() if is_needed]
         if needing and self.data.valid is None:
             raise ValueError(
                 f"train.{' and train.'.join(needing)} would do nothing without validation rows: "
                 "set data.valid, to a file or to a share of train such as 0.05"
+                + ("; or train.evaluate.prompts, to a file" if needing == ["evaluate"] else "")
             )
         return self
 
@@ -236,7 +286,7 @@ def load_job(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Job:
         known = started_in.is_absolute() and started_in.is_dir()
         return _anchored(job, started_in, typed) if known else job
     job = build(Job, _laid_over(content, overrides), str(path), _long_form(typed))
-    return job.model_copy(update={"data": _anchor(job.data, path.parent, typed)})
+    return _anchor(job, path.parent, typed)
 
 
 def load_job_or_run(path: Path, overrides: Sequence[str] = ()) -> Job:
@@ -270,7 +320,7 @@ def _long_form(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def _anchored(job: Job, folder: Path, typed: dict[str, Any]) -> Job:
     """A run's own job with the paths that are relative to the folder that it was started in."""
-    job = job.model_copy(update={"data": _anchor(job.data, folder, typed)})
+    job = _anchor(job, folder, typed)
     if folder == Path.cwd():
         return job
     if "model" not in typed and (folder / job.model).exists():
@@ -282,13 +332,26 @@ def _anchored(job: Job, folder: Path, typed: dict[str, Any]) -> Job:
     return job
 
 
-def _anchor(data: DataSettings, folder: Path, overrides: dict[str, Any]) -> DataSettings:
+def _anchor(job: Job, folder: Path, overrides: dict[str, Any]) -> Job:
     """Make the paths that the file gives relative to it; those given on the command line stay as typed."""
-    typed = overrides.get("data", {})
 
     def place(path: str) -> str:
         return path if Path(path).is_absolute() or "://" in path else str(folder / path)
 
+    job = job.model_copy(update={"data": _placed_data(job.data, overrides.get("data", {}), place)})
+    evaluate, typed = job.train.evaluate, overrides.get("train", {}).get("evaluate") or {}
+    if evaluate is None:
+        return job
+    update: dict[str, Any] = {}
+    if evaluate.prompts is not None and "prompts" not in typed:
+        update["prompts"] = place(evaluate.prompts)
+    if "metrics" not in typed:
+        update["metrics"] = tuple(place(name) if OWN_METRIC in name else name for name in evaluate.metrics)
+    placed = evaluate.model_copy(update=update)
+    return job.model_copy(update={"train": job.train.model_copy(update={"evaluate": placed})})
+
+
+def _placed_data(data: DataSettings, typed: Mapping[str, Any], place: Callable[[str], str]) -> DataSettings:
     update: dict[str, Any] = {}
     if data.info is None:
         for key in ("train", "valid"):

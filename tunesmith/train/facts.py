@@ -49,6 +49,7 @@ def facts_of(asked: Job, ready: Prepared) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "steps": training.steps,
+        "best": training.aim.to_json(),
         # Which of the ways to the same gradients was taken.
         "packing": training.packing,
         "segments": training.segments,
@@ -57,7 +58,10 @@ def facts_of(asked: Job, ready: Prepared) -> dict[str, Any]:
         "approximate": ready.approximate,
         "folder": str(Path.cwd()),  # what relative paths of the job are relative to
         "started": now(),
-        "data_sha256": _hashes(ready.train_rows, ready.valid_rows),
+        "data_sha256": {
+            **_hashes(ready.train_rows, ready.valid_rows),
+            **(ready.examination.files if ready.examination else {}),
+        },
         "examples_sha256": examples_sha256([*training.train, *training.valid]),
         "code_sha256": code_sha256(),
         "versions": {

@@ -177,7 +177,7 @@ def _check_length(continued: Continued, start: Start, ready: Prepared, tell: Not
     waited = start.contents.state["without_gain"] if start.contents else 0
     if settings.early_stopping is not None and waited >= settings.early_stopping:
         raise RunError(
-            f"{run.path} stopped early, after {waited} evaluations without a better loss: with more steps it "
+            f"{run.path} stopped early, after {waited} evaluations without a better one: with more steps it "
             "would stop again at once.",
             fix="--force with a larger train.early_stopping, or null, goes on.",
         )

@@ -22,6 +22,8 @@ LOOSE = frozenset(
 )
 # Those that say how long it is.
 LENGTH = frozenset({"train.epochs", "train.max_steps"})
+# Mappings that are one setting: all of it is there or nothing.
+WHOLE = frozenset({"schedule_options", "evaluate"})
 # With others of these a checkpoint's tensors fit nowhere.
 SHAPES = ("adapter.", "train.optimizer", "train.objective", "model")
 
@@ -32,6 +34,8 @@ def flat_job(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for key in ("data.train", "data.valid"):
         if isinstance(flat.get(key), list):
             flat[key] = [{**file, "path": _absolute(file["path"], folder)} for file in flat[key]]
+    if isinstance(evaluate := flat.get("train.evaluate"), dict) and evaluate.get("prompts"):
+        flat["train.evaluate"] = {**evaluate, "prompts": _absolute(evaluate["prompts"], folder)}
     named_files = ("data.info", "adapter.continue_from", "model", "data.template")
     for key in named_files:
         value = flat.get(key)
@@ -144,7 +148,7 @@ def _shown(value: Any) -> str:
 def _flat(content: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in content.items():
-        inner = isinstance(value, Mapping) and key != "schedule_options"
+        inner = isinstance(value, Mapping) and key not in WHOLE
         flat |= _flat(value, f"{prefix}{key}.") if inner else {prefix + key: value}
     return flat
 

@@ -1,7 +1,7 @@
 """The training loop: steps, and what follows each of them.
 
     for each step, from where the training is: gradients -> clip -> optimizer -> schedule -> a line of metrics
-      then, now and then: validation loss -> sample answers -> checkpoint
+      then, now and then: validation loss -> answers scored by metrics -> sample answers -> checkpoint
 
 A checkpoint stands after all of these, or says which of them are still to be done.
 """
@@ -20,7 +20,7 @@ from tunesmith.data.pack import Step
 from tunesmith.errors import TrainError
 from tunesmith.train import checkpoint, watch
 from tunesmith.train.checkpoint import Contents
-from tunesmith.train.listener import flagged
+from tunesmith.train.listener import flagged, spoken
 from tunesmith.train.memory import OutOfMemory
 from tunesmith.train.progress import Cursor, Progress, capture, restore
 from tunesmith.train.saving import Best, Saved, Saver, kept_best
@@ -39,12 +39,15 @@ MOMENTS = 3  # a checkpoint's size in weights, about: themselves and AdamW's two
 
 @dataclass
 class Outcome:
-    """How a loop ended. `best` is the checkpoint with the lowest validation loss, None without validation."""
+    """How a loop ended. `best` is the checkpoint of the best step, `best_value` its figure of the kind `by`;
+    None where that was never measured.
+    """
 
     step: int
     best: Path | None
-    best_loss: float | None
+    best_value: float | None
     best_step: int | None
+    by: str
     stopped_early: bool
     seconds: float
 
@@ -112,8 +115,8 @@ class _Loop:
                 self._follow_up()
         if at.step < training.steps and at.step > begun_at:
             training.listener.note(
-                f"Stopped early at step {at.step}: no better loss in "
-                f"{training.settings.early_stopping} evaluations."
+                f"Stopped early at step {at.step}: no better {spoken(training.aim.name)} "
+                f"in {training.settings.early_stopping} evaluations."
             )
 
     @property
@@ -159,6 +162,9 @@ class _Loop:
         if not at.evaluated and self._due(settings.eval_every):
             self._evaluate()
         at.evaluated = True
+        if not at.examined and self._examination_due:
+            self._examine()
+        at.examined = True
         if not at.sampled and self._due(settings.sample_every):
             training.sample(at.step)
             at.done(training)
@@ -169,6 +175,12 @@ class _Loop:
             training.stop.end()
 
     @property
+    def _examination_due(self) -> bool:
+        """Also where the training stops early: its last weights are looked at whenever there is an end."""
+        evaluate = self.training.settings.evaluate
+        return evaluate is not None and (self._over or self._due(evaluate.every))
+
+    @property
     def _last(self) -> bool:
         return self.at.step == self.training.steps
 
@@ -176,22 +188,37 @@ class _Loop:
         return self.at.step == 0 or self._last or bool(every and self.at.step % every == 0)
 
     def _evaluate(self) -> None:
-        training, at = self.training, self.at
-        line = watch.evaluate(training, at)
+        training = self.training
+        line = watch.evaluate(training, self.at)
         if line is None:
             return
+        self._measured(line)
+        training.listener.evaluated(line)
+
+    def _examine(self) -> None:
+        training, at = self.training, self.at
+        line = watch.examine(training, at)
+        if line is None:
+            return
+        at.seconds = time.monotonic() - self._began
+        line["seconds"] = at.seconds
+        self._measured(line)
+        training.listener.examined(line)
+
+    def _measured(self, line: dict[str, Any]) -> None:
+        """Write a line of figures down, and judge the step by it where it has the one that chooses."""
+        training, at = self.training, self.at
         training.metrics.append(line)
-        self._improved = watch.judge(line["valid_loss"], at)
+        self._improved = watch.judge(training, line, at) or self._improved
         at.done(training)
         training.tracking.log(line)
-        training.listener.evaluated(line)
 
     def save(self) -> None:
         """A checkpoint of where the training is; how the one before ended is told."""
         training, at = self.training, self.at
         best = None
-        if self._improved and at.best_loss is not None:
-            best = Best(checkpoint.folder_of(training.run, at.step), at.step, at.best_loss)
+        if self._improved and at.best_value is not None:
+            best = Best(checkpoint.folder_of(training.run, at.step), at.step, at.best_value)
         self._improved = False
         if at.step == 0:
             return  # nothing was learnt yet
@@ -226,11 +253,12 @@ class _Loop:
     def outcome(self) -> Outcome:
         """How it ended; the best step is one whose weights are kept."""
         at, best = self.at, self.saver.best
-        if at.best_step == at.step and at.best_loss is not None:
+        if at.best_step == at.step and at.best_value is not None:
             # These weights are in memory: the result needs no checkpoint of them.
-            best = Best(checkpoint.folder_of(self.training.run, at.step), at.step, at.best_loss)
-        folder, step, loss = (best.folder, best.step, best.loss) if best else (None, None, None)
-        return Outcome(at.step, folder, loss, step, at.step < self.training.steps, at.seconds)
+            best = Best(checkpoint.folder_of(self.training.run, at.step), at.step, at.best_value)
+        folder, step, value = (best.folder, best.step, best.value) if best else (None, None, None)
+        by, early = self.training.aim.name, at.step < self.training.steps
+        return Outcome(at.step, folder, value, step, by, early, at.seconds)
 
 
 def _non_finite(training: Training, losses: Mapping[int, float], number: int, in_a_row: int) -> TrainError:

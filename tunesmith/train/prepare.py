@@ -37,6 +37,7 @@ from tunesmith.records import Conversation, Record
 from tunesmith.rundir import RunDir
 from tunesmith.train import compiling, estimate, fast_paths, optim, probe
 from tunesmith.train.config import Job
+from tunesmith.train.examine import Aim, Examination, Examiner
 from tunesmith.train.listener import Listener
 from tunesmith.train.objectives import sft
 from tunesmith.train.optim import check_schedule, check_tensors
@@ -67,12 +68,14 @@ class Prepared:
     training: Training
     notes: list[str]  # what the listener was told, for the run's log
     approximate: list[str]  # what isn't exact, and how far off it is
+    examination: Examination | None = None
 
 
-def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
+def prepare(job: Job, output: Path, listener: Listener, examine: Examiner | None = None) -> Prepared:
     """Do everything that comes before the first step, writing nothing.
 
-    Raises a TunesmithError of the part that failed.
+    `examine` makes what `train.evaluate` asks for; nothing is evaluated by answers without it. Raises a
+    TunesmithError of the part that failed.
     """
     notes: list[str] = []
 
@@ -83,6 +86,7 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
     seed_everything(job.train.seed)
     device = pick(job.train.dtype)
     train_rows, valid_rows = load_data(job.data, job.train.seed)
+    examination = examine(job, valid_rows) if examine and job.train.evaluate else None
     source = resolve(job.model, job.revision)
     note(f"Model {job.model}, on {device.name}, {device.dtype_name}.")
     targets.check_names(outline(source), job.adapter)
@@ -119,6 +123,7 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
         tracking=Tracking(()),
         segments=segments,
         sharing=sharing,
+        aim=examination.aim if examination else Aim(),
     )
     check_schedule(job.train, training.steps)
     training, settled = fast_paths.settle(training, why)
@@ -135,7 +140,9 @@ def prepare(job: Job, output: Path, listener: Listener) -> Prepared:
         note(line)
     _compile(training, job, note)
     approximate = [line for line in (*quantised, *told) if line.startswith(APPROXIMATE)]
-    return Prepared(job, source, base, renderer, train_rows, valid_rows, report, training, notes, approximate)
+    return Prepared(
+        job, source, base, renderer, train_rows, valid_rows, report, training, notes, approximate, examination
+    )
 
 
 def _quantised(job: Job, model: PreTrainedModel, source: Source) -> list[str]:

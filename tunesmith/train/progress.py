@@ -43,8 +43,9 @@ class Progress:
     seconds: float = 0.0
     bad: int = 0  # steps in a row that weren't finite
     evaluated: bool = False
+    examined: bool = False
     sampled: bool = False
-    best_loss: float | None = None
+    best_value: float | None = None  # of what chooses the best step (Training.aim)
     best_step: int | None = None
     without_gain: int = 0  # evaluations since the best one
     metrics: Mark | None = None
@@ -60,12 +61,12 @@ class Progress:
         """A step was taken; what belongs after it is still to be done."""
         self.step, self.epoch, self.cursor, self.seconds = step, epoch, cursor, seconds
         self.bad = 0 if finite else self.bad + 1
-        self.evaluated = self.sampled = False
+        self.evaluated = self.examined = self.sampled = False
 
 
 _PLAIN = (
-    "step", "epoch", "seconds", "bad", "evaluated", "sampled", "best_loss", "best_step", "without_gain",
-    "metrics", "samples",
+    "step", "epoch", "seconds", "bad", "evaluated", "examined", "sampled", "best_value", "best_step",
+    "without_gain", "metrics", "samples",
 )  # fmt: skip
 
 

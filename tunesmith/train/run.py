@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 import yaml
 from transformers import PreTrainedModel
 
@@ -20,10 +19,11 @@ from tunesmith.model import adapters
 from tunesmith.records import Conversation, Record, Text
 from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint, going_on
+from tunesmith.train.answers import AnswerHook, examiner, sampler
 from tunesmith.train.config import Job
 from tunesmith.train.ending import log_file, stopped_by
+from tunesmith.train.examine import Examiner
 from tunesmith.train.facts import facts_of
-from tunesmith.train.forward import mixed_precision
 from tunesmith.train.going_on import Start
 from tunesmith.train.identity import made_from
 from tunesmith.train.listener import (
@@ -42,8 +42,6 @@ from tunesmith.train.resume import Continued
 from tunesmith.train.signals import Stopped
 from tunesmith.train.track import check_ready, tracking
 
-AnswerHook = Callable[[PreTrainedModel, Renderer, Sequence[Conversation]], list[str]]
-
 log = logging.getLogger("tunesmith")
 
 
@@ -53,12 +51,14 @@ def train(
     *,
     listener: Listener | None = None,
     answer: AnswerHook | None = None,
+    examine: Examiner | None = None,
     continued: Continued | None = None,
 ) -> RunDir:
     """Train as the job says and leave everything in the run folder `output`, which must be new or empty.
 
     `continued`: the run that this goes on with; `job` and `output` are then its own. `answer` writes the
-    sample answers (infer gives it). Raises a TunesmithError of the part that failed.
+    sample answers (infer gives it), `examine` scores those of `train.evaluate` (evaluate gives it). Raises a
+    TunesmithError of the part that failed.
     """
     listener = Undisturbed(listener or Silent())
     with ExitStack() as held:
@@ -66,7 +66,7 @@ def train(
         check_optimizer(job.train)
         if continued is None:
             rundir.check_free(output)
-            ready = prepare(job, output, listener)
+            ready = prepare(job, output, listener, examine)
             require_disk(ready)
             run = rundir.create(output)
             held.enter_context(run.lock())
@@ -77,7 +77,7 @@ def train(
             listener.note(f"{run.path} is finished: more train.epochs or train.max_steps make it longer.")
             return run
         start = going_on.begin(continued, listener.note)
-        ready = prepare(job, output, listener)
+        ready = prepare(job, output, listener, examine)
         facts = going_on.check(continued, start, ready, facts_of(job, ready), listener.note)
         require_disk(ready)
         going_on.set_result_aside(run, start.step)
@@ -94,7 +94,8 @@ def _train(
 ) -> RunDir:
     """From the first or the next step to the final weights, in a run that this process holds."""
     training, job = ready.training, ready.job
-    training.sample = _sampler(ready, listener, answer)
+    training.sample = sampler(ready, listener, answer)
+    training.examine = examiner(ready, listener)
     training.guards.text = lambda example: _first_words(ready.train_rows.records[example.row])
     training.made_from = made_from(facts)
     # First of all: a folder with this record can be gone on with, whatever comes next.
@@ -125,31 +126,6 @@ def _train(
     return run
 
 
-def _sampler(ready: Prepared, listener: Listener, answer: AnswerHook | None) -> Callable[[int], None]:
-    """A function that answers the first validation prompts and keeps the answers in samples.jsonl."""
-    settings, rows, training = ready.job.train, ready.valid_rows, ready.training
-    model, device = cast(PreTrainedModel, training.model), training.device
-    conversations = [r for r in (rows.records if rows else []) if isinstance(r, Conversation) and r.answer]
-    asked = conversations[: settings.sample_prompts] if settings.sample_every and answer else []
-
-    def sample(step: int) -> None:
-        if not asked or answer is None:
-            return
-        # Sampling draws no random numbers from the training's generators, so that it never changes results.
-        # Mixed precision: after freeze, layers of two number formats follow each other.
-        with training.stop.at_once(), torch.random.fork_rng(), mixed_precision(device, model):
-            model.eval()
-            texts = answer(model, ready.renderer, [c.prompt for c in asked])
-            model.train()
-        for conversation, text in zip(asked, texts, strict=True):
-            prompt = conversation.prompt.messages[-1].content
-            line = {"step": step, "prompt": prompt, "answer": text, "reference": conversation.answer}
-            training.samples.append(line)
-            listener.sampled(line)
-
-    return sample
-
-
 def _first_words(record: Record) -> str:
     """The beginning of what a row asks and of what it answers."""
     if isinstance(record, Conversation):
@@ -166,7 +142,7 @@ def _save_final(
     facts: Mapping[str, Any],
     note: Callable[[str], None],
 ) -> None:
-    """The best weights by validation loss, or the last ones without validation, as adapter/ or model/."""
+    """The best weights by what chooses them, or the last ones where nothing does, as adapter/ or model/."""
     step = outcome.step
     if outcome.best is not None and outcome.best_step is not None:
         try:

@@ -36,11 +36,11 @@ COPY_SHARE = 0.5  # of the free memory that a copy may take
 
 @dataclass(frozen=True)
 class Best:
-    """The checkpoint with the lowest validation loss."""
+    """The checkpoint of the best step, and the figure that made it that (Training.aim)."""
 
     folder: Path
     step: int
-    loss: float
+    value: float
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _why(failure: Exception) -> str:
 
 def kept_best(run: RunDir, at: Progress) -> Best | None:
     """The best checkpoint of a training that goes on, where it is still there."""
-    if at.best_step is None or at.best_loss is None:
+    if at.best_step is None or at.best_value is None:
         return None
     folder = checkpoint.folder_of(run, at.best_step)
-    return Best(folder, at.best_step, at.best_loss) if folder.is_dir() else None
+    return Best(folder, at.best_step, at.best_value) if folder.is_dir() else None

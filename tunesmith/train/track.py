@@ -88,10 +88,13 @@ class Tracking:
         self.ids = dict(ids or {})  # by which a tracker finds this run again
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """One line of metrics.jsonl: training figures under train/, validation figures under valid/."""
+        """One line of metrics.jsonl: training figures under train/, validation figures under valid/, those of
+        answers under answers/.
+        """
         step = int(line["step"])
+        place = "answers/" if "metrics" in line else "train/"
         values = {
-            (key.replace("valid_", "valid/") if key.startswith("valid_") else f"train/{key}"): value
+            (key.replace("valid_", "valid/") if key.startswith("valid_") else f"{place}{key}"): value
             for key, value in line.items()
             if key != "step" and isinstance(value, int | float) and not isinstance(value, bool)
         }

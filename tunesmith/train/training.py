@@ -18,6 +18,7 @@ from tunesmith.rundir import RunDir
 from tunesmith.train.compiling import Compiled, shaped_by
 from tunesmith.train.config import TrainSettings
 from tunesmith.train.epochs import Epochs
+from tunesmith.train.examine import Aim, Examined
 from tunesmith.train.forward import mixed_precision
 from tunesmith.train.guards import Guards
 from tunesmith.train.listener import Listener
@@ -51,6 +52,8 @@ class Training:
     listener: Listener
     tracking: Tracking
     sample: Callable[[int], None] = lambda _step: None
+    examine: Callable[[int], Examined] | None = None  # answers after a step, scored by metrics
+    aim: Aim = field(default_factory=Aim)
     segments: bool = False  # attention by segments (model/attention.py)
     sharing: bool = False  # of common beginnings, which needs it
     compiled: Compiled = field(default_factory=Compiled)

@@ -1,8 +1,12 @@
-"""Validation: the loss over held-out rows, the best one so far, and when to stop early."""
+"""What is measured between steps: the loss over held-out rows, and answers; the best step so far, and when to
+stop early.
+"""
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,13 +34,29 @@ def evaluate(training: Training, at: Progress) -> dict[str, Any] | None:
     }
 
 
-def judge(loss: float, at: Progress) -> bool:
-    """Whether this is the best so far, which `at` keeps. The base's own loss, at step 0, is never kept."""
-    if at.step == 0:
+def examine(training: Training, at: Progress) -> dict[str, Any] | None:
+    """Figures of the model's answers after the step that `at` is at, as a line of metrics; None if not asked.
+
+    `answer_seconds` is what it took, which is no part of a step's speed.
+    """
+    if training.examine is None:
+        return None
+    began = time.monotonic()
+    found = training.examine(at.step)
+    took = time.monotonic() - began
+    return {"step": at.step, "epoch": round(at.epoch, 4), **found.line(), "answer_seconds": took}
+
+
+def judge(training: Training, line: Mapping[str, Any], at: Progress) -> bool:
+    """Whether this line makes the step the best so far, which `at` keeps; False if it isn't what chooses.
+
+    What training began with, at step 0, is never kept.
+    """
+    aim = training.aim
+    if at.step == 0 or aim.name not in line:
         return False
-    # NaN is never the best: nothing would ever be less.
-    if math.isfinite(loss) and (at.best_loss is None or loss < at.best_loss):
-        at.best_loss, at.best_step, at.without_gain = loss, at.step, 0
+    if aim.better(value := line[aim.name], at.best_value):
+        at.best_value, at.best_step, at.without_gain = value, at.step, 0
         return True
     at.without_gain += 1
     return False

@@ -17,6 +17,7 @@ from tunesmith.evaluate.metrics.reading import CMRC2018, SQUAD
 from tunesmith.evaluate.metrics.segmented import f1_jieba
 from tunesmith.evaluate.metrics.translation import TRANSLATION, bleu, bleu_tokenizer
 from tunesmith.evaluate.metrics.variety import VARIETY
+from tunesmith.evaluate.metrics.verse import VERSE
 from tunesmith.settings import nearest
 
 References = Sequence[Sequence[str]]
@@ -34,7 +35,8 @@ class Family:
 
 
 METRICS: dict[str, Metric] = {
-    metric.name: metric for metric in (*OVERLAP, *FORM, *SQUAD, *CMRC2018, *TRANSLATION, *VARIETY, *LABELS)
+    metric.name: metric
+    for metric in (*OVERLAP, *FORM, *VERSE, *SQUAD, *CMRC2018, *TRANSLATION, *VARIETY, *LABELS)
 }
 FAMILIES: dict[str, Family] = {
     family.name: family

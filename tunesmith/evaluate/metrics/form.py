@@ -44,7 +44,8 @@ def regex(pattern: str) -> Metric:
         return exact_match(found[-1][1] or "", references) if found else 0.0
 
     what = "its group is a reference" if compiled.groups else "it occurs in the answer"
-    return Metric(f"regex:{pattern}", score, True, f"the regular expression: {what}")
+    asks = bool(compiled.groups)
+    return Metric(f"regex:{pattern}", score, True, f"the regular expression: {what}", needs_references=asks)
 
 
 def json_field(path: str) -> Metric:
@@ -106,4 +107,9 @@ def _same(found: Any, wanted: Any) -> bool:
 
 _NOTHING = object()
 
-FORM = (Metric("verse_form", verse_form, True, "one couplet in the form of the prompt's, nothing else"),)
+FORM = (
+    Metric(
+        "verse_form", verse_form, True, "one couplet in the form of the prompt's, nothing else",
+        needs_references=False,
+    ),
+)  # fmt: skip

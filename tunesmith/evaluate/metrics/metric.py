@@ -23,7 +23,8 @@ class Metric:
     `binary` scores are only 0 or 1, which calls for other intervals than a mean of fractions. Scores lie
     between `least` and `top`; None where there is no such bound. A metric with `counts` and `combine`
     has a figure of all rows that isn't the mean of their scores. `evidence`: whether the model's own answer
-    is scored or the choice that it finds likeliest. `signature` says by which rules a library computed it.
+    is scored or the choice that it finds likeliest. `needs_references`: whether rows without any can't be
+    scored. `signature` says by which rules a library computed it.
     """
 
     name: str
@@ -37,3 +38,4 @@ class Metric:
     combine: Combine | None = None
     evidence: Evidence = "answer"
     signature: str = ""
+    needs_references: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from tunesmith.evaluate.metrics.metric import Metric
 from tunesmith.evaluate.metrics.normalise import tokens, without_thinking
@@ -36,9 +37,11 @@ def length(prediction: str, references: Sequence[str], prompt: str = "") -> floa
     return float(len(without_thinking(prediction).strip()))
 
 
+_bare = partial(Metric, binary=False, needs_references=False)
+
 VARIETY = (
-    Metric("distinct_1", distinct(1), False, "share of different tokens in an answer", better="neither"),
-    Metric("distinct_2", distinct(2), False, "share of different pairs of tokens", better="neither"),
-    Metric("repetition", repetition, False, "share of runs of 4 tokens that came before", better="lower"),
-    Metric("length", length, False, "characters of an answer", better="neither", top=None),
+    _bare("distinct_1", distinct(1), description="share of different tokens in an answer", better="neither"),
+    _bare("distinct_2", distinct(2), description="share of different pairs of tokens", better="neither"),
+    _bare("repetition", repetition, description="share of runs of 4 tokens seen before", better="lower"),
+    _bare("length", length, description="characters of an answer", better="neither", top=None),
 )
