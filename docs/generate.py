@@ -17,7 +17,7 @@ from tunesmith.cli.settings_list import default_of
 from tunesmith.data.config import DataFile, DataSettings
 from tunesmith.infer.config import NOT_WITH, Sampling
 from tunesmith.model.config import AdapterSettings, QuantizationSettings
-from tunesmith.train.config import Job, TrainSettings
+from tunesmith.train.config import EvaluateSettings, Job, TrainSettings
 
 PAGE = Path(__file__).with_name("settings.md")
 ANSWERS = Path(__file__).with_name("generate.md")
@@ -46,6 +46,13 @@ SECTIONS: list[tuple[str, type[BaseModel], str, str]] = [
         "How the base is held under an adapter. `quantization: nf4` is short for `{type: nf4}`.",
     ),
     ("train", TrainSettings, "train.", "How it is trained."),
+    (
+        "train.evaluate",
+        EvaluateSettings,
+        "train.evaluate.",
+        "Answers to held-out rows while training runs, scored by metrics; off unless it is there. See "
+        "[train](train.md).",
+    ),
     (
         "Answers",
         Sampling,

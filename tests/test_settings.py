@@ -66,6 +66,13 @@ OTHER_VALUES: dict[str, Any] = {
     "train.save_every": 4,
     "train.save_minutes": 2.5,
     "train.keep": 5,
+    "train.evaluate.every": 11,
+    "train.evaluate.metrics": ["rouge_l"],
+    "train.evaluate.prompts": "questions.jsonl",
+    "train.evaluate.limit": 12,
+    "train.evaluate.max_new_tokens": 13,
+    "train.evaluate.batch_size": 14,
+    "train.best": "f1_char",
     "train.early_stopping": 6,
     "train.sample_every": 7,
     "train.sample_prompts": 8,
@@ -78,6 +85,11 @@ COMPANIONS = {
     "quantization.compute_dtype": {"quantization": {"type": "nf4"}},
     "train.momentum": {"train": {"optimizer": "sgd"}},
     "train.accumulate": {"train": {"batch_size": 2}},
+    **{
+        f"train.evaluate.{name}": {"data": {"valid": 0.1}}
+        for name in ("every", "metrics", "limit", "max_new_tokens", "batch_size")
+    },
+    "train.best": {"data": {"valid": 0.1}, "train": {"evaluate": {"metrics": "f1_char"}}},
     "train.early_stopping": {"data": {"valid": 0.1}},
     "train.sample_every": {"data": {"valid": 0.1}},
 }
@@ -161,6 +173,17 @@ def test_all_problems_are_told_at_once() -> None:
         ({"data": {"train": "a", "valid": 1.5}}, "between 0 and 1"),
         ({"train": {"early_stopping": 2, "sample_every": 5}}, "early_stopping and train.sample_every"),
         ({"data": {"valid": 0.1}, "train": {"early_stopping": 2, "eval_every": 0}}, "eval_every"),
+        ({"train": {"evaluate": {}}}, "train.evaluate would do nothing.*train.evaluate.prompts"),
+        ({"train": {"evaluate": {"metrics": []}}}, "train.evaluate.metrics"),
+        ({"train": {"best": "valid_loss"}}, "train.best would do nothing"),
+        (
+            {"data": {"valid": 0.1}, "train": {"best": "f1_char"}},
+            "best f1_char is measured by train.evaluate",
+        ),
+        (
+            {"train": {"best": "x", "early_stopping": 2, "evaluate": {"prompts": "a.jsonl", "every": 0}}},
+            "evaluate.every above 0",
+        ),
         ({"train": {"schedule": "constant", "warmup": 2}}, "constant_with_warmup"),
         ({"adapter": {"init": "pissa_niter_x"}}, "pissa_niter_N"),
         ({"train": {"epochs": float("inf")}}, "finite"),

@@ -15,7 +15,7 @@ from tunesmith.rundir import RunDir
 STEPS, SAVE_EVERY = 40, 3
 ROWS = 60
 # What clocks and memory say; all else must be the same to the last byte.
-MEASURED = ("seconds", "tokens_per_second", "peak_memory_bytes")
+MEASURED = ("seconds", "tokens_per_second", "peak_memory_bytes", "answer_seconds")
 
 
 @dataclass(frozen=True)

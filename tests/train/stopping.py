@@ -23,7 +23,7 @@ from tunesmith.train.training import Training
 
 Make = Callable[..., Training]  # of keywords that replace parts: run, listener
 # What clocks and memory say; all else must be the same to the last byte.
-MEASURED = ("seconds", "tokens_per_second", "peak_memory_bytes")
+MEASURED = ("seconds", "tokens_per_second", "peak_memory_bytes", "answer_seconds")
 
 
 class StopAfter(Silent):

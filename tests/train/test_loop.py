@@ -23,6 +23,7 @@ from tunesmith.rundir import create
 from tunesmith.settings import build
 from tunesmith.train import epochs
 from tunesmith.train.config import TrainSettings
+from tunesmith.train.examine import Aim
 from tunesmith.train.listener import Silent
 from tunesmith.train.loop import Outcome, run_loop
 from tunesmith.train.neftune import Neftune
@@ -54,6 +55,8 @@ def training(folder: Path, model: PreTrainedModel | None = None, **changes: Any)
         "listener": Silent(),
         "tracking": Tracking([]),
         "sample": lambda _: None,
+        "examine": None,
+        "aim": Aim(),
         "sharing": False,
         "segments": changes.get("packing", True) and can_segment(model)[0],
     }
@@ -216,14 +219,14 @@ def watched(
 
 def test_best_and_last_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job, outcome = watched(tmp_path, monkeypatch, [5.0, 3.0, 4.0, 4.5, 4.4], save_every=1, keep=2)
-    assert (outcome.best_step, outcome.best_loss) == (2, 3.0)
+    assert (outcome.best_step, outcome.best_value) == (2, 3.0)
     assert [p.name for p in job.run.saved_steps()] == ["step-000002", "step-000004", "step-000005"]
     assert outcome.best == job.run.checkpoints / "step-000002"
 
 
 def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, outcome = watched(tmp_path, monkeypatch, [math.nan, 5.0, math.nan])
-    assert (outcome.best_step, outcome.best_loss) == (2, 5.0)
+    assert (outcome.best_step, outcome.best_value) == (2, 5.0)
 
 
 def test_a_fraction_of_an_epoch_is_not_rounded_up_by_a_hair(tmp_path: Path) -> None:

@@ -47,8 +47,9 @@ def say_everything(listener: Listener) -> None:
     listener.note("Reading …")
     listener.step(LINE)
     listener.evaluated({"step": 3, "valid_loss": 1.0, "valid_perplexity": 2.7})
+    listener.examined({"step": 3, "f1_char": 0.4, "metrics": ["f1_char"], "n": 5, "answer_seconds": 1.0})
     listener.sampled(SAMPLE)
-    listener.finished({"seconds": 1.0, "step": 3, "best_loss": None, "best_step": None})
+    listener.finished({"seconds": 1.0, "step": 3, "best_value": None, "best_step": None})
 
 
 @pytest.mark.parametrize("which", [0, 1])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import rundir
+from tunesmith.evaluate import history
 from tunesmith.evaluate.report import write_report
 from tunesmith.rundir import RunDir
 
@@ -26,8 +27,10 @@ def report(run: RunDir | str | Path) -> Path:
 
 
 def summary(run: RunDir) -> dict[str, Any]:
-    """The main figures of a run: steps, tokens, seconds, validation loss before and after."""
-    lines = run.metrics()
+    """The main figures of a run: steps, tokens, seconds, validation loss and scores before and after, and by
+    what the step was chosen whose weights are kept.
+    """
+    lines, past = run.metrics(), history.read(run)
     steps = [line for line in lines if "loss" in line]
     losses = [(line["valid_loss"], line["step"]) for line in lines if "valid_loss" in line]
     after = min((x for x in losses if x[1] > 0), default=(None, None))
@@ -42,6 +45,13 @@ def summary(run: RunDir) -> dict[str, Any]:
             "before": next((loss for loss, step in losses if step == 0), None),
             "after": after[0],
             "step": after[1],
+        },
+        "kept": {"step": past.chosen.step, "by": past.by, "value": past.chosen.value}
+        if past.chosen
+        else None,
+        "scores": {
+            name: {"before": before.value if before else None, "after": kept.value, "n": past.answers}
+            for name, (before, kept) in past.changes.items()
         },
         "weights": str(run.weights) if run.weights else None,
         "report": str(run.report_file),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -15,7 +16,6 @@ from rich.progress import (
     Task,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Column
 from rich.text import Text
@@ -42,12 +42,14 @@ class TrainingProgress(Lines):
             TextColumn("{task.fields[figures]}", markup=False),
             _From(console, ELAPSED, TimeElapsedColumn()),
             _From(console, WORDS, TextColumn("left")),
-            TimeRemainingColumn(elapsed_when_finished=False, table_column=Column(no_wrap=True)),
+            _Left(table_column=Column(no_wrap=True)),
             console=console,
             disable=not console.is_terminal,
             transient=False,
         )
-        self._task = self._bar.add_task("train", total=None, start=False, visible=False, figures="")
+        self._task = self._bar.add_task(
+            "train", total=None, start=False, visible=False, figures="", left=None
+        )
 
     def __enter__(self) -> TrainingProgress:
         return self
@@ -83,8 +85,11 @@ class TrainingProgress(Lines):
         loss, rate, speed = figures(line)
         width = self._console.width
         shown = [loss, rate if width >= RATE else "", speed if width >= SPEED else ""]
-        self._bar.update(self._task, completed=line["step"], figures="  ".join(filter(None, shown)))
         super().step(line)
+        left = self.seconds_left(line["step"])
+        self._bar.update(
+            self._task, completed=line["step"], figures="  ".join(filter(None, shown)), left=left
+        )
 
     def progress(self, line: Mapping[str, Any], left: str) -> None:
         if not self._console.is_terminal:
@@ -103,6 +108,20 @@ class TrainingProgress(Lines):
     def finished(self, summary: Mapping[str, Any]) -> None:
         self._bar.stop()
         super().finished(summary)
+
+
+class _Left(ProgressColumn):
+    """Time left: rich's own goes by the last half minute, which an evaluation may have been all of."""
+
+    max_refresh = 0.5
+
+    def render(self, task: Task) -> Text:
+        left = task.fields["left"]
+        if left is None:
+            return Text("-:--:--", style="progress.remaining")
+        minutes, seconds = divmod(math.ceil(left), 60)
+        hours, minutes = divmod(minutes, 60)
+        return Text(f"{hours}:{minutes:02d}:{seconds:02d}", style="progress.remaining")
 
 
 class _From(ProgressColumn):

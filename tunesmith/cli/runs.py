@@ -112,6 +112,12 @@ def show(ctx: typer.Context, as_json: Annotated[bool, json_option] = False) -> N
     out.print(curve.terminal(opened))
     past = history.read(opened)
     facts_of_it = [("valid loss", _change(past.first, past.best.value if past.best else None))]
+    facts_of_it += [
+        (name, _change(before.value if before else None, after.value) + f" (n = {past.answers})")
+        for name, (before, after) in past.changes.items()
+    ]
+    if past.chosen is not None:
+        facts_of_it.append(("weights kept", f"of step {past.chosen.step}, the best by {past.by}"))
     if past.seconds:
         facts_of_it.append(("time", history.duration(past.seconds)))
     if past.peak_memory:
@@ -147,7 +153,11 @@ def _summary(run: RunDir) -> dict[str, Any]:
         "curve": {
             "loss": [[p.step, p.value] for p in past.loss],
             "valid_loss": [[p.step, p.value] for p in past.valid],
+            **{name: [[p.step, p.value] for p in points] for name, points in past.scores.items()},
         },
+        "kept": {"step": past.chosen.step, "by": past.by, "value": past.chosen.value}
+        if past.chosen
+        else None,
         "seconds": past.seconds,
         "peak_memory_bytes": past.peak_memory,
         "samples": run.samples(),

@@ -6,8 +6,10 @@ The terminal's is drawn here, in Braille dots: plotext takes as long to import a
 from __future__ import annotations
 
 import itertools
+import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 from rich.text import Text
 
@@ -21,7 +23,8 @@ TRAIN, VALID = "cyan", "bold yellow"
 
 
 def write_png(run: RunDir) -> Path:
-    """Draw loss.png in the run folder: training and validation loss above, the learning rate below.
+    """Draw loss.png in the run folder: training and validation loss above, the learning rate below, and the
+    scores of answers between them where there are some.
 
     Raises RunError before the first step.
     """
@@ -32,9 +35,14 @@ def write_png(run: RunDir) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5.2), dpi=150, layout="constrained")
+    scored = bool(history.scores)
+    figure = Figure(figsize=(8, 7 if scored else 5.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)  # no window, no pyplot: safe on a server and in threads
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    heights = [4, 2, 1] if scored else [4, 1]
+    all_axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    above, below = all_axes[0], all_axes[-1]
+    if scored:
+        _draw_scores(all_axes[1], history)
     if history.loss:
         above.plot(*_columns(history.loss), color="#9db8d9", linewidth=0.8, label="training, each step")
         above.plot(
@@ -50,7 +58,7 @@ def write_png(run: RunDir) -> Path:
     below.set_ylabel("learning rate")
     below.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     below.set_xlabel("step")
-    for axes in (above, below):
+    for axes in all_axes:
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
     target = run.path / "loss.png"
@@ -62,6 +70,20 @@ def write_png(run: RunDir) -> Path:
         finally:
             temporary.unlink(missing_ok=True)
     return target
+
+
+def _draw_scores(axes: Any, history: History) -> None:
+    """The scores of answers between 0 and 1; larger ones by the power of ten that brings them there."""
+    for name, points in history.scores.items():
+        most = max(abs(p.value) for p in points)
+        scale = 10 ** max(0, math.ceil(math.log10(most))) if most > 1 else 1
+        steps, values = _columns(points)
+        label = name if scale == 1 else f"{name} / {scale}"
+        if name == history.by and history.chosen is not None:
+            label += f", best {history.chosen.value:.3f} at step {history.chosen.step}"
+        axes.plot(steps, [v / scale for v in values], "o-", markersize=4, linewidth=1, label=label)
+    axes.set_ylabel(f"{history.answers} answers")
+    axes.legend(frameon=False, fontsize=9)
 
 
 def terminal(run: RunDir, *, width: int | None = None, height: int = 12) -> Text:

@@ -38,6 +38,10 @@ class History:
     peak_memory: int = 0
     tokens: int = 0
     non_finite: int = 0
+    scores: dict[str, list[Point]] = field(default_factory=dict)  # of answers, by metric (train.evaluate)
+    answers: int = 0  # that a score is the figure of
+    by: str = "valid_loss"  # what chose the step whose weights the run keeps
+    better: str = "lower"
 
     @property
     def first(self) -> float | None:
@@ -46,8 +50,29 @@ class History:
 
     @property
     def best(self) -> Point | None:
-        """The lowest validation loss of a trained state: the one whose weights the run keeps."""
+        """The lowest validation loss of a trained state; its weights are kept if the loss chose them."""
         return min((p for p in self.valid if p.step > 0), key=lambda p: p.value, default=None)
+
+    @property
+    def chosen(self) -> Point | None:
+        """The step whose weights the run keeps, with the figure that chose it; None where nothing did."""
+        if self.by == "valid_loss":
+            return self.best
+        trained = [p for p in self.scores.get(self.by, []) if p.step > 0]
+        sign = 1 if self.better == "higher" else -1
+        return max(trained, key=lambda p: (sign * p.value, -p.step), default=None)
+
+    @property
+    def changes(self) -> dict[str, tuple[Point | None, Point]]:
+        """Of each score: before this training, and at the step that is kept, or else the last one."""
+        kept = self.chosen.step if self.chosen else None
+        return {
+            name: (
+                points[0] if points[0].step == 0 else None,
+                next((p for p in points if p.step == kept), points[-1]),
+            )
+            for name, points in self.scores.items()
+        }
 
     @property
     def worse(self) -> bool:
@@ -60,8 +85,13 @@ def read(run: RunDir) -> History:
     history: dict[str, list[Point]] = {"loss": [], "learning_rate": [], "valid_loss": []}
     steps = peak = tokens = bad = 0
     seconds = 0.0
+    scores: dict[str, list[Point]] = {}
+    answers = 0
     for line in run.metrics():
         step = int(line.get("step", 0))
+        for name in line.get("metrics", ()):
+            scores.setdefault(name, []).append(Point(step, float(line[name])))
+            answers = int(line.get("n", 0))
         for name, points in history.items():
             value = line.get(name)
             if isinstance(value, int | float):
@@ -74,9 +104,20 @@ def read(run: RunDir) -> History:
             tokens += int(line.get("tokens", 0))
         seconds = max(seconds, float(line.get("seconds", 0.0)))
         peak = max(peak, int(line.get("peak_memory_bytes", 0)))
+    chosen = _aim(run)
     return History(
-        history["loss"], history["learning_rate"], history["valid_loss"], steps, seconds, peak, tokens, bad
-    )
+        history["loss"], history["learning_rate"], history["valid_loss"], steps, seconds, peak, tokens, bad,
+        scores, answers, chosen.get("by", "valid_loss"), chosen.get("better", "lower"),
+    )  # fmt: skip
+
+
+def _aim(run: RunDir) -> dict[str, str]:
+    """What chooses the best step, by the run's record; runs of earlier versions don't say it."""
+    try:
+        found = run.job().get("best") if run.job_file.is_file() else None
+    except RunError:
+        found = None
+    return found if isinstance(found, dict) else {}
 
 
 def overview(run: RunDir) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from tunesmith.model import adapters, targets
+from tunesmith.model.cache import padded
 from tunesmith.train.config import Job
 from tunesmith.train.head import head_of
 
@@ -46,6 +47,7 @@ ALLOCATOR = 0.2
 # a guess from before packs had few lengths (training.PACK_MULTIPLE), too high perhaps.
 KERNELS_PER_LENGTH, LENGTHS_KEPT = 25e6, 75
 CUDA_PROCESS, CUDA_ALLOCATOR = 0.6e9, 0.08
+TOKENS_AT_ONCE = 4096  # of prompts that are read together (infer/batching.py)
 # Compiled layers keep less for the backward pass, but the compiler itself stays in memory. Guesses too.
 COMPILED_ACTIVATIONS, COMPILER = 0.9, 350e6
 
@@ -134,6 +136,25 @@ def memory(
     return {name: int(value) for name, value in parts.items()}
 
 
+def answering(
+    config: Mapping[str, Any], *, vocabulary: int, prompts: Sequence[int], new: int, rows: int, width: int
+) -> int:
+    """Bytes of keys and values, scores, and of reading prompts, while `rows` answers are computed at once.
+
+    `prompts`: tokens of each; `new`: of an answer at most; `width`: bytes of a number.
+    """
+    if not prompts:
+        return 0
+    heads, layers = attention_shape(config)
+    count = int(config.get("num_attention_heads") or config.get("n_head") or 1)
+    kept = heads * int(config.get("num_key_value_heads") or count) // count
+    at_once = min(rows, len(prompts))
+    store = at_once * padded(max(prompts) + new) * 2 * layers * kept * width
+    hidden, inner = layer_shape(config)
+    reading = min(sum(prompts), TOKENS_AT_ONCE + max(prompts))
+    return store + at_once * vocabulary * 8 + reading * (6 * hidden + 3 * inner) * width
+
+
 def operations(
     found: Sizes,
     *,
@@ -164,8 +185,10 @@ def run_bytes(job: Job, model: nn.Module, *, steps: int, validated: bool, parame
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     one = weights + round(OPTIMIZER_BYTES[train.optimizer] * trained) + CHECKPOINT_REST
     often = (steps // train.save_every if train.save_every else 0) + 1
-    often += steps // train.eval_every if validated and train.eval_every else 0
-    kept = min(often, train.keep + (1 if validated else 0))
+    chosen = validated if train.by_loss else train.evaluate is not None
+    every = train.eval_every if train.by_loss or train.evaluate is None else train.evaluate.every
+    often += steps // every if chosen and every else 0
+    kept = min(often, train.keep + (1 if chosen else 0))
     return {
         "checkpoint": one,
         "checkpoints": one * kept,

@@ -142,6 +142,17 @@ class Planner:
             compiled=compiled,
             width=device.dtype.itemsize,
         )
+        if (evaluate := job.train.evaluate) is not None:
+            # Of a step nothing is left while answers are computed: what they take beyond it adds to the peak.
+            answers = estimate.answering(
+                description.config,
+                vocabulary=model.get_input_embeddings().weight.shape[0],
+                prompts=rows.prompts,
+                new=evaluate.max_new_tokens,
+                rows=evaluate.batch_size,
+                width=device.dtype.itemsize,
+            )
+            parts["answers"] = max(0, answers - parts["activations"])
         return Plan(
             job=job,
             target=self.target,
@@ -150,7 +161,16 @@ class Planner:
             work=work,
             parts=parts,
             disk=_disk(job, model, found, work, description),
-            seconds=_seconds(job, self.target, self._rate(description), found, work, description, compiled),
+            seconds=_seconds(
+                job,
+                self.target,
+                self._rate(description),
+                found,
+                work,
+                description,
+                compiled,
+                len(rows.prompts),
+            ),
             compiled=compiled,
             peak=sum(parts.values()),
         )
@@ -168,7 +188,7 @@ class Planner:
         return self._rates[description.id]
 
     def _examples(self, job: Job, description: Description) -> Rows:
-        key = (job.model, job.data, job.train.seed)
+        key = (job.model, job.data, job.train.seed, job.train.evaluate)
         if key not in self._rows:
             self._rows[key] = read_rows(job, description)
         return self._rows[key]
@@ -239,6 +259,7 @@ def calibrate(plan: Plan, planner: Planner, note: Callable[[str], None]) -> None
         found.peak
         + max(0, planner.imports - found.imports)
         + (estimate.KERNELS_PER_LENGTH * more if bf16 else 0)
+        + plan.parts.get("answers", 0)
     )
     plan.compiled = found.compiled
     evaluations = _evaluations(plan.job, plan.work)
@@ -272,6 +293,7 @@ def _seconds(
     work: Workload,
     description: Description,
     compiled: bool,
+    asked: int,
 ) -> dict[str, float] | None:
     if not rate:
         return None
@@ -291,10 +313,13 @@ def _seconds(
     )
     forward = 2.0 * (found.linear * work.valid_tokens + found.head * work.valid_labels)
     answers = 0.0
+    token = found.parameters * target.device.dtype.itemsize / READ_RATE + layers * LAYER_SECONDS
+    if (evaluate := job.train.evaluate) is not None and asked:
+        times = 2 + ((work.steps - 1) // evaluate.every if evaluate.every else 0)
+        answers += times * -(-asked // evaluate.batch_size) * evaluate.max_new_tokens * token
     if job.train.sample_every and work.valid_tokens:
-        token = found.parameters * target.device.dtype.itemsize / READ_RATE + layers * LAYER_SECONDS
         times = 2 + work.steps // job.train.sample_every
-        answers = times * job.train.sample_prompts * SAMPLE_TOKENS * token
+        answers += times * job.train.sample_prompts * SAMPLE_TOKENS * token
     saves = 1 + (work.steps // job.train.save_every if job.train.save_every else 0)
     return {
         "setup": compiling.WARM_UP if compiled else 5.0,

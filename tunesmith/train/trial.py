@@ -125,7 +125,15 @@ def _probe(job: Job, imports: int, note: Callable[[str], None]) -> Probe:
         training.plans = replace(training.plans, max_steps=len(chosen))
         training.plans.__dict__["first"] = chosen  # what cached_property would find by planning
         training.settings = training.settings.model_copy(
-            update={"warmup": 0.0, "eval_every": 0, "save_every": 0, "save_minutes": 0.0, "sample_every": 0}
+            update={
+                "warmup": 0.0,
+                "eval_every": 0,
+                "save_every": 0,
+                "save_minutes": 0.0,
+                "sample_every": 0,
+                "evaluate": None,
+                "best": None,
+            }
         )
         heard = _Steps(note)
         training.listener = heard

@@ -17,6 +17,7 @@ from torch import nn
 from tunesmith.data.check import Dataset, load_data
 from tunesmith.data.encode import Example, encode
 from tunesmith.data.prefixes import sort_rows, unique_tokens
+from tunesmith.data.prompts import read_prompts
 from tunesmith.data.template import Renderer
 from tunesmith.device import Device
 from tunesmith.model.describe import Description
@@ -39,11 +40,14 @@ HAN_TOKENS, OTHER_TOKENS, TOKENS_A_MESSAGE = 0.8, 0.27, 5
 
 @dataclass(frozen=True)
 class Rows:
-    """Examples to train and to validate on; `exact`: counted with the model's tokenizer."""
+    """Examples to train and to validate on; `exact`: counted with the model's tokenizer. `prompts`: tokens of
+    those that are answered while training runs (train.evaluate).
+    """
 
     train: Sequence[Example]
     valid: Sequence[Example]
     exact: bool
+    prompts: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -82,13 +86,16 @@ def read_rows(job: Job, description: Description) -> Rows:
     folder = description.folder
     if source is None and folder is not None and _has_tokenizer(folder):
         source = Source(description.name, "folder", folder)
+    asked = _asked(job, valid)
     if source is None:
-        return Rows(_guessed(train, job), _guessed(valid, job) if valid else (), False)
+        sizes = [sum(_lengths(prompt)) for prompt in asked]
+        return Rows(_guessed(train, job), _guessed(valid, job) if valid else (), False, sizes)
     renderer = Renderer(
         load_tokenizer(source), job.data.template, end_ids=end_ids(source), thinking=thinks(train.records)
     )
     held_out = encode(valid.records, renderer, job.data, part="data.valid").examples if valid else ()
-    return Rows(encode(train.records, renderer, job.data).examples, held_out, True)
+    sizes = [len(renderer.prompt_ids(prompt)) for prompt in asked]
+    return Rows(encode(train.records, renderer, job.data).examples, held_out, True, sizes)
 
 
 def count(job: Job, model: nn.Module, rows: Rows, device: Device) -> Workload:
@@ -153,6 +160,16 @@ def count(job: Job, model: nn.Module, rows: Rows, device: Device) -> Workload:
         segments=training.segments,
         exact=rows.exact,
     )
+
+
+def _asked(job: Job, valid: Dataset | None) -> list[Conversation]:
+    """The prompts that `train.evaluate` asks."""
+    if (settings := job.train.evaluate) is None:
+        return []
+    if settings.prompts is not None:
+        return [row.prompt for row in read_prompts(settings.prompts)[: settings.limit]]
+    rows = [r for r in (valid.records if valid else []) if isinstance(r, Conversation) and r.answer]
+    return [row.prompt for row in rows[: settings.limit]]
 
 
 def _guessed(data: Dataset, job: Job) -> list[Example]:
