@@ -56,6 +56,47 @@ def test_predictions_are_scored_without_a_model_and_by_group(tmp_path: Path) -> 
     assert file.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        # generated_predictions.jsonl of LLaMA-Factory
+        (
+            {"prompt": "user\n首都？\nassistant\n", "predict": "北京", "label": "北京"},
+            "answers from `predict`, references from `label`, prompts from `prompt`",
+        ),
+        (
+            {"prompt": "首都？", "generated_text": "北京", "ground_truth": "北京"},
+            "answers from `generated_text`, references from `ground_truth`, prompts from `prompt`",
+        ),
+        (
+            {"question": "首都？", "response": "北京", "answer": "北京"},
+            "answers from `response`, references from `answer`, prompts from `question`",
+        ),
+        (
+            {"instruction": "首都？", "input": "", "output": "北京", "label": "北京"},
+            "answers from `output`, references from `label`, prompts from `instruction`",
+        ),
+        (
+            {"id": "1", "prompt": "首都？", "prediction": "北京", "predict": "上海", "references": ["北京"]},
+            "",
+        ),
+    ],
+)
+def test_the_names_of_other_tools_are_known_and_told(tmp_path: Path, line: dict[str, Any], told: str) -> None:
+    file = write_rows(tmp_path / "generated_predictions.jsonl", [line])
+    result = tunesmith.evaluate(predictions=str(file), metrics="exact_match")
+    assert result.content["metrics"]["exact_match"]["value"] == 1.0
+    assert result.content["notes"] == ([f"Taken: {told}."] if told else [])
+
+
+def test_an_output_alone_is_no_answer(tmp_path: Path) -> None:
+    # A row to train on: its output is the reference, and nobody has answered yet.
+    file = write_rows(tmp_path / "rows.jsonl", [{"instruction": "首都？", "output": "北京"}])
+    with pytest.raises(DataError, match="can't be scored") as caught:
+        tunesmith.evaluate(predictions=str(file), metrics="exact_match")
+    assert "it has no text under `prediction`" in caught.value.details[0]
+
+
 def test_references_of_another_file_are_joined_by_id(tmp_path: Path) -> None:
     rows = [
         {"id": "x", "instruction": "一？", "output": "甲"},

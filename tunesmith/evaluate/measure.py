@@ -87,7 +87,9 @@ def measure_predictions(
     scored = _as_jsonl(output) if output else _free(Path("eval"), "", questions, ".eval", (predictions.name,))
     with claim(scored, AGAIN) as held:
         result = measured(held, predictions, questions.conversations, metrics, watch=watch, note=note)
-        return _saved(replace(result, seconds=None), questions, None, [])
+        return _saved(
+            replace(result, seconds=None), questions, None, [predictions.told] if predictions.told else []
+        )
 
 
 def measure_two(

@@ -1,8 +1,8 @@
 """Predictions that are there already: a JSONL file from `generate`, `eval`, or any other tool.
 
-A line has `prediction`, and as it likes `id`, `prompt`, `references` (a text or a list; or `reference`,
-`answer`, …) and columns for groups. Where the lines lack references, a file of rows has them, joined by `id`.
-Imports no torch.
+A line has an answer, and as it likes `id`, a prompt, references (a text or a list) and columns for groups.
+Each tool has its own names for them (LLaMA-Factory: prompt, predict, label); those taken are told. Where the
+lines lack references, a file of rows has them, joined by `id`. Imports no torch.
 """
 
 from __future__ import annotations
@@ -18,13 +18,24 @@ from tunesmith.errors import DataError
 from tunesmith.evaluate.questions import Questions, with_groups
 from tunesmith.records import Completion, Conversation, Message
 
+# Where tools put an answer, its reference and its prompt: the first name that the file has is taken. The last
+# two of ANSWERS are references elsewhere: they are answers where references have a name of their own.
+ANSWERS = (
+    "prediction", "predict", "pred", "predicted", "generated_text", "generation", "model_output",
+    "model_answer", "hypothesis", "response", "output",
+)  # fmt: skip
+TRUTHS = ("label", "labels", "ground_truth", "gold", "truth", *REFERENCES)
+PROMPTS = ("prompt", "question", "instruction", "input", "query")
+NEEDS_TRUTH = ("response", "output")
+
 
 @dataclass(frozen=True)
 class Predictions:
-    """The answers of a file as a Completer: `name` is the file."""
+    """The answers of a file as a Completer: `name` is the file, `told` which of its columns were taken."""
 
     name: str
     answers: tuple[Completion, ...]
+    told: str = ""
 
     def complete(self, conversations: Sequence[Conversation]) -> Iterator[list[Completion]]:
         """The answer to each conversation, which says by `meta["line"]` where it stands."""
@@ -47,26 +58,27 @@ def read_predictions(
     """
     found, answers, bad = [], [], []
     file = read_file(path)
+    keys = _Keys.of([row.value for row in file.rows if isinstance(row.value, dict)], joined=rows is not None)
     bad += [str(row) for row in file.bad]
     known = {row.key: row for row in rows.conversations} if rows is not None else {}
     for at, row in enumerate(file.rows):
         value: dict[str, Any] = row.value if isinstance(row.value, dict) else {}
-        prediction = value.get("prediction")
+        prediction = value.get(keys.answer)
         name = str(value.get("id", at))
         of_rows = known.get(name)
-        references = _references(value) or (of_rows.references if of_rows else ())
+        references = _references(value, keys.truths) or (of_rows.references if of_rows else ())
         if not isinstance(prediction, str):
-            bad.append(f"{row.origin}: it has no text under `prediction`")
+            bad.append(f"{row.origin}: it has no text under `{keys.answer}`")
         elif rows is not None and of_rows is None:
             bad.append(f"{row.origin}: there is no row with the id {name} in {rows.path}")
         elif not any(each.strip() for each in references):
             bad.append(f"{row.origin}: it has no references")
         else:
-            asked = of_rows or Conversation((Message("user", str(value.get("prompt", ""))),), row.origin)
+            asked = of_rows or Conversation((Message("user", str(value.get(keys.prompt, ""))),), row.origin)
             columns = {**asked.meta.get("columns", {}), **value}
             meta = {"columns": columns, "line": at, "number": at}
             found.append(replace(asked, id=name, origin=row.origin, references=references, meta=meta))
-        answers.append(_completion(value))
+        answers.append(_completion(value, prediction))
     bad += _twice([row.key for row in found], path)
     answered = {row.id for row in found}
     bad += [f"{path}: no prediction for the row {name}" for name in known if name not in answered]
@@ -74,16 +86,51 @@ def read_predictions(
         raise DataError(
             f"{path} can't be scored." if bad else f"{path} holds no predictions.",
             details=bad,
-            fix='A line is {"id": …, "prompt": …, "prediction": …, "references": […]}; '
-            "references may stand in a file of their own: --data FILE.",
+            fix='A line is {"id": …, "prompt": …, "prediction": …, "references": […]}, or has the names of '
+            f"another tool ({', '.join(ANSWERS[1:])}); references may stand in a file of their own: "
+            "--data FILE.",
         )
     files = (path, *(rows.files if rows is not None else ()))
     questions = Questions(path, Path(path).stem, with_groups(found, by, document), files)
-    return questions, Predictions(path, tuple(answers))
+    return questions, Predictions(path, tuple(answers), keys.told(rows))
 
 
-def _references(value: dict[str, Any]) -> tuple[str, ...]:
-    for column in REFERENCES:
+@dataclass(frozen=True)
+class _Keys:
+    """The columns of a file that are answer, prompt and references (the first that a row has)."""
+
+    answer: str
+    prompt: str
+    truths: tuple[str, ...]
+    columns: frozenset[str]
+
+    @classmethod
+    def of(cls, lines: Sequence[dict[str, Any]], *, joined: bool) -> _Keys:
+        """`joined`: the references may be in another file."""
+        columns = frozenset(name for line in lines for name in line)
+        there = [name for name in ANSWERS if name in columns]
+        plain = [n for n in there if n not in NEEDS_TRUTH or joined or columns & ({*TRUTHS} - {*NEEDS_TRUTH})]
+        answer = next(iter(plain), ANSWERS[0])
+        prompt = next((name for name in PROMPTS if name in columns and name != answer), PROMPTS[0])
+        return cls(answer, prompt, tuple(name for name in TRUTHS if name != answer), columns)
+
+    def told(self, rows: Questions | None) -> str:
+        """``Taken: answers from `predict`, references from `label`, prompts from `prompt`.``"""
+        if self.answer == ANSWERS[0]:
+            return ""  # our own names
+        truth = next((name for name in self.truths if name in self.columns), None)
+        parts = [f"answers from `{self.answer}`", f"references from `{truth}`" if truth else ""]
+        if rows is not None:
+            parts[1:] = [
+                f"references from `{truth}` or {rows.path}" if truth else f"references from {rows.path}"
+            ]
+        elif self.prompt in self.columns:
+            parts.append(f"prompts from `{self.prompt}`")
+        return f"Taken: {', '.join(filter(None, parts))}."
+
+
+def _references(value: dict[str, Any], columns: Sequence[str]) -> tuple[str, ...]:
+    for column in columns:
         found = value.get(column)
         if isinstance(found, str) and found.strip():
             return (found,)
@@ -92,11 +139,11 @@ def _references(value: dict[str, Any]) -> tuple[str, ...]:
     return ()
 
 
-def _completion(value: dict[str, Any]) -> Completion:
+def _completion(value: dict[str, Any], prediction: object) -> Completion:
     """The answer with what the line says of it; tokens that it doesn't tell are 0."""
     tokens, seconds = value.get("tokens"), value.get("seconds")
     return Completion(
-        str(value.get("prediction", "")),
+        prediction if isinstance(prediction, str) else "",
         "length" if value.get("finish") == "length" else "stop",
         0,
         tokens if isinstance(tokens, int) else 0,
