@@ -174,15 +174,21 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ("evaluate/test_sweep.py", "cli/test_sweep.py"),
     ),
     (
-        "Before and after: loss, perplexity and metrics by name (exact match, F1, SQuAD, CMRC 2018, ROUGE, BLEU, chrF, labels, multiple choice, verse form, your own), with intervals and a plain verdict",
+        "Before and after: loss, perplexity and metrics by name (exact match, F1, SQuAD, CMRC 2018, ROUGE, BLEU, chrF, labels, multiple choice, verse, your own), with intervals and a plain verdict",
         "前后对比：损失、困惑度与各种指标（完全匹配、F1、SQuAD、CMRC 2018、ROUGE、BLEU、chrF、分类、选择题、诗句格式、自定义函数），带置信区间和明确结论",
         (
             "evaluate/test_metrics.py",
             "evaluate/test_published_metrics.py",
             "evaluate/test_read_metrics.py",
+            "evaluate/test_form_metrics.py",
             "evaluate/test_calibration.py",
             "evaluate/test_compare.py",
         ),
+    ),
+    (
+        "Answers scored by metrics while training runs; the best step and early stopping by any of them, training's bits unchanged",
+        "训练过程中用指标给回答打分；按任一指标选最佳步和提前停止，训练结果逐位不变",
+        ("evaluate/test_examine.py", "train/test_examine.py"),
     ),
     (
         "Answers of any tool scored from a file, figures by group, intervals over documents",

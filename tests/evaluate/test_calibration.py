@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tunesmith.evaluate import corpus
-from tunesmith.evaluate.clusters import clustered_mean, clustered_paired
+from tunesmith.evaluate.clusters import clustered_mean
+from tunesmith.evaluate.compare import compare
 from tunesmith.evaluate.corpus import corpus_interval, corpus_paired
-from tunesmith.evaluate.metrics import resolve
+from tunesmith.evaluate.metrics import METRICS, Metric, resolve
+from tunesmith.evaluate.perplexity import RowLoss, total
+from tunesmith.evaluate.predicted import Predictions
+from tunesmith.evaluate.row import RowResult
 from tunesmith.evaluate.statistics import Interval, Paired, holm, mean_interval, paired, rows_needed, verdict
+from tunesmith.records import Completion, Conversation, Message, Origin
 
 Floats = np.ndarray
 Draw = Callable[[np.random.Generator, int], tuple[Floats, Floats, bool]]
@@ -38,22 +45,92 @@ def hits(p: float, q: float) -> Draw:
     return draw
 
 
-def judged(draw: Draw, n: int, seed: int) -> tuple[Paired, str]:
+class Compared:
+    """What `compare` says of scores: a real comparison, whose rows are replaced draw after draw."""
+
+    def __init__(self, folder: Path) -> None:
+        row = Conversation(
+            (Message("user", "問"),), Origin("rows", 1, 0), references=("答",), meta={"line": 0}
+        )
+        sides = [Predictions(name, (Completion("答", "stop", 0, 0),)) for name in "AB"]
+        self.comparison = compare(*sides, [row], [METRICS["exact_match"]], output=folder / "p.jsonl")
+
+    def says(self, a: Floats, b: Floats, metric: Metric, documents: Sequence[str] = ()) -> dict[str, Any]:
+        """Its figures of a metric whose scores of the rows these are."""
+        for side, scores in ((self.comparison.a, a), (self.comparison.b, b)):
+            side.metrics, side.loss = (metric,), None
+            side.rows = [
+                RowResult(str(i), "問", ("答",), Completion("答", "stop", 0, 0), {metric.name: float(score)},
+                          document=documents[i] if len(documents) else "")
+                for i, score in enumerate(scores)
+            ]  # fmt: skip
+        found: dict[str, Any] = self.comparison.to_json()["metrics"][metric.name]
+        return found
+
+    def says_of_losses(self, a: Floats, b: Floats, tokens: Sequence[int]) -> str:
+        """Its verdict on the losses of rows with so many label tokens."""
+        for side, losses in ((self.comparison.a, a), (self.comparison.b, b)):
+            of_rows = [RowLoss(float(nll), int(n), int(n)) for nll, n in zip(losses, tokens, strict=True)]
+            answer = Completion("答", "stop", 0, 0)
+            side.metrics = ()
+            side.rows = [RowResult("0", "問", ("答",), answer, {}, loss) for loss in of_rows]
+            side.loss = total(of_rows)
+        return str(self.comparison.to_json()["loss"]["verdict"])
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    return Compared(tmp_path_factory.mktemp("compared"))
+
+
+def drawn(draw: Draw, n: int, seed: int) -> tuple[Floats, Floats, Metric]:
     a, b, binary = draw(np.random.default_rng(seed), n)
-    result = paired(a.tolist(), b.tolist(), binary=binary)
-    return result, verdict(result, n)
+    return a, b, METRICS["exact_match" if binary else "f1_char"]
 
 
 @pytest.mark.parametrize(("draw", "n"), [(scores(0), 40), (scores(0), 12), (hits(0.15, 0.15), 60)])
-def test_at_most_7_percent_of_equal_models_are_called_different(draw: Draw, n: int) -> None:
-    told = sum(not judged(draw, n, seed)[1].startswith("cannot tell") for seed in range(200))
-    assert told <= 14
+def test_at_most_7_percent_of_equal_models_are_called_different(
+    compared: Compared, draw: Draw, n: int
+) -> None:
+    verdicts = [compared.says(*drawn(draw, n, seed))["verdict"] for seed in range(200)]
+    assert sum(not word.startswith("cannot tell") for word in verdicts) <= 14
+
+
+def test_at_most_7_percent_of_equal_models_have_different_losses(compared: Compared) -> None:
+    def judge(seed: int) -> str:
+        generator = np.random.default_rng([2, seed])
+        tokens = generator.integers(5, 60, 40)
+        hard = generator.gamma(4, 0.5, 40)  # nats a token, which both find in a row
+        a, b = (tokens * np.maximum(0.01, hard + generator.normal(0, 0.2, 40)) for _ in range(2))
+        return compared.says_of_losses(a, b, tokens.tolist())
+
+    assert sum(not judge(seed).startswith("cannot tell") for seed in range(200)) <= 14
+
+
+def test_swapped_sides_have_mirrored_verdicts(compared: Compared) -> None:
+    mirror = {"better": "worse", "worse": "better", "different": "different"}
+    draws = [drawn(scores(shift), 40, seed) for seed, shift in enumerate((0.2, 0.06, 0.0))]
+    draws += [drawn(hits(0.5, 0.1), 40, 5), drawn(hits(0.2, 0.2), 40, 6)]
+    seen = set()
+    for a, b, plain in draws:
+        for metric in (plain, METRICS["repetition"], METRICS["length"]):
+            documents = [str(i // 2) for i in range(40)] if metric.name == "repetition" else []
+            one, other = compared.says(a, b, metric, documents), compared.says(b, a, metric, documents)
+            assert other["verdict"] == mirror.get(one["verdict"], one["verdict"])
+            assert (other["wins"], other["losses"]) == (one["losses"], one["wins"]) or metric.name == "length"
+            ends = [-other["difference"][name] for name in ("high", "low")]
+            assert ends == pytest.approx([one["difference"][name] for name in ("low", "high")], abs=0.01)
+            seen.add(one["verdict"].split(" with")[0].split(";")[0])
+    assert seen == {"better", "worse", "different", "cannot tell"}
 
 
 @pytest.mark.parametrize(("draw", "pilot"), [(scores(0.06), 20_000), (hits(0.2, 0.1), 20_000)])
-def test_the_power_at_the_promised_number_of_rows_is_within_5_points(draw: Draw, pilot: int) -> None:
+def test_the_power_at_the_promised_number_of_rows_is_within_5_points(
+    compared: Compared, draw: Draw, pilot: int
+) -> None:
     # So many rows that what is seen is the true difference: how many would have done?
-    seen, _ = judged(draw, pilot, 1)
+    a, b, metric = drawn(draw, pilot, 1)
+    seen = paired(a.tolist(), b.tolist(), binary=metric.binary)
     scale = np.sqrt(pilot / 30)
     half = (seen.difference.high - seen.difference.low) / 2 * scale
     value = seen.difference.value
@@ -61,25 +138,26 @@ def test_the_power_at_the_promised_number_of_rows_is_within_5_points(draw: Draw,
     counts = (round(seen.wins * 30 / pilot), round(seen.losses * 30 / pilot))
     needed = rows_needed(Paired(small, *counts, 30 - sum(counts), None, seen.binary), 30)
     assert needed is not None
-    told = sum(judged(draw, needed, seed)[1] == "better" for seed in range(400))
+    told = sum(compared.says(*drawn(draw, needed, seed))["verdict"] == "better" for seed in range(400))
     assert 0.75 <= told / 400 <= 0.85, (needed, told)
 
 
-def test_rows_of_one_document_that_count_as_independent_would_find_differences() -> None:
-    def drawn(seed: int) -> tuple[list[float], list[float], list[str]]:
+def test_rows_of_one_document_that_count_as_independent_would_find_differences(compared: Compared) -> None:
+    def shared(seed: int) -> tuple[Floats, Floats, list[str]]:
         generator = np.random.default_rng(seed)
         documents = np.repeat(np.arange(12), 8)
-        shared = generator.normal(0, 0.12, 12)[documents]
+        effect = generator.normal(0, 0.12, 12)[documents]
         a = np.clip(0.5 + generator.normal(0, 0.05, 96), 0, 1)
-        b = np.clip(0.5 + shared + generator.normal(0, 0.05, 96), 0, 1)
-        return a.tolist(), b.tolist(), [str(name) for name in documents]
+        b = np.clip(0.5 + effect + generator.normal(0, 0.05, 96), 0, 1)
+        return a, b, [str(name) for name in documents]
 
     alone = together = 0
     for seed in range(200):
-        a, b, documents = drawn(seed)
-        alone += verdict(paired(a, b), 96) in ("better", "worse")
-        together += verdict(clustered_paired(a, b, documents), 96, documents=12) in ("better", "worse")
-    assert together <= 16 < 60 < alone
+        a, b, documents = shared(seed)
+        f1 = METRICS["f1_char"]
+        alone += compared.says(a, b, f1)["verdict"] in ("better", "worse")
+        together += compared.says(a, b, f1, documents)["verdict"] in ("better", "worse")
+    assert together <= 14 < 60 < alone
 
 
 def test_documents_of_one_row_each_are_rows() -> None:

@@ -123,10 +123,38 @@ def test_a_perfect_an_empty_and_a_random_predictor(metric: Metric) -> None:
     ids=lambda metric: metric.name,
 )
 def test_a_verbose_answer_scores_less_and_more_references_never_do(metric: Metric) -> None:
-    reference, noise = "学生应在开学前两周提交申请", "天地玄黄宇宙洪荒日月盈昃"
+    reference, noise = "学生应在开学前两周提交申请", "，天地玄黄宇宙洪荒日月盈昃"
     scores = [metric.score(reference + noise * n, [reference], "") for n in (0, 1, 4)]
     assert scores[0] > scores[1] >= scores[2]
     assert metric.score(reference, ["别的", reference], "") == pytest.approx(scores[0])
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=lambda metric: metric.name)
+def test_what_every_metric_of_the_catalogue_must_bear(metric: Metric) -> None:
+    reference = {"choice": "B", "verse_form": "今日海帆飄萬里，不堪腸斷對含啼。"}.get(
+        metric.name, "是的，学生应在开学前两周 submit 3 forms。"
+    )
+    prompt = "續寫：\n經年郵驛許安棲，一會他鄉別恨迷。"
+    predictors = {
+        "perfect": reference,
+        "empty": "",
+        "verbose": reference + prompt * 3,
+        "random": "".join(random.Random(2).sample("天地玄黄宇宙洪荒日月盈昃", 8)),
+    }
+    score = {name: metric.score(said, [reference], prompt) for name, said in predictors.items()}
+    for value in score.values():
+        assert (metric.least or 0.0) <= value <= (metric.top if metric.top is not None else 1e9)
+    if metric.better == "higher":
+        assert score["perfect"] == pytest.approx(metric.top or 1.0)
+        assert score["empty"] == 0
+        assert score["random"] < score["perfect"]
+    elif metric.better == "lower":
+        assert score["perfect"] == 0 <= score["random"]
+        assert score["verbose"] > 0
+    # Answers are read for a word or a letter, or looked at without the reference: length is no fault there.
+    if metric.name not in ("yes_no", "choice", "repetition") and metric.better != "neither":
+        worse = score["verbose"] - score["perfect"]
+        assert (worse < 0) if metric.better == "higher" else (worse > 0)
 
 
 SYMMETRIC = ("exact_match", "f1_char", "rouge_1", "rouge_2", "rouge_l", "squad_em", "squad_f1", "cmrc2018_f1")

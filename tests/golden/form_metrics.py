@@ -1,4 +1,4 @@
-"""Makes form_metrics.json: what is copied, repeated, how long lines are and how they are marked, counted by hand.
+"""Makes form_metrics.json: what is copied and repeated, how long lines are and how they are marked.
 
 Written from the descriptions in docs/eval.md with nothing of tunesmith's: loops over characters, so that two
 readings have to agree. The cases have Han characters and marks alone, where a character is a token.
