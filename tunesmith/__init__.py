@@ -7,7 +7,7 @@
     print(model.chat("你好"))
     print(tunesmith.compare(run, data="test.jsonl").content["metrics"])
 
-The functions are those of the command line (tunesmith/api.py); importing this package imports no torch.
+The functions are those of the command line (tunesmith/api/); importing this package imports no torch.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def test_json(run: Run) -> None:
 
 
 def test_what_is_wrong_is_told_before_the_model_is_loaded(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tunesmith.api.load", lambda *_a, **_k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("tunesmith.api.answering.load", lambda *_a, **_k: pytest.fail("a model was loaded"))
     for words, message in (
         ((), "give --prompt TEXT"),
         (("--prompt", " "), "--prompt is empty"),

@@ -43,8 +43,8 @@ def job_in(folder: Path, **changes: Any) -> Job:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to run in. Curves and pages, half the time of a run, have tests of their own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tunesmith.api.curve.write_png", lambda _: None)
-    monkeypatch.setattr("tunesmith.api.report", lambda _: None)
+    monkeypatch.setattr("tunesmith.api.training.curve.write_png", lambda _: None)
+    monkeypatch.setattr("tunesmith.api.training.report", lambda _: None)
     return tmp_path
 
 

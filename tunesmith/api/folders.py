@@ -1,0 +1,53 @@
+"""Run folders: found, summed up, reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tunesmith import rundir
+from tunesmith.evaluate.report import write_report
+from tunesmith.rundir import RunDir
+
+
+def open_run(path: str | Path) -> RunDir:
+    """The run in a folder. Raises RunError with the runs nearby if there is none."""
+    return rundir.open_run(Path(path))
+
+
+def runs(root: str | Path = "runs") -> list[RunDir]:
+    """Every run below a folder, the oldest first."""
+    return rundir.list_runs(Path(root))
+
+
+def report(run: RunDir | str | Path) -> Path:
+    """Write the run's report.html from what the folder holds now; returns its path."""
+    return write_report(run if isinstance(run, RunDir) else open_run(Path(run)))
+
+
+def summary(run: RunDir) -> dict[str, Any]:
+    """The main figures of a run: steps, tokens, seconds, validation loss before and after."""
+    lines = run.metrics()
+    steps = [line for line in lines if "loss" in line]
+    losses = [(line["valid_loss"], line["step"]) for line in lines if "valid_loss" in line]
+    after = min((x for x in losses if x[1] > 0), default=(None, None))
+    return {
+        "run": str(run.path),
+        "state": run.state(),
+        "steps": steps[-1]["step"] if steps else 0,
+        "seconds": steps[-1]["seconds"] if steps else 0.0,
+        "tokens": sum(line["tokens"] for line in steps),
+        "label_tokens": sum(line["label_tokens"] for line in steps),
+        "valid_loss": {
+            "before": next((loss for loss, step in losses if step == 0), None),
+            "after": after[0],
+            "step": after[1],
+        },
+        "weights": str(run.weights) if run.weights else None,
+        "report": str(run.report_file),
+    }
+
+
+def name_of(model: str | Path | RunDir) -> str:
+    """What a model is called where names are wanted: a run by its folder."""
+    return str(model.path if isinstance(model, RunDir) else model)
