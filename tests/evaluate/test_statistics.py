@@ -12,6 +12,7 @@ from tunesmith.evaluate.statistics import (
     Interval,
     Paired,
     bca,
+    bonett_price,
     mcnemar,
     mean_interval,
     paired,
@@ -21,7 +22,9 @@ from tunesmith.evaluate.statistics import (
     wilson,
 )
 
-GOLDEN = json.loads((Path(__file__).parent.parent / "golden" / "intervals.json").read_text(encoding="utf-8"))
+FOLDER = Path(__file__).parent.parent / "golden"
+GOLDEN = json.loads((FOLDER / "intervals.json").read_text(encoding="utf-8"))
+PAIRED = json.loads((FOLDER / "paired.json").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("case", GOLDEN["bootstrap"], ids=lambda case: str(case["values"][0]))
@@ -38,6 +41,19 @@ def test_wilson_is_scipys(case: dict) -> None:
 @pytest.mark.parametrize("case", GOLDEN["mcnemar"])
 def test_mcnemar_is_the_exact_binomial(case: dict) -> None:
     assert mcnemar(case["wins"], case["losses"]) == pytest.approx(case["p"], abs=1e-12)
+
+
+@pytest.mark.parametrize("case", PAIRED["sign_flip"], ids=lambda case: f"{len(case['values'])} rows")
+def test_sign_flips_are_scipys(case: dict) -> None:
+    # Of more than 12 rows that differ, 10,000 of the flips are drawn: within two standard errors.
+    off = 1e-12 if len(case["values"]) <= 12 else 2 * (case["p"] / 10_000) ** 0.5
+    assert sign_flip(case["values"]) == pytest.approx(case["p"], abs=off)
+
+
+@pytest.mark.parametrize("case", PAIRED["bonett_price"], ids=lambda case: f"{case['wins']}-{case['losses']}")
+def test_the_interval_of_paired_shares_is_the_published_one(case: dict) -> None:
+    found = bonett_price(case["wins"], case["losses"], case["n"])
+    assert found == pytest.approx(case["interval"], abs=1e-12)
 
 
 def test_a_95_percent_interval_holds_the_true_mean_about_95_times_in_100() -> None:
