@@ -115,7 +115,9 @@ class RunDir:
         return _read_json(self.data_report_file)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Every line of metrics.jsonl: step lines (with `loss`) and evaluation lines (with `valid_loss`)."""
+        """Every line of metrics.jsonl: of steps (with `loss`), of validation (with `valid_loss`), and of
+        answers (with `metrics`, the names of their scores).
+        """
         return read_jsonl(self.metrics_file)
 
     def samples(self) -> list[dict[str, Any]]:

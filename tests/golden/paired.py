@@ -2,7 +2,7 @@
 
 Sign flips: scipy.stats.permutation_test on the differences, all of them tried. Paired shares: Bonett & Price
 2012, J. Educational and Behavioral Statistics 37, 479-488: with p12 = (f12 + 1) / (n + 2) and p21 likewise
-the difference is p12 - p21, its variance (p12 + p21 - (p12 - p21)^2) / (n + 2). Nothing of tunesmith's is used:
+the difference is p12 - p21, its variance (p12 + p21 - (p12 - p21)^2) / (n + 2). tunesmith isn't used:
 
     python tests/golden/paired.py
 

@@ -92,6 +92,9 @@ def train(
                 "train.learning_rate is too high, or these rows are of another kind than those trained on.",
                 style="bold red",
             )
+    for name, score in summary["scores"].items():
+        before = "" if score["before"] is None else f"{score['before']:.3f} before this training, "
+        err.print(f"{name} {before}{score['after']:.3f} after (n = {score['n']}).", style="bold")
     err.print(f"Report: {run.report_file}")
     name = shlex.quote(str(run.path))
     err.print(f"Next:   tunesmith chat {name}")
