@@ -205,6 +205,19 @@ def test_settings_that_contradict_each_other(content: dict[str, Any], part: str)
         build(Job, merge(MINIMAL, content))
 
 
+def test_prompts_to_evaluate_on_stand_beside_the_job(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(
+        "data: {train: a.jsonl}\ntrain: {evaluate: {prompts: q.jsonl, metrics: [f1_char, mine.py:polite]}}\n"
+    )
+    evaluate = load_job(tmp_path / "job.yaml").train.evaluate
+    assert evaluate is not None
+    assert evaluate.prompts == str(tmp_path / "q.jsonl")
+    assert evaluate.metrics == ("f1_char", f"{tmp_path}/mine.py:polite")
+    typed = load_job(tmp_path / "job.yaml", ["train.evaluate.prompts=here.jsonl"]).train.evaluate
+    assert typed is not None
+    assert typed.prompts == "here.jsonl"
+
+
 def test_yaml_numbers_and_duplicates(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("a: 1e-4\nb: 2.5E3\nc: 10\n", encoding="utf-8")

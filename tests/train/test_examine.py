@@ -19,6 +19,7 @@ from tunesmith.train.examine import Aim, Answered, Examined
 from tunesmith.train.listener import Lines, evaluations_left, examined_text
 from tunesmith.train.loop import run_loop
 from tunesmith.train.signals import Stopped
+from tunesmith.train.track import Tracking
 from tunesmith.train.training import Training
 
 EVALUATE: dict[str, Any] = {"every": 2, "metrics": ["score"], "prompts": "unused.jsonl"}
@@ -153,3 +154,25 @@ def test_time_left_holds_the_evaluations_to_come(monkeypatch: pytest.MonkeyPatch
     assert examined_text({**line, "empty": 2}) == (
         "step 0: score 0.500 (3 answers in 30 s, 2 empty, before this training)"
     )
+
+
+def test_trackers_have_answers_in_a_place_of_their_own() -> None:
+    told: list[dict[str, float]] = []
+
+    class Kept:
+        name = "kept"
+
+        def log(self, values: dict[str, float], step: int) -> None:
+            told.append({**values, "step": step})
+
+    line = {"step": 4, "epoch": 0.5, "score": 0.25, "metrics": ["score"], "n": 3, "answer_seconds": 2.0}
+    Tracking([Kept()]).log(line)
+    assert told == [
+        {
+            "answers/epoch": 0.5,
+            "answers/score": 0.25,
+            "answers/n": 3,
+            "answers/answer_seconds": 2.0,
+            "step": 4,
+        }
+    ]
