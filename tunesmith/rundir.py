@@ -32,7 +32,7 @@ from typing import IO, Any, Literal
 import yaml
 
 from tunesmith import locks
-from tunesmith.disk import disk_errors, is_leftover
+from tunesmith.disk import disk_errors, is_leftover, make_folder, sync_folder
 from tunesmith.errors import RunError
 
 LOCK_SECONDS = 0.5  # a second process is refused within a second
@@ -205,7 +205,7 @@ def create(path: Path) -> RunDir:
     """A new, empty run folder. Raises RunError as `check_free` does."""
     check_free(path)
     with disk_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
     return RunDir(path)
 
 
@@ -223,7 +223,7 @@ def claimed(stem: str, root: Path = Path("runs")) -> Iterator[Path]:
     """
     path, was_there = next_free(stem, root), root.exists()
     with disk_errors(path):
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         number = int(path.name.rpartition("-")[2])
         while True:
             path = root / f"{stem}-{number}"
@@ -232,6 +232,7 @@ def claimed(stem: str, root: Path = Path("runs")) -> Iterator[Path]:
                 break
             except FileExistsError:
                 number += 1
+        sync_folder(root)
     try:
         yield path
     finally:
