@@ -51,7 +51,7 @@ class Journal:
         return {"bytes": self._size, "sha256": self._hash.hexdigest()}
 
     def sync(self) -> None:
-        """Wait until all lines, and the file's name, are on the disk: before a checkpoint that counts on them."""
+        """Wait until all lines and the file's name are on the disk: before a checkpoint counts on them."""
         if self._size:
             sync_file(self.file)
             sync_folder(self.file.parent)
