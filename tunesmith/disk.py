@@ -158,7 +158,7 @@ _WRITE_ERRORS = {
 
 
 def _system_error(error: Exception) -> int | None:
-    """The system's error number, 0 where an OSError has none; libraries in Rust only say it in their message."""
+    """The system's error number, 0 where an OSError has none; Rust's libraries have it in their message alone."""
     if isinstance(error, OSError):
         return error.errno or 0
     found = re.search(r"\(os error (\d+)\)", str(error))

@@ -5,7 +5,7 @@
       optimizer.safetensors    its states, in their own number formats
       loop.safetensors         states of the random generators, which rows were learnt from: bytes
       state.json               step, place in the data, schedule, best loss, marks of the journals, …
-      manifest.json            format, size and sha256 of each file, the step, what the run is made from, its own hash
+      manifest.json            format, step, size and sha256 of each file, what the run is made from, its own hash
 
 Each file is written and synced, the manifest last; the folder is synced and takes its name; its parent is
 synced (disk.new_folder). What isn't exactly what the manifest says counts as damaged. No pickle: safetensors
@@ -143,8 +143,8 @@ def verify(folder: Path) -> dict[str, Any]:
         raise RunError(f"The checkpoint {folder} is damaged.", details=wrong, fix="Use another checkpoint.")
     if (found := manifest.get("format")) != FORMAT:
         raise RunError(
-            f"The checkpoint {folder} was written by another version of tunesmith: its format is {found}, this "
-            f"one's is {FORMAT}.",
+            f"The checkpoint {folder} was written by another version of tunesmith: its format is {found}, "
+            f"this one's is {FORMAT}.",
             fix="Go on with that version (job.yaml names it), or train anew.",
         )
     return manifest

@@ -41,7 +41,7 @@ class Guards:
         return [f"{self._examples[i].origin} (loss {losses[i]:.3g})" for i in order[:count]]
 
     def write(self, run: RunDir) -> None:
-        """Write the worst examples of now into the run's folder; where it can't be, that's logged and no more."""
+        """Write the worst examples of now into the run's folder; where that fails, the log says so."""
         if worst := self._costs.worst():
             with told_in_log():
                 write_worst(run.worst_file, worst, self._examples, self.text)
