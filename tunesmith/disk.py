@@ -158,7 +158,7 @@ _WRITE_ERRORS = {
 
 
 def _system_error(error: Exception) -> int | None:
-    """The system's error number, 0 where an OSError has none; Rust's libraries have it in their message alone."""
+    """The system's error number, 0 where an OSError has none. Of libraries in Rust it's in the message."""
     if isinstance(error, OSError):
         return error.errno or 0
     found = re.search(r"\(os error (\d+)\)", str(error))

@@ -5,7 +5,7 @@
       optimizer.safetensors    its states, in their own number formats
       loop.safetensors         states of the random generators, which rows were learnt from: bytes
       state.json               step, place in the data, schedule, best loss, marks of the journals, …
-      manifest.json            format, step, size and sha256 of each file, what the run is made from, its own hash
+      manifest.json            step, size and sha256 of each file, what the run is made from, its own hash, …
 
 Each file is written and synced, the manifest last; the folder is synced and takes its name; its parent is
 synced (disk.new_folder). What isn't exactly what the manifest says counts as damaged. No pickle: safetensors
