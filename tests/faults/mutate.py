@@ -40,8 +40,6 @@ MUTATIONS = (
              "    put_states(parts.optimizer, saved)\n", "    return\n"),
     Mutation("kills", "lines after the checkpoint are cut off", "journal.py",
              "            if len(content) > size:", "            if False:"),
-    Mutation("kills", "a checkpoint is written every so many steps", "train/saving.py",
-             "        if every and step % every == 0:", "        if False:"),
     Mutation("kills", "the newest checkpoints are kept", "train/checkpoint.py",
              "if folder != best][:-keep]:", "if folder != best]:"),
     Mutation("calls", "a folder takes its name when it is whole", "disk.py",

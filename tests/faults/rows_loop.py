@@ -79,7 +79,9 @@ def _twice(place: Place, tally: Tally, whole: TinyJob) -> None:
     child = job.start(before=["tests.faults.system", "hang", "checkpoint.rename"])
     child.until(lambda: job.last_step() >= 1)
     child.send(signal.SIGINT)
-    child.until(lambda: "Ctrl-C again stops at once" in job.printed)
+    # Two signals at once would be one. In a validation, which is given up, nothing is said.
+    late = time.monotonic() + 3.0
+    child.until(lambda: "Ctrl-C again stops at once" in job.printed or time.monotonic() > late)
     time.sleep(0.3)
     with tally.fault("Ctrl-C twice"):
         assert child.alive(), f"the first one didn't wait for the checkpoint: {job.printed[-300:]}"
