@@ -45,6 +45,8 @@ def random_kills(place: Place) -> Tally:
                 went_wrong = f"exit code {ended.code}: {ended.printed[-300:]}"
                 break
             killed += 1
+            if job.run.weights is not None:  # it was finished, but for its picture and report
+                break
             if job.newest() < kept:
                 went_wrong = f"checkpoint {kept} is gone"
                 break
