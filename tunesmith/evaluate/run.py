@@ -137,7 +137,7 @@ def measured(
     note: Note = lambda _: None,
 ) -> Evaluation:
     """`evaluate`, without writing the output, which is held already; `part` tells several models apart."""
-    facts = {**_made_by(model), "rows": prompts_sha256(conversations)[:16]}
+    facts = {**made_by(model), "rows": prompts_sha256(conversations)[:16]}
     worklog, other = held.worklog(facts, len(conversations), part=part)
     if other:
         note(other)
@@ -150,7 +150,7 @@ def measured(
         choices = losses_by_row(worklog, conversations)
     before = sum(row["seconds"] for row in worklog.rows(ANSWERS).values())
     begun = time.monotonic()
-    _worklog_answers(worklog, model, conversations, watch)
+    worklog_answers(worklog, model, conversations, watch)
     seconds = before + time.monotonic() - begun
     check_some(model.name, worklog.rows(ANSWERS))
     losses = [RowLoss(**row) for _, row in sorted(worklog.rows(LOSSES).items())] or None
@@ -207,7 +207,7 @@ def _worklog_losses(
             tell(watch, what, len(worklog.rows(LOSSES)), len(conversations))
 
 
-def _worklog_answers(
+def worklog_answers(
     worklog: Worklog, model: Completer, conversations: Sequence[Conversation], watch: Watch | None
 ) -> None:
     what, done = f"{model.name} answers", answered(worklog.rows(ANSWERS))
@@ -280,7 +280,7 @@ def _only(answers: list[Completion] | None, model: Completer, conversation: Conv
     return answers[0]
 
 
-def _made_by(model: Completer) -> dict[str, Any]:
+def made_by(model: Completer) -> dict[str, Any]:
     """All of a model that decides what it answers."""
     if isinstance(model, Base):
         return {**model.tuned.facts(), "model": model.name, "adapter": "off"}
