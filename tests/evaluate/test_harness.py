@@ -98,7 +98,7 @@ def test_figures_and_every_answer_are_those_of_the_harness_s_own_model(place: Pa
     theirs = lm_eval.simple_evaluate(
         model=HFLM(pretrained=model.model, tokenizer=model.renderer.tokenizer, batch_size=4),
         tasks=list(TASKS),
-        task_manager=TaskManager(include_path=str(place / "tasks")),
+        task_manager=TaskManager(include_path=str(place / "tasks"), include_defaults=False),
         bootstrap_iters=10,
     )
     assert theirs is not None
