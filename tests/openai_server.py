@@ -45,6 +45,7 @@ class Odd:
     raw: bytes | None = None
     reset: bool = False
     seconds: float = 0.0
+    drip: float = 0.0  # seconds between bytes
     text: str = ""
     finish: str | None = "stop"
     answers: int | None = None
@@ -107,7 +108,11 @@ def served(reply: Reply) -> Iterator[Server]:
             for name, text in {"Content-Length": str(len(content)), **odd.headers}.items():
                 self.send_header(name, text)
             self.end_headers()
-            self.wfile.write(content)
+            for at in range(len(content) if odd.drip else 0):
+                self.wfile.write(content[at : at + 1])
+                time.sleep(odd.drip)
+            if not odd.drip:
+                self.wfile.write(content)
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.daemon_threads = True

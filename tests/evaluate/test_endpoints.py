@@ -16,7 +16,7 @@ import pytest
 import tunesmith
 from tests.evaluate.conftest import rows, write_rows
 from tests.openai_server import Call, Odd, served
-from tunesmith.errors import GenerateError
+from tunesmith.errors import DataError, GenerateError
 from tunesmith.evaluate.predicted import read_predictions
 from tunesmith.rundir import read_jsonl
 
@@ -156,3 +156,22 @@ def test_wrong_settings_and_keys_are_told_before_anything_is_asked(tmp_path: Pat
             assert says in told
         assert server.calls == []
     assert json.dumps([file.name for file in tmp_path.iterdir()]) == '["valid.jsonl"]'
+
+
+def test_a_blind_test_shows_no_failed_call_and_asks_it_again(tmp_path: Path) -> None:
+    data = str(write_rows(tmp_path / "valid.jsonl", rows(6)))
+    broken = True
+
+    def reply(call: Call) -> str | Odd:
+        if broken and call.asked == "問題1？":
+            return Odd(400, error="no")
+        return right(call) if call.body["model"] == "b" else "不知道"
+
+    with served(reply) as server:
+        words = (f"{server.url}#a", f"{server.url}#b")
+        with pytest.raises(DataError, match="2 answers are missing"):
+            tunesmith.blind_new(*words, data=data, output=tmp_path / "test")
+        broken, before = False, len(server.calls)
+        made = tunesmith.blind_new(*words, data=data, output=tmp_path / "test")
+        assert {call.asked for call in server.calls[before:]} == {"問題1？"}
+    assert made.pairs == 6

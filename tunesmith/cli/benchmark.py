@@ -73,7 +73,7 @@ def benchmark(
             task,
             metric,
             f"{one['value']:.4f}",
-            f"± {one['stderr']:.4f}" if "stderr" in one else "",
+            f"{one['stderr']:.4f}" if "stderr" in one else "",
             figures["n"],
         )
         for task, figures in result.content["tasks"].items()

@@ -10,11 +10,14 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tunesmith.disk import write_json
 from tunesmith.errors import DataError, TunesmithError, UsageError
@@ -70,19 +73,17 @@ def benchmark(
     if predictions.suffix != ".jsonl":
         predictions = predictions.with_name(predictions.name.removesuffix(".json") + ".jsonl")
     with claim(predictions, "The same command begins anew."), _quiet():
-        with _told(tasks):
-            manager.load(list(tasks))  # before a model is: most of what goes wrong is a task's data
+        with _told(tasks):  # before a model is loaded: most of what goes wrong is a task's data
+            loaded = _loaded(manager, tasks, shots)
         model = load(name, dtype=dtype, sampling=Sampling.model_validate({}))
         note(f"{', '.join(tasks)} on {name}, lm-evaluation-harness {_version()}")
-        found = lm_eval.simple_evaluate(
-            model=HarnessModel(model, watch or (lambda *_: None)),
-            tasks=list(tasks),
-            num_fewshot=shots,
+        found = lm_eval.evaluate(
+            lm=HarnessModel(model, watch or (lambda *_: None)),
+            task_dict=loaded,
             limit=limit,
             apply_chat_template=chat,
-            task_manager=manager,
+            fewshot_as_multiturn=chat,
             bootstrap_iters=RESAMPLES,
-            fewshot_random_seed=SEED,
         )
         content = {
             "kind": "benchmark",
@@ -119,6 +120,22 @@ def _manager(tasks: Sequence[str], include: Path | None) -> Any:
             fix="Tasks are those of lm-evaluation-harness (`lm-eval ls tasks`), and YAML files in --include.",
         )
     return manager
+
+
+def _loaded(manager: Any, tasks: Sequence[str], shots: int | None) -> Any:
+    """The tasks with their data, solved examples and seeds set as lm_eval.simple_evaluate sets them.
+
+    That function itself runs git and asks the machine about itself, for a log that isn't kept here.
+    """
+    random.seed(0)
+    np.random.seed(SEED)
+    loaded = manager.load(list(tasks))
+    for task in loaded["tasks"].values():
+        fixed = task.get_config("num_fewshot")
+        if fixed != 0 and (shots is not None or fixed is None):  # 0 is a task's own word
+            task.set_config(key="num_fewshot", value=shots or 0)
+        task.set_fewshot_seed(seed=SEED)
+    return loaded
 
 
 @contextmanager

@@ -91,9 +91,8 @@ class Client:
                     asked = f"{failed}; it asks to wait {failed.after:,.0f} s"
                     raise CallError(asked, everywhere=True) from None
                 if attempt + 1 == self.patience.tries:
-                    raise CallError(
-                        f"{failed} ({self.patience.tries} times)", everywhere=failed.everywhere
-                    ) from None
+                    often = f" ({self.patience.tries} times)" if attempt else ""
+                    raise CallError(f"{failed}{often}", everywhere=failed.everywhere) from None
                 wait = min(self.patience.first_wait * 2**attempt, self.patience.longest_wait)
                 if failed.after:
                     with self._lock:
@@ -119,6 +118,8 @@ class Client:
                 connection.request("POST", path, json.dumps(body).encode(), headers)
                 response = connection.getresponse()
                 content = response.read(LARGEST + 1)
+                if late.is_set():  # what was cut reads like an end
+                    raise TimeoutError
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, ssl.SSLCertVerificationError):
                 raise CallError(
