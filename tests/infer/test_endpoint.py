@@ -18,7 +18,7 @@ from tunesmith.infer.endpoint import KNOWN, NEUTRAL, check_endpoints, is_endpoin
 from tunesmith.infer.remote import RemoteModel, connect
 from tunesmith.records import Completion, Conversation, Message, Origin
 
-QUICK = Patience(timeout=5, tries=4, first_wait=0.01, longest_wait=0.02)
+QUICK = Patience(timeout=60, tries=4, first_wait=0.01, longest_wait=0.02)
 KEY = "not-a-real-key-0123456789"
 
 
