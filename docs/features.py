@@ -196,6 +196,23 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ("evaluate/test_predicted.py",),
     ),
     (
+        "Models behind OpenAI-compatible endpoints answer, are measured and judge: retries, Retry-After, failed rows counted and "
+        "left out of figures, keys from the environment alone",
+        "OpenAI 兼容接口的模型可用于回答、评测和评审：自动重试并遵守 Retry-After，失败的行单独计数、不计入指标，密钥只取自环境变量",
+        ("infer/test_endpoint.py", "evaluate/test_endpoints.py"),
+    ),
+    (
+        "A model as judge: pairs in both orders, or a rubric from 1 to 5; flips, first-position rate, taste for length, malformed "
+        "replies counted; no call made twice",
+        "模型评审：两种顺序成对比较，或按 1–5 分的评分标准；统计翻转率、首位偏好、长度偏好与无效回复；调用绝不重复",
+        ("evaluate/judge/test_judging.py", "evaluate/judge/test_sides.py"),
+    ),
+    (
+        "Public benchmarks of lm-evaluation-harness on a run with its adapter unmerged; figures equal those of its own model class",
+        "无需合并适配器即可在运行结果上跑 lm-evaluation-harness 公开基准；数字与其自带模型类一致",
+        ("evaluate/test_harness.py",),
+    ),
+    (
         "Blind tests by people, on a local page or with one file to send: sealed sides, repeats, several raters; exact sign "
         "test, Wilson interval, agreement, how many votes are needed",
         "人工盲测，使用本地网页或一个可发送的文件：左右顺序密封、重复题、多位评审；精确符号检验、Wilson 区间、一致性、所需票数",

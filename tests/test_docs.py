@@ -10,6 +10,7 @@ import pytest
 
 from tests.scripts import load_script
 from tunesmith.cli.main import VERBS
+from tunesmith.evaluate.judge.prompts import GRADE, PAIR, REPAIR, sha256
 from tunesmith.settings import known_keys
 from tunesmith.train.config import Job
 
@@ -63,13 +64,22 @@ def test_the_table_of_features_is_not_stale(name: str, language: str) -> None:
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
 def test_each_verb_has_a_page(name: str) -> None:
     text = (DOCS.parent / name).read_text(encoding="utf-8")
-    pages = {"eval": "eval", "compare": "eval"}  # two verbs on one
+    pages = {"eval": "eval", "compare": "eval", "benchmark": "eval"}  # three verbs on one
     for verb in VERBS:
         page = DOCS / f"{pages.get(verb, verb)}.md"
         assert f"tunesmith {verb}" in page.read_text(encoding="utf-8"), verb
         chinese = page.with_suffix(".zh-CN.md")
         linked = chinese if "zh" in name and chinese.exists() else page
         assert f"](docs/{linked.name})" in text, verb
+
+
+def test_a_judge_s_prompts_stand_in_its_page_word_for_word() -> None:
+    page = (DOCS / "judge.md").read_text(encoding="utf-8")
+    for words in (*PAIR.values(), *GRADE.values()):
+        shown = words.replace("{{", "{").replace("}}", "}")
+        assert "\n".join(f"    {line}".rstrip() for line in shown.split("\n")) in page
+        assert f"sha256 {sha256(words)[:16]}…" in page
+    assert all(words in page for words in REPAIR.values())
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])

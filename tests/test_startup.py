@@ -27,7 +27,10 @@ HEAVY = {
     "matplotlib",
     "fastapi",
 }
-VERBS = {"data", "train", "plan", "verify", "chat", "generate", "eval", "compare", "blind", "runs", "doctor"}
+VERBS = {
+    "data", "train", "plan", "verify", "chat", "generate", "eval", "compare", "judge", "benchmark", "blind",
+    "runs", "doctor",
+}  # fmt: skip
 
 # Runs the command, then says on stderr's last line what was imported.
 PROBE = """
@@ -90,7 +93,10 @@ WRONG = [
     ["generate", "any", "--input", "no.txt", "--output", "x.jsonl"],
     ["blind", "new", "a", "b", "--data", "no.jsonl"], ["blind", "new", "a.jsonl", "b.jsonl"],
     ["blind", "new", "--help"], ["blind", "serve", "no"], ["blind", "report", "--help"],
-    ["blind", "page", "no"],
+    ["blind", "page", "no"], ["judge", "a", "--judge", "b"], ["judge", "no.jsonl", "a.jsonl", "--judge", "b"],
+    ["judge", "a", "b", "--data", "rows.jsonl", "--judge", "http://127.0.0.1#m"],
+    ["eval", "http://127.0.0.1:1/v1#m", "--data", "rows.jsonl", "top_k=3"],
+    ["benchmark", "any", "--tasks", ","],
 ]  # fmt: skip
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         compare,
         evaluate,
         generate,
+        judge,
         load,
         open_run,
         plan,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         verify,
         verify_resume,
     )
+    from tunesmith.api.benchmarking import benchmark
     from tunesmith.errors import TunesmithError
     from tunesmith.evaluate.blind.page import blind_page
     from tunesmith.evaluate.blind.report import blind_report
@@ -48,6 +50,7 @@ __all__ = [
     "Sampling",
     "Silent",
     "TunesmithError",
+    "benchmark",
     "blind_new",
     "blind_page",
     "blind_report",
@@ -56,6 +59,7 @@ __all__ = [
     "compare",
     "evaluate",
     "generate",
+    "judge",
     "load",
     "open_run",
     "plan",
@@ -73,6 +77,8 @@ _ELSEWHERE = {
     "Sampling": "tunesmith.infer.config",
     "Silent": "tunesmith.train.listener",
     "TunesmithError": "tunesmith.errors",
+    # The harness takes seconds to import.
+    "benchmark": "tunesmith.api.benchmarking",
     # What raters need waits for no torch.
     "blind_page": "tunesmith.evaluate.blind.page",
     "blind_report": "tunesmith.evaluate.blind.report",

@@ -151,6 +151,7 @@ class Completion:
     """An answer. `finish` is "stop" (end token or stop string), "length" (limit reached) or "error".
 
     `scores` has a TokenScore for each token, the one that ended it included, where they were asked for.
+    `error` says why there is none, where it ended in "error": such an answer counts in no figure.
     """
 
     text: str
@@ -159,6 +160,7 @@ class Completion:
     completion_tokens: int
     seconds: float = 0.0
     scores: tuple[TokenScore, ...] = ()
+    error: str = ""
 
 
 class Completer(Protocol):

@@ -75,6 +75,7 @@ def test_extras_are_those_of_the_package() -> None:
         "extra quant",
         "extra metrics",
         "extra schema",
+        "extra harness",
     }
 
 

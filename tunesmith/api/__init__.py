@@ -12,11 +12,13 @@ sweep      the same prompts under many settings
 blind_new  a test by people of two models' answers, sealed
 evaluate   figures of one model on rows with answers
 compare    figures of two, row by row
+judge      a model's verdicts on two sides' answers, or grades by a rubric
 report     write a run's report.html again
 """
 
 from tunesmith.api.answering import generate, load, sweep
 from tunesmith.api.folders import open_run, report, runs, summary
+from tunesmith.api.judging import judge
 from tunesmith.api.proof import blind_new, compare, evaluate
 from tunesmith.api.training import check, plan, train, verify, verify_resume
 
@@ -26,6 +28,7 @@ __all__ = [
     "compare",
     "evaluate",
     "generate",
+    "judge",
     "load",
     "open_run",
     "plan",

@@ -12,7 +12,9 @@ from tunesmith.errors import DataError
 from tunesmith.evaluate import sweep as sweeping
 from tunesmith.evaluate.answerers import Note
 from tunesmith.infer import local
+from tunesmith.infer.answerer import answerer
 from tunesmith.infer.config import Sampling
+from tunesmith.infer.endpoint import check_endpoints
 from tunesmith.infer.local import LocalModel
 from tunesmith.infer.predictions import Existing, Summary, answer_into, check_output, claim_output
 from tunesmith.records import Conversation
@@ -53,14 +55,15 @@ def generate(
     SettingsError, UsageError, RunError.
     """
     settings = build(Sampling, sampling)
+    check_endpoints((name_of(model),), settings, dtype=dtype, template=template)
     check_output(Path(output), existing)
     conversations = read_prompts(prompts) if isinstance(prompts, str) else prompts
     if not conversations:
         raise DataError(f"{prompts or 'The list'} holds no prompts.", fix="Give at least one.")
     with claim_output(Path(output), existing) as held:
-        answerer = load(model, dtype=dtype, template=template, note=note, **settings.given())
-        answerer.batch_size = batch_size
-        return answer_into(held, answerer, conversations, existing=existing, watch=watch)
+        found = answerer(name_of(model), dtype=dtype, template=template, sampling=settings, note=note)
+        found.batch_size = batch_size
+        return answer_into(held, found, conversations, existing=existing, watch=watch)
 
 
 def sweep(

@@ -40,6 +40,7 @@ EXAMPLES = """\b
 Examples:
   tunesmith compare runs/tang-1 --data valid.json              its base against it
   tunesmith compare runs/tang-1 runs/tang-2 --data valid.json
+  tunesmith compare https://api.deepseek.com/v1#deepseek-chat@DEEPSEEK_API_KEY runs/tang-1 --data valid.json
   tunesmith compare runs/tang-1 --data test.json --references truth.txt --show 5
 Answers are greedy unless sampling settings are given: docs/eval.md
 """

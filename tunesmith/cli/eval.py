@@ -16,6 +16,7 @@ from tunesmith.evaluate.predicted import read_predictions
 from tunesmith.evaluate.questions import Questions, choose_metrics, read_questions
 from tunesmith.evaluate.results import evaluation_rows, group_rows, title
 from tunesmith.infer.config import Sampling
+from tunesmith.infer.endpoint import check_endpoints
 from tunesmith.model.config import Dtype
 from tunesmith.settings import build, parse_overrides
 
@@ -30,6 +31,7 @@ Examples:
   tunesmith eval smollm2-135m --data test.json --references truth.txt
   tunesmith eval runs/tang-1 --data valid.json temperature=0.7 seed=1 --json
   tunesmith eval runs/law-1 --data test.jsonl --metrics f1_char,rouge_l,bleu --by category
+  tunesmith eval http://127.0.0.1:8000/v1#my-model --data test.jsonl
   tunesmith eval --predictions answers.jsonl --metric "regex:答案是(.+)" --metric mine.py:polite
 Answers are greedy unless sampling settings are given: docs/eval.md
 """
@@ -80,7 +82,9 @@ def eval_(
     words: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="MODEL|RUN [key=value]...", help="The model; sampling settings.", show_default=False
+            metavar="MODEL|RUN|URL#MODEL [key=value]...",
+            help="The model; sampling settings.",
+            show_default=False,
         ),
     ] = None,
     data: OptionalDataFile = None,
@@ -187,7 +191,9 @@ def split(words: list[str]) -> tuple[list[str], Sampling]:
     """Names of models, and the key=value words as sampling settings; a path that exists is a name."""
     settings = [word for word in words if "=" in word and not Path(word).exists()]
     names = [word for word in words if word not in settings]
-    return names, build(Sampling, parse_overrides(settings))
+    sampling = build(Sampling, parse_overrides(settings))
+    check_endpoints(names, sampling)
+    return names, sampling
 
 
 def asked(

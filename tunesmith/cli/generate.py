@@ -15,15 +15,17 @@ import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json, told, typed, write
 from tunesmith.cli.settings_list import show_answer_settings
 from tunesmith.data.prompts import read_prompts
-from tunesmith.errors import UsageError
+from tunesmith.errors import GenerateError, UsageError
 from tunesmith.infer.config import Sampling
+from tunesmith.infer.endpoint import check_endpoints, is_endpoint
 from tunesmith.infer.predictions import Existing, Summary, check_output, prediction
+from tunesmith.infer.remote import connect
 from tunesmith.model.config import Dtype
 from tunesmith.records import Conversation, Message, Origin
 from tunesmith.settings import build, parse_overrides
 
 if TYPE_CHECKING:
-    from tunesmith.infer.local import LocalModel
+    from tunesmith.infer.answerer import Answerer
 
 app = typer.Typer(add_completion=False)
 
@@ -34,6 +36,7 @@ Examples:
   tunesmith generate smollm2-135m --input prompts.txt --output beams.jsonl num_beams=4 max_new_tokens=64
   tunesmith generate runs/tang-1 --prompt "白日依山盡，黃河入海流。"
   tunesmith generate runs/tang-1 --input test.json --output answers.jsonl --resume
+  tunesmith generate http://127.0.0.1:8000/v1#my-model --input test.json --output answers.jsonl
   tunesmith generate --settings                  every setting: meaning, default, what it doesn't go with
 Without settings an answer is greedy and has 512 tokens at most.
 """
@@ -45,7 +48,10 @@ SECONDS_BETWEEN_LINES = 10.0
 def generate(
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL|RUN", help="Alias, hub id, folder, GGUF file, or the folder of a run."),
+        typer.Argument(
+            metavar="MODEL|RUN|URL#MODEL",
+            help="Alias, hub id, folder, GGUF file, the folder of a run, or an endpoint.",
+        ),
     ] = "",
     settings: Annotated[
         list[str] | None,
@@ -77,12 +83,16 @@ def generate(
         raise UsageError("MODEL is missing.", fix="Give an alias, a hub id, a folder, a GGUF file or a run.")
     _check_words(input, output, prompt, system, resume=resume, force=force)
     sampling = build(Sampling, parse_overrides(list(map(typed, settings or []))))
+    check_endpoints((model,), sampling, dtype=dtype, template=template)
     # Everything that can be wrong without the model is told before it's loaded.
     existing: Existing = "resume" if resume else "replace" if force else "refuse"
     if output is not None:
         check_output(output, existing)
     if output is None:
         asked = _one(typed(prompt or ""), typed(system))
+        if is_endpoint(model):
+            _show_answers(connect(model, sampling=sampling, note=told), asked, as_json)
+            return
         answerer = tunesmith.load(model, dtype=dtype, template=template, note=told, **sampling.given())
         answerer.batch_size = batch_size
         _show_answers(answerer, asked, as_json)
@@ -135,8 +145,10 @@ def _one(prompt: str, system: str) -> Conversation:
     return Conversation((*before, Message("user", prompt)), Origin("--prompt", 1, 0), "0")
 
 
-def _show_answers(model: LocalModel, conversation: Conversation, as_json: bool) -> None:
+def _show_answers(model: Answerer, conversation: Conversation, as_json: bool) -> None:
     (answers,) = model.complete([conversation])
+    if failed := next((one.error for one in answers if one.finish == "error"), ""):
+        raise GenerateError(f"{model.name} gave no answer: {failed}.", fix="Ask again.")
     if as_json:
         print_json(prediction(model, conversation, answers))
         return
@@ -180,9 +192,12 @@ def progress(total: int) -> Iterator[Callable[[Summary], None]]:
 
 def _told(summary: Summary) -> str:
     before = f" ({summary.resumed} were there already)" if summary.resumed else ""
-    limited = summary.finish["length"]
+    limited, failed = summary.finish["length"], summary.finish["error"]
     cut = f" {limited} reached the limit of tokens; max_new_tokens=N raises it." if limited else ""
+    lost = (
+        f" {failed} failed, and have the reason under `error`; --resume asks these again." if failed else ""
+    )
     return (
         f"{summary.prompts} prompts answered{before}: {summary.tokens:,} tokens in {summary.seconds:.1f} s, "
-        f"{summary.tokens_per_second:,.0f} tokens/s.{cut}"
+        f"{summary.tokens_per_second:,.0f} tokens/s.{cut}{lost}"
     )

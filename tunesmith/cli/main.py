@@ -63,6 +63,8 @@ VERBS: dict[str, Verb] = {
     "sweep": Verb("tunesmith.cli.sweep", "Answer the same prompts under many settings, side by side."),
     "eval": Verb("tunesmith.cli.eval", "Measure a model or a run on rows with answers."),
     "compare": Verb("tunesmith.cli.compare", "Measure two of them on the same rows, with uncertainty."),
+    "judge": Verb("tunesmith.cli.judge", "Let a model judge answers, in both orders or by a rubric."),
+    "benchmark": Verb("tunesmith.cli.benchmark", "Run public benchmarks of lm-evaluation-harness."),
     "blind": Verb(
         "tunesmith.cli.blind",
         "Let people judge two models without knowing which is which.",

@@ -12,6 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, print_what_fits, table
 from tunesmith.errors import UsageError
 from tunesmith.evaluate import curve, history
+from tunesmith.evaluate.judge import sections as judged
 from tunesmith.evaluate.results import COLUMNS, comparison_rows, evaluation_rows, read_results, title
 from tunesmith.redact import without_secrets
 from tunesmith.rundir import RunDir, list_runs, open_run
@@ -244,6 +245,14 @@ def _results(run: RunDir) -> None:
             _rows(evaluation_rows(result))
         for note in result.get("notes") or []:
             out.print(note)
+    for judgement in judged.read_judgements(run):
+        out.print(f"\n{judged.title(judgement)}", style="bold")
+        for section in judged.sections(judgement):
+            _part(
+                section.title, [(" ".join(filter(None, row[:1])), "  ".join(row[1:])) for row in section.rows]
+            )
+            for sentence in section.sentences:
+                out.print(sentence)
 
 
 def _paths(run: RunDir) -> list[tuple[str, str]]:

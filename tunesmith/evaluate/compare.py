@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from tunesmith.evaluate.answerers import Note, Watch
+from tunesmith.evaluate.failures import answered_by_all
 from tunesmith.evaluate.figures import difference, figure, verdicts
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.perplexity import RowLoss
@@ -161,7 +162,8 @@ def compared(
     """`compare`, without writing the output, which is held already."""
     result_a = _measured(held, a, PARTS[0], conversations, metrics, watch, note)
     result_b = _measured(held, b, PARTS[1], conversations, metrics, watch, note)
-    return Comparison(result_a, result_b, held.output, _notes(result_a, result_b))
+    (result_a, result_b), notes = answered_by_all([result_a, result_b])
+    return Comparison(result_a, result_b, held.output, [*notes, *_notes(result_a, result_b)])
 
 
 def _measured(

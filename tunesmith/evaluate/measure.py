@@ -22,13 +22,16 @@ from tunesmith.disk import write_json
 from tunesmith.errors import ModelError, SettingsError, UsageError
 from tunesmith.evaluate.answerers import Base, Note, Watch
 from tunesmith.evaluate.compare import PARTS, Comparison, Side, compared
+from tunesmith.evaluate.failures import failure_notes
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.predicted import Predictions
 from tunesmith.evaluate.questions import Questions
 from tunesmith.evaluate.report import write_report
 from tunesmith.evaluate.results import beside
 from tunesmith.evaluate.run import AGAIN, Evaluation, measured
+from tunesmith.infer.answerer import answerer
 from tunesmith.infer.config import Sampling
+from tunesmith.infer.endpoint import check_endpoints, is_endpoint
 from tunesmith.infer.local import load
 from tunesmith.model import source
 from tunesmith.model.load import fingerprint, load_model
@@ -62,13 +65,14 @@ def measure_one(
 ) -> Result:
     """Measure the model or run `name`. `output` is the predictions' file; the result stands beside it."""
     _check_sampling(sampling)
+    check_endpoints((name,), sampling, dtype=dtype, template=template)
     _check_output(output, questions, (".json",))
     run = _run_at(name)
     who = "" if run else f"{_plain(name)}."
     models = (None if run else name,)
     predictions = _as_jsonl(output) if output else _free(_folder(run), who, questions, ".eval", models)
     with claim(predictions, AGAIN) as held:
-        model = load(name, dtype=dtype, template=template, sampling=sampling)
+        model = answerer(name, dtype=dtype, template=template, sampling=sampling, say=note)
         result = measured(held, model, questions.conversations, metrics, watch=watch, note=note)
         return _saved(result, questions, run, _learnt((name,), questions))
 
@@ -113,6 +117,7 @@ def measure_two(
     Raises UsageError if there is one name and it is no run, ModelError if its base has changed since.
     """
     _check_sampling(sampling)
+    check_endpoints((a, b or a), sampling, dtype=dtype, template=template)
     _check_output(output, questions, (".json",))
     if b is None:
         run: RunDir | None = _run_of(a)
@@ -129,7 +134,7 @@ def measure_two(
             sides = _base_and_tuned(a, dtype, template, sampling)
         else:
             # Loaded one after the other: two large models needn't fit at once.
-            later = partial(load, dtype=dtype, template=template, sampling=sampling)
+            later = partial(answerer, dtype=dtype, template=template, sampling=sampling, say=note)
             sides = partial(later, a), partial(later, b)
         result = compared(held, *sides, questions.conversations, metrics, watch=watch, note=note)
         return _saved(result, questions, run, _learnt((a,) if b is None else (a, b), questions))
@@ -170,7 +175,8 @@ def _saved(
 ) -> Result:
     write_lines(result.output, result.lines())
     content = {**result.to_json(), "data": questions.path, "rows_sha256": questions.sha256}
-    content["notes"] = [*content.get("notes", []), *_about_documents(questions), *learnt]
+    failed = failure_notes(result) if isinstance(result, Evaluation) else []
+    content["notes"] = [*content.get("notes", []), *failed, *_about_documents(questions), *learnt]
     file = beside(result.output, ".json")
     write_json(file, content)
     report = write_report(run) if run is not None and file.parent == run.eval else None
@@ -350,4 +356,6 @@ def _figures(file: Path) -> dict[str, Any] | None:
 
 def _plain(name: str) -> str:
     """A model's name as a part of a file name."""
+    if is_endpoint(name):
+        name = name.partition("#")[2].partition("@")[0]
     return Path(name.rstrip("/")).name.replace(":", "-") or "model"

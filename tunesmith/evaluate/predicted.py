@@ -142,6 +142,8 @@ def _references(value: dict[str, Any], columns: Sequence[str]) -> tuple[str, ...
 def _completion(value: dict[str, Any], prediction: object) -> Completion:
     """The answer with what the line says of it; tokens that it doesn't tell are 0."""
     tokens, seconds = value.get("tokens"), value.get("seconds")
+    if value.get("finish") == "error":
+        return Completion("", "error", 0, 0, error=str(value.get("error") or "no reason is given"))
     return Completion(
         prediction if isinstance(prediction, str) else "",
         "length" if value.get("finish") == "length" else "stop",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Container, Generator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,14 @@ from tunesmith.device import peak_memory
 from tunesmith.errors import GenerateError
 from tunesmith.evaluate.answerers import Base, Note, Watch, tell
 from tunesmith.evaluate.choices import likeliest, losses_in, worklog_choices
+from tunesmith.evaluate.failures import Failed, check_some, failed_rows
 from tunesmith.evaluate.figures import figure
 from tunesmith.evaluate.metrics import Metric, is_empty
 from tunesmith.evaluate.perplexity import Loss, RowLoss, answer_losses, intervals, total
 from tunesmith.evaluate.row import RowResult
 from tunesmith.infer.local import LocalModel
+from tunesmith.infer.predictions import answered
+from tunesmith.infer.remote import RemoteModel
 from tunesmith.records import Completer, Completion, Conversation
 from tunesmith.worklog import Claim, Worklog, claim, write_lines
 
@@ -34,7 +37,10 @@ AGAIN = "The same command goes on."
 
 @dataclass
 class Evaluation:
-    """One model's rows and figures. `seconds` is the wall-clock time of answering, None if it was before."""
+    """One model's rows and figures. `seconds` is the wall-clock time of answering, None if it was before.
+
+    `rows` are those that were answered; those whose call failed are in `failed`, by their place among all.
+    """
 
     model: str
     rows: list[RowResult]
@@ -43,6 +49,7 @@ class Evaluation:
     seconds: float | None
     facts: Mapping[str, Any]
     output: Path
+    failed: Mapping[int, Failed] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -50,7 +57,10 @@ class Evaluation:
 
     def lines(self) -> list[dict[str, Any]]:
         """What stands in `output`: a line a row."""
-        return [row.to_json() for row in self.rows]
+        lines = [row.to_json() for row in self.rows]
+        for at, row in sorted(self.failed.items()):
+            lines.insert(at, row.to_json())
+        return lines
 
     def scores(self, metric: str) -> list[float]:
         """One score a row."""
@@ -99,6 +109,7 @@ class Evaluation:
             "mean_length": sum(map(len, texts)) / self.n,
             **({"completion_tokens": tokens} if tokens else {}),
             **({"seconds": round(self.seconds, 3)} if self.seconds is not None else {}),
+            **({"failed": len(self.failed)} if self.failed else {}),
         }
 
 
@@ -134,7 +145,7 @@ def measured(
     note: Note = lambda _: None,
 ) -> Evaluation:
     """`evaluate`, without writing the output, which is held already; `part` tells several models apart."""
-    facts = {**_made_by(model), "rows": prompts_sha256(conversations)[:16]}
+    facts = {**made_by(model), "rows": prompts_sha256(conversations)[:16]}
     worklog, other = held.worklog(facts, len(conversations), part=part)
     if other:
         note(other)
@@ -149,7 +160,8 @@ def measured(
     begun = time.monotonic()
     answering = not metrics or any(metric.evidence == "answer" for metric in metrics)
     if answering:
-        _worklog_answers(worklog, model, conversations, watch)
+        worklog_answers(worklog, model, conversations, watch)
+        check_some(model.name, worklog.rows(ANSWERS))
     seconds = before + time.monotonic() - begun if answering else None
     losses = [RowLoss(**row) for _, row in sorted(worklog.rows(LOSSES).items())] or None
     answers = [Completion(**row) for _, row in sorted(worklog.rows(ANSWERS).items())] if answering else None
@@ -162,9 +174,11 @@ def measured(
             choices[at] if choices else None,
         )
         for at, row in enumerate(conversations)
+        if answers is None or answers[at].finish != "error"
     ]
     loss = total(losses) if losses else None
-    return Evaluation(model.name, rows, tuple(metrics), loss, seconds, _facts(model), held.output)
+    failed = failed_rows(conversations, answers) if answers is not None else {}
+    return Evaluation(model.name, rows, tuple(metrics), loss, seconds, _facts(model), held.output, failed)
 
 
 def grouped(rows: Sequence[RowResult]) -> dict[str, dict[str, list[RowResult]]]:
@@ -209,10 +223,10 @@ def _worklog_losses(
             tell(watch, what, len(worklog.rows(LOSSES)), len(conversations))
 
 
-def _worklog_answers(
+def worklog_answers(
     worklog: Worklog, model: Completer, conversations: Sequence[Conversation], watch: Watch | None
 ) -> None:
-    what, done = f"{model.name} answers", frozenset(worklog.rows(ANSWERS))
+    what, done = f"{model.name} answers", answered(worklog.rows(ANSWERS))
     tell(watch, what, len(done), len(conversations))
     if len(done) == len(conversations):
         return
@@ -228,7 +242,7 @@ def _answered(
 ) -> Generator[dict[int, Completion]]:
     """Answers by row, as many at a time as are done at once."""
     prompts = [conversation.prompt for conversation in conversations]
-    if isinstance(model, LocalModel | Base):
+    if isinstance(model, LocalModel | Base | RemoteModel):
         with closing(model.complete_batches(prompts, done)) as batches:
             for batch in batches:
                 yield {at: _only(answers, model, prompts[at]) for at, answers in batch.items()}
@@ -289,15 +303,17 @@ def _only(answers: list[Completion] | None, model: Completer, conversation: Conv
     return answers[0]
 
 
-def _made_by(model: Completer) -> dict[str, Any]:
+def made_by(model: Completer) -> dict[str, Any]:
     """All of a model that decides what it answers."""
     if isinstance(model, Base):
         return {**model.tuned.facts(), "model": model.name, "adapter": "off"}
-    return model.facts() if isinstance(model, LocalModel) else {"model": model.name}
+    return model.facts() if isinstance(model, LocalModel | RemoteModel) else {"model": model.name}
 
 
 def _facts(model: Completer) -> dict[str, Any]:
     local = model.tuned if isinstance(model, Base) else model
+    if isinstance(local, RemoteModel):
+        return {"sampling": local.sampling.given()}
     if not isinstance(local, LocalModel):
         return {}
     return {

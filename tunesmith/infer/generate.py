@@ -107,6 +107,20 @@ def stream(
     return job.pieces(prompt)
 
 
+def continuations(
+    model: PreTrainedModel,
+    renderer: Renderer,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    batch_size: int = 16,
+) -> Iterator[Completion]:
+    """What follows prompts that are tokens already, in order: no template is laid around them."""
+    job = _Job(model, renderer, sampling)
+    asked = [job.asked(at, at, ids, f"prompt {at + 1}") for at, ids in enumerate(prompts)]
+    return (answers[0] for answers in _in_order(job.in_batches(asked, batch_size)))
+
+
 class _Job:
     """What stays the same over all prompts of a call."""
 
@@ -206,13 +220,15 @@ class _Job:
 
     def _prompt(self, index: int, conversation: Conversation) -> Asked:
         ids = self.renderer.prompt_ids(conversation)
+        return self.asked(index, conversation.number, ids, str(conversation.origin))
+
+    def asked(self, index: int, row: int, ids: Sequence[int], where: str) -> Asked:
+        """An answer to be to these tokens. Raises GenerateError, by the prompt's name, if there's no room."""
         if not ids:
-            raise GenerateError(
-                f"{conversation.origin}: the prompt is empty.", fix="Write something to answer."
-            )
+            raise GenerateError(f"{where}: the prompt is empty.", fix="Write something to answer.")
         total = self.sampling.max_length
         room = self.sampling.max_new_tokens or NEW_TOKENS if total is None else total - len(ids)
-        size = f"{conversation.origin}: the prompt has {len(ids)} tokens"
+        size = f"{where}: the prompt has {len(ids)} tokens"
         if room < 1:
             raise GenerateError(
                 f"{size} and max_length, which counts prompt and answer, is {total}.",
@@ -225,7 +241,7 @@ class _Job:
                 f"{size} and the model reads {self.context}, prompt and answer together.",
                 fix="Shorten the prompt, or use a model that reads longer texts.",
             )
-        return Asked(index, conversation.number, 0, ids, room)
+        return Asked(index, row, 0, ids, room)
 
     def _pad_id(self) -> int:
         if self.sampling.pad_token_id is not None:

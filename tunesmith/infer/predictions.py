@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from tunesmith.data.prompts import prompts_sha256
 from tunesmith.errors import RunError, UsageError
+from tunesmith.infer.remote import RemoteModel
 from tunesmith.infer.scores import logprobs
 from tunesmith.records import Completion, Conversation
 from tunesmith.settings import nearest
 from tunesmith.worklog import Claim, begun_for, check_free, claim, write_lines
 
 if TYPE_CHECKING:
-    from tunesmith.infer.local import LocalModel
+    from tunesmith.infer.answerer import Answerer
 
 Existing = Literal["refuse", "resume", "replace"]
 """What happens to an output file that is there already."""
@@ -67,7 +68,7 @@ class Summary:
 
 
 def write_predictions(
-    model: LocalModel,
+    model: Answerer,
     prompts: Sequence[Conversation],
     output: Path,
     *,
@@ -94,7 +95,7 @@ def claim_output(output: Path, existing: Existing) -> Iterator[Claim]:
 
 def answer_into(
     held: Claim,
-    model: LocalModel,
+    model: Answerer,
     prompts: Sequence[Conversation],
     *,
     existing: Existing = "refuse",
@@ -106,10 +107,10 @@ def answer_into(
     worklog = held.only_worklog(facts, len(prompts), fresh=existing != "resume")
     if existing == "resume" and worklog.empty and (lines := _earlier(model, prompts, output)):
         worklog.append(ANSWERS, lines)
-    done = worklog.rows(ANSWERS)
+    done = answered(worklog.rows(ANSWERS))
     summary = Summary(str(output), len(prompts), resumed=len(done))
     began = time.perf_counter()
-    for batch in model.complete_batches(prompts, frozenset(done)):
+    for batch in model.complete_batches(prompts, done):
         rows = {at: prediction(model, prompts[at], answers) for at, answers in batch.items()}
         worklog.append(ANSWERS, rows)
         for completions in batch.values():
@@ -123,6 +124,11 @@ def answer_into(
     lines = worklog.rows(ANSWERS)
     write_lines(output, [lines[at] for at in range(len(prompts))])
     return summary
+
+
+def answered(rows: Mapping[int, Mapping[str, Any]]) -> frozenset[int]:
+    """Of the answers in a worklog those that are there: what failed is asked again."""
+    return frozenset(at for at, row in rows.items() if row["finish"] != "error")
 
 
 def check_output(output: Path, existing: Existing) -> None:
@@ -148,7 +154,7 @@ def check_output(output: Path, existing: Existing) -> None:
 
 
 def prediction(
-    model: LocalModel, conversation: Conversation, completions: Sequence[Completion]
+    model: Answerer, conversation: Conversation, completions: Sequence[Completion]
 ) -> dict[str, Any]:
     """A line of the output: the first answer; all of them under `predictions` where several were asked."""
     first = completions[0]
@@ -158,9 +164,10 @@ def prediction(
         "references": list(conversation.references),
         "finish": first.finish,
         "tokens": first.completion_tokens,
+        **({"error": first.error} if first.error else {}),
         **model.facts(),
     }
-    if first.scores:
+    if first.scores and not isinstance(model, RemoteModel):
         line["logprobs"] = logprobs(model.renderer.tokenizer, first.scores)
     if len(completions) > 1:
         line["predictions"] = [
@@ -168,7 +175,11 @@ def prediction(
                 "text": one.text,
                 "finish": one.finish,
                 "tokens": one.completion_tokens,
-                **({"logprobs": logprobs(model.renderer.tokenizer, one.scores)} if one.scores else {}),
+                **(
+                    {"logprobs": logprobs(model.renderer.tokenizer, one.scores)}
+                    if one.scores and not isinstance(model, RemoteModel)
+                    else {}
+                ),
             }
             for one in completions
         ]
@@ -179,7 +190,7 @@ def _asked(conversation: Conversation) -> dict[str, str]:
     return {"id": conversation.key, "prompt": conversation.question}
 
 
-def _earlier(model: LocalModel, prompts: Sequence[Conversation], output: Path) -> dict[int, dict[str, Any]]:
+def _earlier(model: Answerer, prompts: Sequence[Conversation], output: Path) -> dict[int, dict[str, Any]]:
     """The answers that a file of answers holds already; a line that was cut in the middle isn't one."""
     if not output.exists():
         return {}
@@ -198,7 +209,8 @@ def _earlier(model: LocalModel, prompts: Sequence[Conversation], output: Path) -
                 raise _not_ours(output, f"line {at + 1} doesn't say its {name}")
             if line[name] != value:
                 raise _not_ours(output, f"line {at + 1} has {OTHERS.get(name, 'another ' + name)}")
-        found[at] = line
+        if line.get("finish") != "error":
+            found[at] = line
     return found
 
 

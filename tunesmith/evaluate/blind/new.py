@@ -25,6 +25,7 @@ from tunesmith.evaluate.blind.draw import chosen_rows
 from tunesmith.evaluate.blind.folder import BlindTest
 from tunesmith.evaluate.blind.ratings import locked, timestamp
 from tunesmith.records import Conversation
+from tunesmith.rundir import read_jsonl
 
 ITEMS = 50
 REPEATS = 0.1
@@ -103,6 +104,7 @@ def _laid_out(
     test: BlindTest, request: Request, seed: str, sides: Sequence[Answered], ids: Sequence[str]
 ) -> Made:
     a, b = sides
+    _check_whole(sides, ids)
     pairs = paired_answers(a, b, ids)
     differing = [pair for pair in pairs if not pair.alike]
     if not differing:
@@ -127,6 +129,23 @@ def _laid_out(
     )  # fmt: skip
     shown = len(test.public()["items"])
     return Made(test, len(differing), shown - len(differing), len(pairs) - len(differing))
+
+
+def _check_whole(sides: Sequence[Answered], ids: Sequence[str]) -> None:
+    """Raise DataError for calls that failed: raters would see an empty answer and vote against it."""
+    failed = [
+        f"{side.path}: {key}: {line.get('error') or 'the call failed'}"
+        for side in sides
+        for key in ids
+        if (line := side.lines.get(key, {})).get("finish") == "error"
+    ]
+    if failed:
+        raise DataError(
+            f"{len(failed)} answers are missing, because their calls failed.",
+            details=failed,
+            fix="The same command asks them again; a file of answers goes on with "
+            "`tunesmith generate … --resume`.",
+        )
 
 
 def _side(name: str, answered: Answered, ids: Sequence[str]) -> dict[str, Any]:
@@ -221,4 +240,5 @@ def _begun(test: BlindTest, asked: Mapping[str, Any]) -> bool:
 
 
 def _lines(file: Path) -> int:
-    return file.read_bytes().count(b"\n")
+    """Answers in a file; calls that failed are none."""
+    return sum(line.get("finish") != "error" for line in read_jsonl(file))

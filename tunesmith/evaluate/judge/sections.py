@@ -1,0 +1,94 @@
+"""A judgement as sections: the same sentences and tables for terminal, page and Markdown. JSON only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tunesmith.evaluate.results import interval
+from tunesmith.evaluate.section import Section
+from tunesmith.rundir import RunDir
+
+
+def sections(content: Mapping[str, Any]) -> list[Section]:
+    """What a judgement's JSON says."""
+    found = [_graded(content) if content["mode"] == "rubric" else _pairs(content), _judge(content)]
+    if content.get("people"):
+        found.append(_people(content["people"]))
+    return found
+
+
+def title(content: Mapping[str, Any]) -> str:
+    """What was judged on what, and by whom: one line."""
+    sides = ",  ".join(f"{side.upper()} = {content[side]['model']}" for side in "ab" if side in content)
+    data, judge = Path(str(content["data"])).name, content["judge"]["model"]
+    return f"{data}, n = {content['n']}:  {sides};  judge: {judge}"
+
+
+def read_judgements(run: RunDir) -> list[dict[str, Any]]:
+    """Every judgement in a run's eval/, by file name; damaged files are left out here."""
+    found = []
+    for file in sorted(run.eval.glob("*.json")):
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            if isinstance(content, dict) and content.get("kind") == "judgement":
+                title(content), sections(content)
+                found.append({"file": str(file), **content})
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+    return found
+
+
+def _pairs(content: Mapping[str, Any]) -> Section:
+    rows = [("rows", f"B {content['wins']}, A {content['losses']}, ties {content['ties']} (left out below)")]
+    if content["share"]:
+        rows.append(("B's share of wins", f"{_percent(content['share'])}, Wilson, 95 %"))
+        rows.append(("sign test", f"p = {content['p_value']:.3g}, exact, two-sided"))
+    if content["wins_needed"]:
+        rows.append(("wins needed", f"{content['wins_needed']} of {content['decided']} for p < 0.05"))
+    said = content["verdict"]
+    return Section("Two answers compared", (f"{said[0].upper()}{said[1:]}.",), ("", ""), tuple(rows))
+
+
+def _graded(content: Mapping[str, Any]) -> Section:
+    two = "b" in content
+    columns = ("criterion", "A", "B", "B - A [95 %]", "verdict") if two else ("criterion", "score [95 %]")
+    rows: list[tuple[str, ...]] = []
+    for name, one in content["criteria"].items():
+        label = name if "weight" not in one or one["weight"] == 1 else f"{name} (x{one['weight']:g})"
+        if two:
+            difference = interval(one["difference"], sign=True)
+            scores = (f"{one['a']['value']:.2f}", f"{one['b']['value']:.2f}")
+            rows.append((label, *scores, difference, one["verdict"]))
+        else:
+            rows.append((label, interval(one["a"])))
+    return Section("Scores by a rubric, from 1 to 5", (), columns, tuple(rows))
+
+
+def _judge(content: Mapping[str, Any]) -> Section:
+    rows = []
+    if orders := content.get("orders"):
+        rows.append(("both orders the same", f"{orders['same']} of {orders['n']}"))
+        if orders["flip_rate"]:
+            rows.append(("flipped with the order", _percent(orders["flip_rate"])))
+    if position := content.get("first_position"):
+        rows.append(("first answer taken", _percent(position["share"])))
+    if longer := content.get("longer"):
+        rows.append(("longer answer won", _percent(longer["share"])))
+    calls = content["calls"]
+    rows.append(("calls", f"{calls['n']}, {calls['mended']} malformed, {calls['failed']} failed"))
+    rows.append(("tokens", f"{calls['prompt_tokens']:,} read, {calls['tokens']:,} written"))
+    return Section("The judge", tuple(content["notes"]), ("", ""), tuple(rows))
+
+
+def _people(people: Mapping[str, Any]) -> Section:
+    kappa = people["cohen_kappa"]
+    rows = [("the same verdict", f"{people['same']} of {people['n']} rows")]
+    rows += [("Cohen's kappa", f"{kappa:.2f}")] if kappa is not None else []
+    return Section("The judge beside people", (), ("", ""), tuple(rows))
+
+
+def _percent(share: Mapping[str, float]) -> str:
+    return f"{share['value']:.0%} [{share['low']:.0%}, {share['high']:.0%}]".replace("%", " %")
