@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from tunesmith.disk import write_atomic, write_json
 from tunesmith.errors import RunError, UsageError
@@ -18,6 +12,7 @@ from tunesmith.evaluate.blind.folder import BlindTest, open_test
 from tunesmith.evaluate.blind.ratings import Rater, locked, read_raters, take_in, timestamp
 from tunesmith.evaluate.blind.tables import RATER_COLUMNS, in_chinese, rater_rows, summary_rows
 from tunesmith.evaluate.blind.tally import Votes, figures, votes_of
+from tunesmith.evaluate.pages import both, environment, rendered
 from tunesmith.redact import short_paths
 from tunesmith.words import counted
 
@@ -132,31 +127,15 @@ def _rows(public: Mapping[str, Any], key: Mapping[str, Any], votes: Sequence[Vot
 
 
 def _page(content: Mapping[str, Any]) -> str:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals |= {"t": _both, "told": lambda words: _both(words, in_chinese(words))}
-    script = _part("tunesmith.evaluate", "report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    css = _part("tunesmith.evaluate", "report.css") + _part("tunesmith.evaluate.blind", "report.css")
-    page: str = environment.from_string(_part("tunesmith.evaluate.blind", "report.html")).render(
+    made = environment()
+    made.filters["of_blind"] = lambda words: both(words, in_chinese(words))
+    return rendered(
+        made,
+        "blind/report.html",
+        css=["report/page.css", "blind/report.css"],
+        js=["report/language.js"],
         **content,
         summary=zip(summary_rows(content), summary_rows(content, chinese=True), strict=True),
         columns=RATER_COLUMNS,
         table=rater_rows(content),
-        css=Markup(css),
-        js=Markup(script),
-        js_hash=digest,
     )
-    return page
-
-
-def _both(english: str, chinese: str) -> Markup:
-    """A label in both languages; the page shows one."""
-    return Markup('<span class="en" lang="en">{}</span><span class="zh" lang="zh">{}</span>').format(
-        english, chinese
-    )
-
-
-def _part(package: str, name: str) -> str:
-    return (files(package) / name).read_text(encoding="utf-8")
