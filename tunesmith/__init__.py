@@ -27,7 +27,6 @@ if TYPE_CHECKING:
         load,
         open_run,
         plan,
-        report,
         runs,
         summary,
         sweep,
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from tunesmith.errors import TunesmithError
     from tunesmith.evaluate.blind.page import blind_page
     from tunesmith.evaluate.blind.report import blind_report
+    from tunesmith.evaluate.report.write import report, report_text
     from tunesmith.infer.config import Sampling
     from tunesmith.serve.blind import blind_serve
     from tunesmith.train.config import Job
@@ -60,6 +60,7 @@ __all__ = [
     "open_run",
     "plan",
     "report",
+    "report_text",
     "runs",
     "summary",
     "sweep",
@@ -77,6 +78,8 @@ _ELSEWHERE = {
     "blind_page": "tunesmith.evaluate.blind.page",
     "blind_report": "tunesmith.evaluate.blind.report",
     "blind_serve": "tunesmith.serve.blind",
+    "report": "tunesmith.evaluate.report.write",
+    "report_text": "tunesmith.evaluate.report.write",
 }
 
 

@@ -12,7 +12,16 @@ from typer.core import TyperCommand, TyperGroup
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, print_what_fits, table
 from tunesmith.errors import UsageError
 from tunesmith.evaluate import curve, history
-from tunesmith.evaluate.results import COLUMNS, comparison_rows, evaluation_rows, read_results, title
+from tunesmith.evaluate.results import (
+    COLUMNS,
+    comparison_rows,
+    evaluation_rows,
+    group_rows,
+    pairs,
+    read_results,
+    title,
+)
+from tunesmith.evaluate.section_sources import sections
 from tunesmith.redact import without_secrets
 from tunesmith.rundir import RunDir, list_runs, open_run
 from tunesmith.words import size
@@ -229,11 +238,27 @@ def _results(run: RunDir) -> None:
             continue
         out.print(f"\n{title(result)}", style="bold")
         if result["kind"] == "comparison":
-            print_table(table(COLUMNS, comparison_rows(result), numbers=("A", "B")))
+            for pair in pairs(result):
+                print_table(table(COLUMNS, comparison_rows(pair), numbers=("A", "B")))
+                _groups(pair)
         else:
             _rows(evaluation_rows(result))
+            _groups(result)
+        for section in sections(result):
+            out.print(f"\n{section.title}", style="bold")
+            for sentence in section.sentences:
+                out.print(sentence)
+            if section.rows:
+                print_table(table(section.columns, section.rows))
         for note in result.get("notes") or []:
             out.print(note)
+
+
+def _groups(result: Mapping[str, Any]) -> None:
+    columns, rows = group_rows(result)
+    if rows:
+        out.print()
+        print_table(table(columns, rows, numbers=("n",)))
 
 
 def _paths(run: RunDir) -> list[tuple[str, str]]:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
-Language = Literal["en", "zh"]
-MARK = "<!-- tunesmith report -->"
-"""By which a report is known for one, so that it may be written anew."""
 SHOWN_TEXT = 1200
 
 

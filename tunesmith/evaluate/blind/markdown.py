@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tunesmith.evaluate.blind.tables import RATER_COLUMNS, in_chinese, rater_rows, summary_rows
-from tunesmith.evaluate.markdown import MARK, Language, escaped, fenced, joined, table
+from tunesmith.evaluate.formats import MARK, Language
+from tunesmith.evaluate.markdown import escaped, fenced, joined, table
 
 CHINESE = {
     "Blind test by people": "人工盲测",

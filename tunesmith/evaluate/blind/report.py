@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from tunesmith.evaluate.blind.ratings import Rater, locked, read_raters, take_in
 from tunesmith.evaluate.blind.tables import RATER_COLUMNS, in_chinese, rater_rows, summary_rows
 from tunesmith.evaluate.blind.tally import Votes, figures, votes_of
 from tunesmith.evaluate.pages import both, environment, rendered
+from tunesmith.evaluate.report.write import write_report
 from tunesmith.redact import short_paths
+from tunesmith.rundir import is_run, open_run
 from tunesmith.words import counted
 
 
@@ -61,6 +64,11 @@ def blind_report(
     content = {name: short_paths(value, foreign=False) for name, value in content.items()}
     write_json(test.figures_file, content)
     write_atomic(test.report_file, _page(content))
+    for side in ("a", "b"):
+        if is_run(folder := Path(str(key[side]["model"]))):
+            # The votes are a part of the run's story; a run that can't be read has its own complaint.
+            with suppress(RunError):
+                write_report(open_run(folder))
     return content
 
 

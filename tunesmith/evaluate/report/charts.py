@@ -19,6 +19,7 @@ from tunesmith.evaluate.report.figures import Better, Value, number
 WIDE, NARROW = 760, 340
 LABEL = 17  # characters of a name, beside its n
 MOST_BARS = 16
+WIDEST_BAR = 96
 FEW_VALUES = 9  # so many different changes have a bar each
 
 
@@ -70,10 +71,11 @@ def deltas(differences: Sequence[float], better: Better, *, width: int, title: s
     """A histogram of changes; rows that didn't change have the bar in the middle."""
     bars = _bars(differences)
     left, right, top, bottom, height = 6, 6, 18, 26, 150
-    each = (width - left - right) / len(bars)
+    each = min((width - left - right) / len(bars), WIDEST_BAR)
+    end = left + each * len(bars)
     most = max(count for _, _, count in bars)
     base = height - bottom
-    parts = [f'<line class="zero" x1="{left}" x2="{width - right}" y1="{base}" y2="{base}"/>']
+    parts = [f'<line class="zero" x1="{left}" x2="{end:.1f}" y1="{base}" y2="{base}"/>']
     for at, (low, high, count) in enumerate(bars):
         tall = (base - top) * count / most
         kind = _kind((low + high) / 2, better)
@@ -87,9 +89,9 @@ def deltas(differences: Sequence[float], better: Better, *, width: int, title: s
     for at, (low, high, _) in enumerate(bars):
         if low == high:
             parts.append(_text(left + each * (at + 0.5), height - 8, f"{low:+g}" if low else "0"))
-    for x, anchor, bar, end in ((left, "start", bars[0], 0), (width - right, "end", bars[-1], 1)):
+    for x, anchor, bar, side in ((left, "start", bars[0], 0), (end, "end", bars[-1], 1)):
         if bar[0] != bar[1]:
-            parts.append(_text(x, height - 8, number(bar[end], sign=True), anchor))
+            parts.append(_text(x, height - 8, number(bar[side], sign=True), anchor))
     told = "; ".join(f"{_edges(low, high)}: {count}" for low, high, count in bars if count)
     return _svg(width, height, title, told, parts)
 

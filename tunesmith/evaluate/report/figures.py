@@ -95,10 +95,9 @@ def better(name: str) -> Better:
 
 
 def number(value: float, *, sign: bool = False) -> str:
-    """0.267, +0.267, 1,234."""
-    if not sign:
-        return short(value)
-    return f"{value:+.3f}" if abs(value) < 100 else f"{value:+,.0f}"
+    """0.267, +0.267, 1,234; with a minus that is one."""
+    text = short(value)
+    return (f"+{text}" if sign and value > 0 else text).replace("-", "−")
 
 
 def shown(value: Value | None, *, sign: bool = False, whole: bool = False, n: int = 0) -> tuple[str, str]:

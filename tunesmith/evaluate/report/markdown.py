@@ -7,7 +7,8 @@ from typing import Any
 
 from tunesmith.evaluate.blind.markdown import blind_lines
 from tunesmith.evaluate.chinese import in_chinese
-from tunesmith.evaluate.markdown import MARK, Language, escaped, fenced, joined, table
+from tunesmith.evaluate.formats import MARK, Language
+from tunesmith.evaluate.markdown import escaped, fenced, joined, table
 from tunesmith.evaluate.report.figures import Figure, Value, number, shown
 from tunesmith.evaluate.report.labels import in_chinese as label_in_chinese
 from tunesmith.evaluate.report.result import Group, Told

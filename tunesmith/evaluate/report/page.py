@@ -67,7 +67,7 @@ def _environment() -> Environment:
 
 def _seen(result: Told) -> dict[str, Any]:
     """A result with what only a page has: cells, charts, cards, and the block of its rows."""
-    block = row_block(result.rows)
+    block = row_block(result.rows, result.primary)
     return {
         "told": result,
         "table": [_cells(figure) for figure in result.figures],

@@ -102,16 +102,22 @@ def _groups(result: Mapping[str, Any]) -> list[Group]:
     found = []
     for column, values in (result.get("groups") or {}).items():
         for metric in result["metrics"]:
-            figures = [(str(name), _of_group(metric, group)) for name, group in values.items()]
+            figures = [(str(name), _of_group(result, column, name, metric)) for name in values]
             found.append(Group(column, metric, figures))
     return found
 
 
-def _of_group(metric: str, group: Mapping[str, Any]) -> Figure:
+def _of_group(result: Mapping[str, Any], column: str, name: str, metric: str) -> Figure:
+    group = result["groups"][column][name]
     found, n = group["metrics"][metric], int(group["n"])
     if "difference" not in found:
         return Figure(metric, n, None, _value(found))
-    return Figure(metric, n, Value(found["a"]), Value(found["b"]), _value(found["difference"]))
+    # A comparison's groups have the sides' values alone; their intervals stand in the sides' own groups.
+    sides = []
+    for side in ("a", "b"):
+        own = (result[side].get("groups") or {}).get(column, {}).get(name)
+        sides.append(_value(own["metrics"][metric]) if own else Value(found[side]))
+    return Figure(metric, n, sides[0], sides[1], _value(found["difference"]))
 
 
 def _value(found: Mapping[str, float]) -> Value:

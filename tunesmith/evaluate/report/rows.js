@@ -12,7 +12,7 @@
     const data = JSON.parse(section.querySelector("script").textContent);
     const paired = data.rows[0].answers.length === 2;
     data.rows.forEach((row, at) => { row.at = at; });
-    const state = { search: "", show: "all", measure: 0, sort: "file", page: 0 };
+    const state = { search: "", show: "all", measure: data.primary, sort: "file", page: 0 };
     const groups = data.groups.map(() => "");
     const tools = section.querySelector(".tools");
     const refresh = () => { state.page = 0; draw(); };
@@ -22,7 +22,9 @@
     tools.append(field("", "Show", "筛选", list(shown(data, paired), set("show"))));
     if (data.measures.length) {
       const names = data.measures.map((measure, at) => [String(at), measure.name, measure.name]);
-      tools.append(field("", "by", "依据", list(names, set("measure"))));
+      const by = list(names, set("measure"));
+      by.value = String(data.primary);
+      tools.append(field("", "by", "依据", by));
     }
     tools.append(field("", "Order", "排序", list(orders(data, paired), set("sort"))));
     data.groups.forEach((column, at) => {
@@ -59,7 +61,7 @@
       state.page = Math.min(state.page, last);
       const first = state.page * PAGE;
       const few = found.slice(first, first + PAGE);
-      section.querySelector(".list").replaceChildren(...few.map((row) => card(row, data, paired, words)));
+      section.querySelector(".list").replaceChildren(...few.map((row) => card(row, data, measure, words)));
       const range = few.length ? (first + 1) + "–" + (first + few.length) : "0";
       section.querySelector(".status").replaceChildren(both(
         `Rows ${range} of ${found.length.toLocaleString("en")}` + (found.length < data.rows.length ? ` (${data.rows.length.toLocaleString("en")} in all)` : ""),
@@ -150,12 +152,20 @@
     return row.hay;
   }
 
-  function card(row, data, paired, words) {
+  function card(row, data, measure, words) {
+    const paired = row.answers.length === 2;
     const made = element("div", "answer");
     const head = element("div", "row-head");
     head.append(element("span", "id", row.id || "#" + (row.at + 1)));
     row.groups.forEach((value, at) => head.append(element("span", "", data.groups[at] + " = " + value)));
-    data.measures.forEach((measure, at) => head.append(...score(measure, row.scores[at], paired)));
+    const scores = data.measures.map((one, at) => score(one, row.scores[at], paired));
+    if (scores.length) {
+      head.append(...scores[measure]);
+      scores[measure] = [];
+      if (scores.some((parts) => parts.length)) {
+        head.append(more(scores.flat()));
+      }
+    }
     const texts = element("dl");
     line(texts, both("prompt", "提示"), row.prompt, words, "text");
     row.answers.forEach((text, at) => {
@@ -187,6 +197,14 @@
       made.append(" ", element("span", good, "(" + (change > 0 ? "+" : "−") + digits(Math.abs(change)) + ")"));
     }
     return [made];
+  }
+
+  function more(parts) {
+    const made = element("details");
+    const name = element("summary");
+    name.append(both("all scores", "全部得分"));
+    made.append(name, ...parts);
+    return made;
   }
 
   function digits(value) {

@@ -66,8 +66,8 @@ def measures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*(["loss"] if loss_of(first) is not None else []), *(first.get("scores") or {})]
 
 
-def row_block(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the page's script is given: {"measures", "groups", "limit", "left_out", "rows": […]}.
+def row_block(rows: Sequence[Mapping[str, Any]], primary: str | None = None) -> dict[str, Any]:
+    """What the page's script is given: {"measures", "primary", "groups", "limit", "left_out", "rows": […]}.
 
     A row is {"id", "prompt", "references", "answers": [A, B] or [B], "cut": [bool, …], "scores": [[A, B], …]
     in the order of the measures, "groups": [value, …]}; numbers that aren't there are null.
@@ -77,6 +77,7 @@ def row_block(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     columns = list(dict.fromkeys(column for row in kept for column in row.get("groups") or {}))
     return {
         "measures": [{"name": name, "better": better(name)} for name in names],
+        "primary": names.index(primary) if primary in names else 0,
         "groups": columns,
         "limit": limit,
         "left_out": len(rows) - len(kept),

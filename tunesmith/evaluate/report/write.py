@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tunesmith.disk import write_atomic
 from tunesmith.errors import UsageError
 from tunesmith.evaluate.blind.found import reports_of
-from tunesmith.evaluate.markdown import MARK, Language
+from tunesmith.evaluate.formats import Format, Language, check_replaceable, form_of
 from tunesmith.evaluate.report.content import content
 from tunesmith.evaluate.report.markdown import markdown
 from tunesmith.evaluate.report.page import page
@@ -20,24 +20,42 @@ from tunesmith.evaluate.report.training import story
 from tunesmith.evaluate.results import read_result, read_results
 from tunesmith.rundir import RunDir, open_run
 
-Format = Literal["html", "md", "json"]
-ENDINGS: dict[str, Format] = {
-    ".html": "html",
-    ".htm": "html",
-    ".md": "md",
-    ".markdown": "md",
-    ".json": "json",
-}
-
 
 @dataclass(frozen=True)
 class Subject:
     """What a report is about: its name, its results, the run that they belong to, and blind tests of it."""
 
     name: str
+    default: Path  # of its report, without the ending
     results: list[Told]
     run: RunDir | None = None
     blind: list[Mapping[str, Any]] = field(default_factory=list)
+
+
+def report(
+    source: RunDir | str | Path,
+    output: str | Path | None = None,
+    *,
+    format: Format | None = None,
+    language: Language = "en",
+) -> Path:
+    """Write the report of a run, or of a result of `evaluate` or `compare` (its .json); returns its path.
+
+    `format` is html, md or json; without it `output`'s ending says, else it is html. `language` (en, zh) is
+    that of Markdown: a page has both. Default places: RUN/report.html, RESULT.report.html.
+    Raises UsageError for what can't be reported, and before anything but a report is overwritten.
+    """
+    about = subject(source)
+    form = form_of(Path(output) if output else None, format)
+    file = Path(output) if output else about.default.with_name(f"{about.default.name}.{form}")
+    check_replaceable(file)
+    write_atomic(file, text(about, form, language))
+    return file
+
+
+def report_text(source: RunDir | str | Path, format: Format = "md", *, language: Language = "en") -> str:
+    """The same report as text. Raises UsageError for what can't be reported."""
+    return text(subject(source), format, language)
 
 
 def write_report(run: RunDir) -> Path:
@@ -49,11 +67,13 @@ def write_report(run: RunDir) -> Path:
     return run.report_file
 
 
-def subject(source: str | Path) -> Subject:
+def subject(source: RunDir | str | Path) -> Subject:
     """What there is to report at a path: a run's folder, or a result of `eval` or `compare` (.json, .jsonl).
 
     Raises UsageError for anything else, RunError for a folder without a run.
     """
+    if isinstance(source, RunDir):
+        return of_run(source)
     path = Path(source)
     if path.suffix == ".jsonl" and path.with_suffix(".json").is_file():
         path = path.with_suffix(".json")
@@ -66,14 +86,14 @@ def subject(source: str | Path) -> Subject:
             f"{path} can't be reported: {why}.",
             fix="Give a run, or the figures (.json) that `tunesmith eval` or `compare` wrote.",
         )
-    return Subject(path.stem, told(result))
+    return Subject(path.stem, path.with_name(f"{path.stem}.report"), told(result))
 
 
 def of_run(run: RunDir) -> Subject:
     """A run with its results, comparisons first: they are what the reader came for."""
     results = sorted(read_results(run), key=lambda result: result["kind"] != "comparison")
     parts = [part for result in results for part in told(result)]
-    return Subject(run.path.resolve().name, parts, run, reports_of(run))
+    return Subject(run.path.resolve().name, run.path / "report", parts, run, reports_of(run))
 
 
 def text(about: Subject, form: Format, language: Language = "en") -> str:
@@ -85,38 +105,3 @@ def text(about: Subject, form: Format, language: Language = "en") -> str:
         return markdown(about.name, about.results, training, about.blind, language)
     told_all = content(about.name, about.results, training, about.blind)
     return json.dumps(told_all, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-
-
-def form_of(output: Path | None, form: Format | None) -> Format:
-    """The format that was asked for, or the one of the file's ending; HTML where neither says."""
-    return form or ENDINGS.get(output.suffix.lower() if output else "", "html")
-
-
-def place(source: str | Path, output: Path | None, form: Format) -> Path:
-    """Where the report goes: `output`, RUN/report.FORMAT, or RESULT.report.FORMAT beside a result.
-
-    Raises UsageError for a folder, and for a file that is no earlier report: nothing else is replaced.
-    """
-    path = Path(source)
-    if output is None:
-        if path.is_dir():
-            return path / f"report.{form}"
-        return path.with_name(f"{path.name.removesuffix(path.suffix)}.report.{form}")
-    if output.is_dir():
-        raise UsageError(
-            f"--output {output} is a folder.", fix=f"Give a file in it: {output / f'report.{form}'}."
-        )
-    if output.is_file() and output.stat().st_size and not _is_report(output):
-        raise UsageError(
-            f"--output {output} would overwrite a file that isn't a report.",
-            fix="Give the report another name, or put that file somewhere else.",
-        )
-    return output
-
-
-def _is_report(file: Path) -> bool:
-    """By what every report of ours begins with."""
-    with file.open("rb") as opened:
-        start = opened.read(2000)
-    marks = (b" \xc2\xb7 tunesmith</title>", MARK.encode(), b'"kind": "report"')
-    return any(mark in start for mark in marks)
