@@ -10,13 +10,13 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from tunesmith import rundir
-from tunesmith.api.folders import report
 from tunesmith.data import check as data_check
 from tunesmith.data.check import Dataset
 from tunesmith.data.read import joined
 from tunesmith.data.template import Renderer
 from tunesmith.errors import RunError
 from tunesmith.evaluate import curve
+from tunesmith.evaluate.report.write import report
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.generate import generate as answers_of
 from tunesmith.records import Conversation

@@ -15,10 +15,10 @@ app = typer.Typer(add_completion=False)
 
 EXAMPLES = """\b
 Examples:
-  tunesmith report runs/tang-1                                   runs/tang-1/report.html anew
-  tunesmith report eval/a-b.test.json                            eval/a-b.test.report.html
+  tunesmith report runs/tang-1                       runs/tang-1/report.html anew
+  tunesmith report eval/a-b.test.json                eval/a-b.test.report.html
   tunesmith report runs/tang-1 --output tang.md --language zh
-  tunesmith report runs/tang-1 --format json --output -          on stdout
+  tunesmith report runs/tang-1 --format md --output -   on stdout
 """
 STDOUT = Path("-")
 

@@ -36,7 +36,7 @@ class Mark:
 def forest(marks: Sequence[Mark], *, width: int, title: str, sign: bool = True) -> Markup:
     """Points with intervals on one axis; `sign`: they are differences, and the axis holds 0."""
     narrow = width < 500
-    left, right = (10, 10) if narrow else (190, 190)
+    left, right = (10, 10) if narrow else (190, 204)
     high_row, top, bottom = (42, 4, 26) if narrow else (28, 4, 26)
     height = top + high_row * len(marks) + bottom
     ends = [end for mark in marks for end in mark.value.ends]
@@ -51,7 +51,7 @@ def forest(marks: Sequence[Mark], *, width: int, title: str, sign: bool = True) 
         at = f"{x(tick):.1f}"
         parts.append(f'<line class="{name}" x1="{at}" x2="{at}" y1="{top}" y2="{height - bottom + 4}"/>')
         anchor = _anchor(x(tick), width) if narrow else "middle"
-        parts.append(f'<text x="{at}" y="{height - 6}" text-anchor="{anchor}">{tick:g}</text>')
+        parts.append(f'<text x="{at}" y="{height - 6}" text-anchor="{anchor}">{_plain(tick)}</text>')
     for row, mark in enumerate(marks):
         y = top + high_row * row + (30 if narrow else high_row / 2)
         told = _told(mark.value, sign)
@@ -88,7 +88,7 @@ def deltas(differences: Sequence[float], better: Better, *, width: int, title: s
     # A bar of one value is named below it; of the others, only the ends are.
     for at, (low, high, _) in enumerate(bars):
         if low == high:
-            parts.append(_text(left + each * (at + 0.5), height - 8, f"{low:+g}" if low else "0"))
+            parts.append(_text(left + each * (at + 0.5), height - 8, _plain(low, sign=True)))
     for x, anchor, bar, side in ((left, "start", bars[0], 0), (end, "end", bars[-1], 1)):
         if bar[0] != bar[1]:
             parts.append(_text(x, height - 8, number(bar[side], sign=True), anchor))
@@ -125,7 +125,13 @@ def _kind(middle: float, better: Better) -> str:
 
 
 def _edges(low: float, high: float) -> str:
-    return f"{low:+g}" if low == high else f"{low:+g} … {high:+g}"
+    ends = (_plain(end, sign=True) for end in ((low,) if low == high else (low, high)))
+    return " … ".join(ends)
+
+
+def _plain(value: float, *, sign: bool = False) -> str:
+    """0.5, +0.5, −1.5, 0: as short as can be."""
+    return (f"{value:+g}" if sign and value else f"{value:g}").replace("-", "−")
 
 
 def _point(kind: str, x: float, y: float) -> str:

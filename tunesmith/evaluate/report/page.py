@@ -97,8 +97,8 @@ def _cards(result: Told) -> list[dict[str, Any]]:
 
 
 def _forests(result: Told) -> list[Chart]:
-    """Differences of all figures: scores between 0 and 1 share an axis, every other one has its own."""
-    differing = [figure for figure in result.figures if figure.difference is not None]
+    """Differences that are judged: scores between 0 and 1 share an axis, every other one has its own."""
+    differing = [figure for figure in result.figures if figure.difference and figure.verdict]
     together = [figure for figure in differing if _is_share(figure)]
     charts = []
     if together:

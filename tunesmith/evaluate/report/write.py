@@ -86,7 +86,9 @@ def subject(source: RunDir | str | Path) -> Subject:
             f"{path} can't be reported: {why}.",
             fix="Give a run, or the figures (.json) that `tunesmith eval` or `compare` wrote.",
         )
-    return Subject(path.stem, path.with_name(f"{path.stem}.report"), told(result))
+    parts = told(result)
+    name = " → ".join(filter(None, (parts[0].a, parts[-1].b)))
+    return Subject(name, path.with_name(f"{path.stem}.report"), parts)
 
 
 def of_run(run: RunDir) -> Subject:
