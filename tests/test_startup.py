@@ -27,7 +27,10 @@ HEAVY = {
     "matplotlib",
     "fastapi",
 }
-VERBS = {"data", "train", "plan", "verify", "chat", "generate", "eval", "compare", "blind", "runs", "doctor"}
+VERBS = {
+    "data", "train", "plan", "verify", "chat", "generate", "eval", "compare", "report", "blind", "runs",
+    "doctor",
+}  # fmt: skip
 
 # Runs the command, then says on stderr's last line what was imported.
 PROBE = """
@@ -90,7 +93,7 @@ WRONG = [
     ["generate", "any", "--input", "no.txt", "--output", "x.jsonl"],
     ["blind", "new", "a", "b", "--data", "no.jsonl"], ["blind", "new", "a.jsonl", "b.jsonl"],
     ["blind", "new", "--help"], ["blind", "serve", "no"], ["blind", "report", "--help"],
-    ["blind", "page", "no"],
+    ["blind", "page", "no"], ["report", "no", "--format", "x"],
 ]  # fmt: skip
 
 
@@ -127,6 +130,11 @@ def test_what_raters_need_waits_for_no_torch(tmp_path: Path) -> None:
     modules = _modules(["blind", "serve", "test"], cwd=tmp_path)
     assert "tunesmith.serve.blind" in modules
     assert not modules & HEAVY
+
+
+def test_a_report_waits_for_no_torch(tmp_path: Path) -> None:
+    _made_runs(tmp_path, 1)
+    assert _modules(["report", "runs/tang-1"], cwd=tmp_path) & HEAVY <= {"numpy"}
 
 
 def test_runs_show_imports_nothing_heavy(tmp_path: Path) -> None:

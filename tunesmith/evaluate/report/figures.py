@@ -32,8 +32,8 @@ class Value:
 class Figure:
     """One line of a table: over n rows, A's value (None for a single model), B's, and the difference B - A.
 
-    `counts` are wins, losses and ties. `whole` says that values are numbers of rows, with the interval of
-    their share.
+    `counts` are wins, losses and ties. `whole` says that values are numbers of rows, with an interval; it is
+    shown as that of their share.
     """
 
     name: str
@@ -105,8 +105,12 @@ def shown(value: Value | None, *, sign: bool = False, whole: bool = False, n: in
     if value is None:
         return "", ""
     if whole:
-        ends = "" if value.low is None else f"[{100 * value.ends[0]:.0f} %, {100 * value.ends[1]:.0f} %]"
-        share = f" ({100 * value.value / n:.0f} %)" if n and ends else ""
+        ends = (
+            ""
+            if value.low is None or not n
+            else "[{:.0f} %, {:.0f} %]".format(*(100 * end / n for end in value.ends))
+        )
+        share = f" ({100 * value.value / n:.0f} %)" if ends else ""
         return f"{value.value:,.0f}{share}", ends
     ends = f"[{number(value.ends[0], sign=sign)}, {number(value.ends[1], sign=sign)}]"
     return number(value.value, sign=sign), "" if value.low is None else ends
@@ -157,7 +161,9 @@ def _answers(
         values = [Value(evaluation[key]) for _, evaluation in sides]
         difference = None
         if key in ("empty", "cut") and apart:
-            values = [Value(value.value, *wilson(int(value.value), n)) for value in values]
+            values = [
+                Value(value.value, *(end * n for end in wilson(int(value.value), n))) for value in values
+            ]
         if key == "mean_length" and apart and len(rows) == n:
             lengths = [[float(len(text)) for text in side] for side in texts]
             values = [_of(mean_interval(side, top=None)) for side in lengths]
