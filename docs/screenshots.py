@@ -29,7 +29,6 @@ from tunesmith.rundir import read_jsonl
 
 IMAGES = Path(__file__).with_name("images")
 MOST_BYTES = 150_000
-COLOURS = 256  # of a picture: flat pages need no more
 WIDE, PHONE = {"width": 1000, "height": 1240}, {"width": 360, "height": 780}
 DARK = {"width": 1000, "height": 720}
 RATERS = {"李雷": 0.8, "韓梅梅": 0.72, "Anna": 0.7}  # how often each prefers B
@@ -78,8 +77,7 @@ def shoot(
     page.screenshot(path=str(picture))
     made.close()
     with Image.open(picture) as taken:
-        small = taken.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
-    small.save(picture, optimize=True)
+        taken.convert("RGB").save(picture, optimize=True)
     size = picture.stat().st_size
     print(f"{picture.name}: {size / 1000:.0f} kB")
     if size > MOST_BYTES:

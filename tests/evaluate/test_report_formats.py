@@ -71,6 +71,16 @@ def test_groups_have_both_sides_with_intervals(tmp_path: Path) -> None:
     assert None not in (seven.a.low, seven.b.low, seven.difference.low)
 
 
+def test_a_pair_of_several_has_its_own_answers(tmp_path: Path) -> None:
+    figures = made_result(tmp_path, keys=["a", "c"])
+    file = figures.with_suffix(".jsonl")
+    lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    for line in lines:
+        line["c"] = {**line["b"], "prediction": "third"}
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert {row["b"]["prediction"] for row in result(figures).rows} == {"third"}
+
+
 def test_changes_count_by_which_way_is_better(tmp_path: Path) -> None:
     changes = {one.name: one for one in result(made_result(tmp_path)).changes}
     assert changes["loss"].counts == (0, 0, 60)

@@ -65,8 +65,11 @@ def beside(predictions: Path, ending: str) -> Path:
 
 
 def pairs(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A result's two-sided comparisons: one; each other side against the first where there are more."""
-    return [dict(result)] if result.get("kind") == "comparison" else []
+    """A comparison as comparisons of two: each other side against the first. Any other result as it is.
+
+    `keys` are the letters under which a pair's answers stand in the lines of predictions, if not a and b.
+    """
+    return [dict(result)]
 
 
 def title(result: Mapping[str, Any]) -> str:

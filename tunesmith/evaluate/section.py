@@ -1,4 +1,4 @@
-"""A part of a result that isn't a figure: what terminal, report and Markdown show in the same way."""
+"""A part of a result as people read it: sentences and a table, the same in terminal, page and Markdown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Section:
-    """A title, sentences about what was found, and a table of it (both may be empty), in English."""
+    """A title, sentences under it, and rows of a table under `columns`; each may be empty."""
 
     title: str
     sentences: tuple[str, ...]

@@ -11,6 +11,7 @@ from tunesmith.evaluate.results import short
 from tunesmith.evaluate.statistics import Interval, mean_interval, paired, wilson
 
 Better = Literal["higher", "lower", "neither"]
+WHOLE = ("empty", "cut", "completion_tokens", "prompt_tokens")  # counts, of rows or of tokens
 LOSSES = ("loss", "perplexity", "bits_per_byte")
 
 
@@ -154,11 +155,16 @@ def _answers(
         ("empty answers", "empty"),
         ("cut at the limit", "cut"),
         ("tokens written", "completion_tokens"),
+        ("prompt tokens", "prompt_tokens"),
         ("seconds", "seconds"),
+        ("tokens/s", "tokens_per_second"),
+        ("peak memory (GiB)", "peak_memory_bytes"),
+        ("energy (J)", "energy_joules"),
     ):
         if any(evaluation.get(key) is None for _, evaluation in sides):
             continue
-        values = [Value(evaluation[key]) for _, evaluation in sides]
+        unit = 2**30 if key == "peak_memory_bytes" else 1
+        values = [Value(evaluation[key] / unit) for _, evaluation in sides]
         difference = None
         if key in ("empty", "cut") and apart:
             values = [
@@ -170,7 +176,7 @@ def _answers(
             if len(lengths) == 2:
                 difference = _of(paired(*lengths, top=None).difference)
         a, b = (values[0], values[1]) if len(values) == 2 else (None, values[0])
-        figures.append(Figure(label, n, a, b, difference, whole=key in ("empty", "cut", "completion_tokens")))
+        figures.append(Figure(label, n, a, b, difference, whole=key in WHOLE))
     return figures
 
 

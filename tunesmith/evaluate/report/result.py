@@ -58,7 +58,13 @@ def told(result: Mapping[str, Any]) -> list[Told]:
     rows = read_rows(result)
     if result["kind"] == "evaluation":
         return [_evaluation(result, data, file, rows)]
-    return [_comparison({**result, **pair}, data, file, rows) for pair in pairs(result)]
+    return [_comparison(pair, data, file, _paired(rows, pair)) for pair in pairs(result)]
+
+
+def _paired(rows: list[dict[str, Any]], pair: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The rows with a pair's answers under a and b, wherever they stand in the lines."""
+    a, b = pair.get("keys", ("a", "b"))
+    return [{**row, "a": row[a], "b": row[b]} for row in rows if a in row and b in row]
 
 
 def _evaluation(result: Mapping[str, Any], data: str, file: str, rows: list[dict[str, Any]]) -> Told:
