@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from tunesmith.evaluate.metrics import METRICS
 from tunesmith.evaluate.results import short
-from tunesmith.evaluate.statistics import Interval, mean_interval, paired, wilson
+from tunesmith.evaluate.statistics import Interval, mean_interval, wilson
 
 Better = Literal["higher", "lower", "neither"]
 WHOLE = ("empty", "cut", "completion_tokens", "prompt_tokens")  # counts, of rows or of tokens
@@ -174,7 +174,8 @@ def _answers(
             lengths = [[float(len(text)) for text in side] for side in texts]
             values = [_of(mean_interval(side, top=None)) for side in lengths]
             if len(lengths) == 2:
-                difference = _of(paired(*lengths, top=None).difference)
+                changed = [after - before for before, after in zip(*lengths, strict=True)]
+                difference = _of(mean_interval(changed, top=None))
         a, b = (values[0], values[1]) if len(values) == 2 else (None, values[0])
         figures.append(Figure(label, n, a, b, difference, whole=key in WHOLE))
     return figures
