@@ -42,9 +42,16 @@ class Changes:
 
 def read_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The lines beside a result, redacted; empty where the file is gone."""
-    lines = read_jsonl(Path(result["file"]).with_suffix(".jsonl"))
-    rows: list[dict[str, Any]] = short_paths(without_secrets(lines), foreign=False)
-    return rows
+    return [_clean(line) for line in read_jsonl(Path(result["file"]).with_suffix(".jsonl"))]
+
+
+def _clean(value: Any) -> Any:
+    """A copy whose texts are redacted; numbers, which most of a line is, aren't looked at."""
+    if isinstance(value, str):
+        return short_paths(without_secrets(value), foreign=False)
+    if isinstance(value, dict):
+        return {key: one if isinstance(one, int | float) else _clean(one) for key, one in value.items()}
+    return [_clean(one) for one in value] if isinstance(value, list) else value
 
 
 def changes(rows: Sequence[Mapping[str, Any]]) -> list[Changes]:
