@@ -3,6 +3,7 @@
 # make test    everything that a change must pass
 #
 # make faults  kill it, fill its disk, damage its checkpoints: an hour or two (docs/faults.md)
+# make screenshots  the pictures of docs, from a run; RUN=runs/tang-1
 # make bench   ours against the usual trainers; BENCH passes options on, LLAMAFACTORY=/path/to/venv adds that one
 #
 # PYTHON chooses the interpreter that .venv is made from:  make test PYTHON=python3.12
@@ -18,7 +19,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test test-slow faults faults-mutated bench lint format docs clean
+.PHONY: help setup demo test test-slow faults faults-mutated bench lint format docs screenshots clean
 
 help:
 	@echo "make setup      make .venv with the command tunesmith; nothing is run"
@@ -31,6 +32,7 @@ help:
 	@echo "make lint       ruff and mypy alone"
 	@echo "make format     let ruff lay out the code"
 	@echo "make docs       write the tables of settings (docs/) and features (READMEs) anew from the code"
+	@echo "make screenshots  make the pictures of report and blind test anew from a run (RUN=runs/tang-1)"
 	@echo "make clean      remove .venv, caches and builds; runs/ stays"
 
 setup: $(STAMP)
@@ -80,6 +82,11 @@ format: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/features.py
+
+RUN ?= runs/tang-1
+
+screenshots: $(STAMP)
+	$(BIN)/python docs/screenshots.py $(RUN)
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -225,9 +225,21 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ),
     ),
     (
-        "A report in one offline page, loss curve as picture and in the terminal, `runs list` at once",
-        "单文件离线报告、损失曲线（图片与终端）、`runs list` 瞬时返回",
-        ("evaluate/test_report.py", "evaluate/test_curve.py", "cli/test_runs.py", "test_startup.py"),
+        "`report`: a run or a result as one offline page, light and dark, Chinese and English, every figure with its n and "
+        "interval, charts, groups, all rows searchable; also Markdown and JSON",
+        "`report`：把一次训练或一个评测结果写成单文件离线网页，明暗两色、中英双语，每个数字都有 n 与区间，含图表与分组，全部行可搜索；也可输出 Markdown 和 JSON",
+        (
+            "evaluate/test_report.py",
+            "evaluate/test_report_page.py",
+            "evaluate/test_report_rows.py",
+            "evaluate/test_report_formats.py",
+            "cli/test_report.py",
+        ),
+    ),
+    (
+        "Loss curve as picture and in the terminal, `runs list` at once",
+        "损失曲线（图片与终端）、`runs list` 瞬时返回",
+        ("evaluate/test_curve.py", "cli/test_runs.py", "test_startup.py"),
     ),
     (
         "Answers and figures of whole files go on after a kill at any instant, no row computed twice, the result the "

@@ -28,8 +28,8 @@ HEAVY = {
     "fastapi",
 }
 VERBS = {
-    "data", "train", "plan", "verify", "chat", "generate", "eval", "compare", "judge", "benchmark", "blind",
-    "runs", "doctor",
+    "data", "train", "plan", "verify", "chat", "generate", "eval", "compare", "report", "judge", "benchmark",
+    "blind", "runs", "doctor",
 }  # fmt: skip
 
 # Runs the command, then says on stderr's last line what was imported.
@@ -96,7 +96,7 @@ WRONG = [
     ["blind", "page", "no"], ["judge", "a", "--judge", "b"], ["judge", "no.jsonl", "a.jsonl", "--judge", "b"],
     ["judge", "a", "b", "--data", "rows.jsonl", "--judge", "http://127.0.0.1#m"],
     ["eval", "http://127.0.0.1:1/v1#m", "--data", "rows.jsonl", "top_k=3"],
-    ["benchmark", "any", "--tasks", ","],
+    ["benchmark", "any", "--tasks", ","], ["report", "no", "--format", "x"],
 ]  # fmt: skip
 
 
@@ -133,6 +133,11 @@ def test_what_raters_need_waits_for_no_torch(tmp_path: Path) -> None:
     modules = _modules(["blind", "serve", "test"], cwd=tmp_path)
     assert "tunesmith.serve.blind" in modules
     assert not modules & HEAVY
+
+
+def test_a_report_waits_for_no_torch(tmp_path: Path) -> None:
+    _made_runs(tmp_path, 1)
+    assert _modules(["report", "runs/tang-1"], cwd=tmp_path) & HEAVY <= {"numpy"}
 
 
 def test_runs_show_imports_nothing_heavy(tmp_path: Path) -> None:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
         load,
         open_run,
         plan,
-        report,
         runs,
         summary,
         sweep,
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from tunesmith.errors import TunesmithError
     from tunesmith.evaluate.blind.page import blind_page
     from tunesmith.evaluate.blind.report import blind_report
+    from tunesmith.evaluate.report.write import report, report_text
     from tunesmith.infer.config import Sampling
     from tunesmith.serve.blind import blind_serve
     from tunesmith.train.config import Job
@@ -64,6 +64,7 @@ __all__ = [
     "open_run",
     "plan",
     "report",
+    "report_text",
     "runs",
     "summary",
     "sweep",
@@ -83,6 +84,8 @@ _ELSEWHERE = {
     "blind_page": "tunesmith.evaluate.blind.page",
     "blind_report": "tunesmith.evaluate.blind.report",
     "blind_serve": "tunesmith.serve.blind",
+    "report": "tunesmith.evaluate.report.write",
+    "report_text": "tunesmith.evaluate.report.write",
 }
 
 

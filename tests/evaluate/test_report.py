@@ -19,12 +19,18 @@ from tunesmith.errors import RunError
 from tunesmith.evaluate.chinese import in_chinese
 from tunesmith.evaluate.compare import compare
 from tunesmith.evaluate.metrics import METRICS
-from tunesmith.evaluate.report import SHOWN_TEXT, write_report
+from tunesmith.evaluate.pages import data_block, part
+from tunesmith.evaluate.report import write_report
+from tunesmith.evaluate.report.page import SHOWN_TEXT
 from tunesmith.evaluate.results import read_results
 from tunesmith.redact import short_paths, without_secrets
 from tunesmith.rundir import RunDir, open_run
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}&lt;b&gt;"
+
+# U+2028 ends a line of JavaScript; a lone surrogate can stand in JSON and in no file.
+HARD = EVIL + "<!-- <script> \u2028\u2029\udc00 \"'\\ ]]> &amp;"
+DATA: dict[str, str | None] = {"type": "application/json"}
 
 THREE = [METRICS[name] for name in ("f1_char", "exact_match", "verse_form")]
 
@@ -116,10 +122,10 @@ def test_the_whole_story_is_there(tmp_path: Path) -> None:
     data = ("1,197", "longer than 1024 tokens", "tang_train.json:40", "output is missing")
     settings = ("smollm2-135m", "train.learning_rate", "torch", "2.13.0", "1.77 GiB", "3 min", "4,884,480")
     use = ("PeftModel.from_pretrained", "tunesmith chat")
-    for part in (*before_and_after, *answers, *data, *settings, *use):
-        assert part in words, part
+    for told in (*before_and_after, *answers, *data, *settings, *use):
+        assert told in words, told
     assert text.count("<polyline") >= 6  # three lines and the rate, wide and narrow
-    assert "NaN" not in text
+    assert "NaN" not in text.replace(part("report", "rows.js"), "")
 
 
 def test_nothing_is_fetched_and_only_our_script_may_run(tmp_path: Path) -> None:
@@ -132,7 +138,7 @@ def test_nothing_is_fetched_and_only_our_script_may_run(tmp_path: Path) -> None:
         assert not [name for name in attributes if name.startswith("on")], attributes
     assert "@import" not in text
     assert "url(" not in text
-    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)  # blocks of data have a type
     digest = base64.b64encode(hashlib.sha256(scripts[0].encode()).digest()).decode()
     assert len(scripts) == 1
     policy = next(a["content"] for t, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
@@ -159,10 +165,24 @@ def test_what_a_model_writes_is_text(tmp_path: Path) -> None:
     )
     text = write_report(run).read_text(encoding="utf-8")
     page = Page(text)
-    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert [attributes for tag, attributes in page.tags if tag == "script"] == [DATA, {}]
     assert "img" not in [tag for tag, _ in page.tags]
     assert "".join(page.words).count(EVIL) >= 10  # shown as it is, to the letter
     assert html.escape(EVIL, quote=False) in text.replace("&#34;", '"').replace("&#39;", "'")
+
+
+def test_rows_in_the_page_are_data_that_ends_no_element(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "tang-1")
+    compared(run, HARD, "ok")
+    text = write_report(run).read_text(encoding="utf-8")
+    block = re.findall(r'<script type="application/json">(.*?)</script>', text, re.DOTALL)[0]
+    assert not set("<>&\u2028\u2029") & set(block)
+    rows = json.loads(block)["rows"]
+    assert len(rows) == 15
+    assert rows[0]["answers"] == [[HARD, 0], ["ok", 0]]
+    assert [attributes for tag, attributes in Page(text).tags if tag == "script"] == [DATA, {}]
+    with pytest.raises(ValueError, match="JSON compliant"):
+        data_block(float("nan"))
 
 
 def test_long_answers_say_how_much_is_missing(tmp_path: Path) -> None:

@@ -13,14 +13,16 @@ blind_new  a test by people of two models' answers, sealed
 evaluate   figures of one model on rows with answers
 compare    figures of two, row by row
 judge      a model's verdicts on two sides' answers, or grades by a rubric
-report     write a run's report.html again
+report     write the report of a run or a result: a page, Markdown, JSON
+report_text    the same as text
 """
 
 from tunesmith.api.answering import generate, load, sweep
-from tunesmith.api.folders import open_run, report, runs, summary
+from tunesmith.api.folders import open_run, runs, summary
 from tunesmith.api.judging import judge
 from tunesmith.api.proof import blind_new, compare, evaluate
 from tunesmith.api.training import check, plan, train, verify, verify_resume
+from tunesmith.evaluate.report.write import report, report_text
 
 __all__ = [
     "blind_new",
@@ -33,6 +35,7 @@ __all__ = [
     "open_run",
     "plan",
     "report",
+    "report_text",
     "runs",
     "summary",
     "sweep",

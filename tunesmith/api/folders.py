@@ -7,7 +7,6 @@ from typing import Any
 
 from tunesmith import rundir
 from tunesmith.evaluate import history
-from tunesmith.evaluate.report import write_report
 from tunesmith.rundir import RunDir
 
 
@@ -19,11 +18,6 @@ def open_run(path: str | Path) -> RunDir:
 def runs(root: str | Path = "runs") -> list[RunDir]:
     """Every run below a folder, the oldest first."""
     return rundir.list_runs(Path(root))
-
-
-def report(run: RunDir | str | Path) -> Path:
-    """Write the run's report.html from what the folder holds now; returns its path."""
-    return write_report(run if isinstance(run, RunDir) else open_run(Path(run)))
 
 
 def summary(run: RunDir) -> dict[str, Any]:

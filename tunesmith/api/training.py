@@ -10,7 +10,6 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from tunesmith import rundir
-from tunesmith.api.folders import report
 from tunesmith.data import check as data_check
 from tunesmith.data.check import Dataset
 from tunesmith.data.read import joined
@@ -18,6 +17,7 @@ from tunesmith.data.template import Renderer
 from tunesmith.errors import RunError
 from tunesmith.evaluate import curve
 from tunesmith.evaluate.examine import examination
+from tunesmith.evaluate.report.write import report
 from tunesmith.evaluate.wanted import check_names
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.generate import generate as answers_of

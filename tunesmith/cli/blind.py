@@ -9,13 +9,17 @@ from typing import Annotated, Any
 import typer
 
 import tunesmith
-from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
+from tunesmith.cli.console import err, json_option, out, print_json, print_table, table, write
 from tunesmith.cli.generate import progress
+from tunesmith.cli.report import STDOUT, LanguageOption
+from tunesmith.disk import write_atomic
 from tunesmith.errors import RunError, UsageError
 from tunesmith.evaluate.blind.folder import open_test
+from tunesmith.evaluate.blind.markdown import blind_markdown
 from tunesmith.evaluate.blind.new import ITEMS, REPEATS, Made, Request, new
 from tunesmith.evaluate.blind.ratings import read_raters
 from tunesmith.evaluate.blind.tables import RATER_COLUMNS, rater_rows, summary_rows
+from tunesmith.evaluate.formats import check_replaceable
 from tunesmith.infer.config import Sampling
 from tunesmith.model.config import Dtype
 from tunesmith.records import Conversation
@@ -152,7 +156,8 @@ def page(
 
 @app.command(
     epilog="\b\nExamples:\n  tunesmith blind report blind/valid\n"
-    "  tunesmith blind report blind/valid --ratings ratings-Li.json --ratings ratings-Wang.json"
+    "  tunesmith blind report blind/valid --ratings ratings-Li.json --ratings ratings-Wang.json\n"
+    "  tunesmith blind report blind/valid --output votes.md --language zh"
 )
 def report(
     folder: Folder,
@@ -164,21 +169,32 @@ def report(
     late: Annotated[
         bool, typer.Option("--late", help="Count ratings that came after the unsealing too.")
     ] = False,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE.md", help="The report as Markdown too; - is stdout.")
+    ] = None,
+    language: LanguageOption = "en",
     as_json: Annotated[bool, json_option] = False,
 ) -> None:
     """Unseal the test and say what the votes are worth.
 
     Ratings that come later don't count.
     """
+    if output is not None:
+        check_replaceable(output)
     was_sealed = open_test(folder).unsealed() is None
     content = tunesmith.blind_report(folder, ratings or (), early=early, late=late)
     if was_sealed:
         err.print("This report unseals the test: from now on no rating counts.")
+    if output == STDOUT:
+        write(blind_markdown(content, language))
+        return
+    if output is not None:
+        write_atomic(output, blind_markdown(content, language))
     if as_json:
         print_json(content)
         return
     _tell_report(content)
-    err.print(f"Report: {open_test(folder).report_file}")
+    err.print(f"Report: {open_test(folder).report_file}" + (f", {output}" if output else ""))
 
 
 def _tell_report(content: dict[str, Any]) -> None:

@@ -63,6 +63,7 @@ VERBS: dict[str, Verb] = {
     "sweep": Verb("tunesmith.cli.sweep", "Answer the same prompts under many settings, side by side."),
     "eval": Verb("tunesmith.cli.eval", "Measure a model or a run on rows with answers."),
     "compare": Verb("tunesmith.cli.compare", "Measure two of them on the same rows, with uncertainty."),
+    "report": Verb("tunesmith.cli.report", "Write results as an offline page, Markdown or JSON."),
     "judge": Verb("tunesmith.cli.judge", "Let a model judge answers, in both orders or by a rubric."),
     "benchmark": Verb("tunesmith.cli.benchmark", "Run public benchmarks of lm-evaluation-harness."),
     "blind": Verb(

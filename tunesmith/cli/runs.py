@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,17 @@ from tunesmith.cli.console import err, json_option, out, print_json, print_table
 from tunesmith.errors import UsageError
 from tunesmith.evaluate import curve, history
 from tunesmith.evaluate.judge import sections as judged
-from tunesmith.evaluate.results import COLUMNS, comparison_rows, evaluation_rows, read_results, title
+from tunesmith.evaluate.results import (
+    COLUMNS,
+    comparison_rows,
+    evaluation_rows,
+    group_rows,
+    pairs,
+    read_results,
+    title,
+)
+from tunesmith.evaluate.section import Section
+from tunesmith.evaluate.section_sources import sections
 from tunesmith.redact import without_secrets
 from tunesmith.rundir import RunDir, list_runs, open_run
 from tunesmith.words import size
@@ -240,19 +250,34 @@ def _results(run: RunDir) -> None:
             continue
         out.print(f"\n{title(result)}", style="bold")
         if result["kind"] == "comparison":
-            print_table(table(COLUMNS, comparison_rows(result), numbers=("A", "B")))
+            for pair in pairs(result):
+                print_table(table(COLUMNS, comparison_rows(pair), numbers=("A", "B")))
+                _groups(pair)
         else:
             _rows(evaluation_rows(result))
+            _groups(result)
+        _sections(sections(result))
         for note in result.get("notes") or []:
             out.print(note)
     for judgement in judged.read_judgements(run):
         out.print(f"\n{judged.title(judgement)}", style="bold")
-        for section in judged.sections(judgement):
-            _part(
-                section.title, [(" ".join(filter(None, row[:1])), "  ".join(row[1:])) for row in section.rows]
-            )
-            for sentence in section.sentences:
-                out.print(sentence)
+        _sections(judged.sections(judgement))
+
+
+def _sections(found: Iterable[Section]) -> None:
+    for section in found:
+        out.print(f"\n{section.title}", style="bold")
+        for sentence in section.sentences:
+            out.print(sentence)
+        if section.rows:
+            print_table(table(section.columns, section.rows))
+
+
+def _groups(result: Mapping[str, Any]) -> None:
+    columns, rows = group_rows(result)
+    if rows:
+        out.print()
+        print_table(table(columns, rows, numbers=("n",)))
 
 
 def _paths(run: RunDir) -> list[tuple[str, str]]:

@@ -212,6 +212,7 @@ def _line(a: RowResult, b: RowResult) -> dict[str, Any]:
         "prompt": b.prompt,
         "prediction": b.completion.text,
         "references": list(b.references),
+        **b.place_json(),
         "a": a.answer_json(),
         "b": b.answer_json(),
     }

@@ -21,8 +21,8 @@ def curve_svg(history: History, *, width: int, height: int) -> Markup:
     left, right, top, gap, bottom = 44, 14, 12, 22, 30
     low_height = 44 if history.learning_rate else 0
     main_height = height - top - bottom - (gap + low_height if low_height else 0)
-    ticks = _ticks(min(p.value for p in points), max(p.value for p in points))
-    low, high = ticks[0], ticks[-1]
+    axis = ticks(min(p.value for p in points), max(p.value for p in points))
+    low, high = axis[0], axis[-1]
 
     def x(step: float) -> float:
         return left + (width - left - right) * step / last
@@ -31,12 +31,12 @@ def curve_svg(history: History, *, width: int, height: int) -> Markup:
         return top + main_height * (high - value) / (high - low)
 
     parts = []
-    for tick in ticks:
+    for tick in axis:
         parts.append(
             f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
         )
         parts.append(f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for step in _ticks(0, last, 5 if width > 500 else 3):
+    for step in ticks(0, last, 5 if width > 500 else 3):
         if step <= last and step == int(step):
             parts.append(f'<text x="{x(step):.1f}" y="{height - 10}" text-anchor="middle">{step:g}</text>')
     parts.append(_line(history.loss, x, y, "raw"))
@@ -51,8 +51,18 @@ def curve_svg(history: History, *, width: int, height: int) -> Markup:
         parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{base}" y2="{base}"/>')
         parts.append(f'<text x="{left - 8}" y="{base - low_height + 8}" text-anchor="end">{peak:.0e}</text>')
         parts.append(_line(history.learning_rate, x, lambda value: base - low_height * value / peak, "rate"))
-    body = "".join(parts)
+    body = f"<title>Loss · 损失</title><desc>{_words(history)}</desc>{''.join(parts)}"
     return Markup(f'<svg viewBox="0 0 {width} {height}" role="img">{body}</svg>')  # numbers and our own words
+
+
+def _words(history: History) -> str:
+    """The curve for who can't see it."""
+    ends = [
+        f"{name}: {line[0].value:.3f} at step {line[0].step}, {line[-1].value:.3f} at step {line[-1].step}"
+        for name, line in (("training loss", smooth(history.loss)), ("validation loss", history.valid))
+        if line
+    ]
+    return "; ".join(ends)
 
 
 def _line(points: list[Point], x: Callable[[float], float], y: Callable[[float], float], name: str) -> str:
@@ -64,13 +74,13 @@ def _line(points: list[Point], x: Callable[[float], float], y: Callable[[float],
     return f'<polyline class="{name}" points="{path}"/>'
 
 
-def _ticks(low: float, high: float, count: int = 5) -> list[float]:
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers from at most `low` to at least `high`."""
     span = max(high - low, 1e-6)
     size = 10 ** math.floor(math.log10(span / count))
     step = next(size * m for m in (1, 2, 5, 10) if span / (size * m) <= count)
     first = math.floor(low / step + 1e-9)
-    ticks = [first * step]
-    while ticks[-1] < high - 1e-9 * span:
-        ticks.append((first + len(ticks)) * step)
-    return [round(t, 10) for t in ticks] if len(ticks) > 1 else [ticks[0], ticks[0] + step]
+    found = [first * step]
+    while found[-1] < high - 1e-9 * span:
+        found.append((first + len(found)) * step)
+    return [round(t, 10) for t in found] if len(found) > 1 else [found[0], found[0] + step]

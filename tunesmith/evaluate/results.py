@@ -29,15 +29,19 @@ COLUMNS = ("metric", "A", "B", "B - A [95 %]", "wins/losses/ties", "verdict")
 
 def read_results(run: RunDir) -> list[dict[str, Any]]:
     """Every result in eval/, by file name. A damaged file is a result of kind `damaged` with its error."""
-    results = []
-    for file in sorted(run.eval.glob("*.json")):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            content = {"kind": "damaged", "error": str(error)}
-        if isinstance(content, dict) and content.get("kind") in ("evaluation", "comparison", "damaged"):
-            results.append({"file": str(file), **(_damage(content) or content)})
-    return results
+    results = map(read_result, sorted(run.eval.glob("*.json")))
+    return [result for result in results if result is not None]
+
+
+def read_result(file: Path) -> dict[str, Any] | None:
+    """The result in a file, of kind `damaged` where it can't be read; None if it is something else."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        content = {"kind": "damaged", "error": str(error)}
+    if isinstance(content, dict) and content.get("kind") in ("evaluation", "comparison", "damaged"):
+        return {"file": str(file), **(_damage(content) or content)}
+    return None
 
 
 def _damage(result: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -58,6 +62,14 @@ def _damage(result: Mapping[str, Any]) -> dict[str, Any] | None:
 def beside(predictions: Path, ending: str) -> Path:
     """The file of this ending beside a file of predictions (.jsonl); other dots of its name stay."""
     return predictions.with_name(predictions.name.removesuffix(".jsonl") + ending)
+
+
+def pairs(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A comparison as comparisons of two: each other side against the first. Any other result as it is.
+
+    `keys` are the letters under which a pair's answers stand in the lines of predictions, if not a and b.
+    """
+    return [dict(result)]
 
 
 def title(result: Mapping[str, Any]) -> str:

@@ -49,6 +49,13 @@ class RowResult:
             **asked,
             "prediction": answer.pop("prediction"),
             "references": list(self.references),
-            **({"groups": dict(self.groups)} if self.groups else {}),
+            **self.place_json(),
             **answer,
+        }
+
+    def place_json(self) -> dict[str, Any]:
+        """Where the row belongs: its groups and its document, as far as the rows say."""
+        return {
+            **({"groups": dict(self.groups)} if self.groups else {}),
+            **({"document": self.document} if self.document else {}),
         }

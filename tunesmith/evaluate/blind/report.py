@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from tunesmith.disk import write_atomic, write_json
 from tunesmith.errors import RunError, UsageError
@@ -18,7 +13,10 @@ from tunesmith.evaluate.blind.folder import BlindTest, open_test
 from tunesmith.evaluate.blind.ratings import Rater, locked, read_raters, take_in, timestamp
 from tunesmith.evaluate.blind.tables import RATER_COLUMNS, in_chinese, rater_rows, summary_rows
 from tunesmith.evaluate.blind.tally import Votes, figures, votes_of
+from tunesmith.evaluate.pages import both, environment, rendered
+from tunesmith.evaluate.report.write import write_report
 from tunesmith.redact import short_paths
+from tunesmith.rundir import is_run, open_run
 from tunesmith.words import counted
 
 
@@ -66,6 +64,11 @@ def blind_report(
     content = {name: short_paths(value, foreign=False) for name, value in content.items()}
     write_json(test.figures_file, content)
     write_atomic(test.report_file, _page(content))
+    for side in ("a", "b"):
+        if is_run(folder := Path(str(key[side]["model"]))):
+            # The votes are a part of the run's story; a run that can't be read has its own complaint.
+            with suppress(RunError):
+                write_report(open_run(folder))
     return content
 
 
@@ -132,31 +135,15 @@ def _rows(public: Mapping[str, Any], key: Mapping[str, Any], votes: Sequence[Vot
 
 
 def _page(content: Mapping[str, Any]) -> str:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.globals |= {"t": _both, "told": lambda words: _both(words, in_chinese(words))}
-    script = _part("tunesmith.evaluate", "report.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    css = _part("tunesmith.evaluate", "report.css") + _part("tunesmith.evaluate.blind", "report.css")
-    page: str = environment.from_string(_part("tunesmith.evaluate.blind", "report.html")).render(
+    made = environment()
+    made.filters["of_blind"] = lambda words: both(words, in_chinese(words))
+    return rendered(
+        made,
+        "blind/report.html",
+        css=["report/page.css", "blind/report.css"],
+        js=["report/language.js"],
         **content,
         summary=zip(summary_rows(content), summary_rows(content, chinese=True), strict=True),
         columns=RATER_COLUMNS,
         table=rater_rows(content),
-        css=Markup(css),
-        js=Markup(script),
-        js_hash=digest,
     )
-    return page
-
-
-def _both(english: str, chinese: str) -> Markup:
-    """A label in both languages; the page shows one."""
-    return Markup('<span class="en" lang="en">{}</span><span class="zh" lang="zh">{}</span>').format(
-        english, chinese
-    )
-
-
-def _part(package: str, name: str) -> str:
-    return (files(package) / name).read_text(encoding="utf-8")
