@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, print_what_fits, table
 from tunesmith.errors import UsageError
 from tunesmith.evaluate import curve, history
-from tunesmith.evaluate.results import COLUMNS, comparison_rows, evaluation_rows, read_results, title
+from tunesmith.evaluate.results import COLUMNS, comparison_rows, evaluation_rows, pairs, read_results, title
 from tunesmith.redact import without_secrets
 from tunesmith.rundir import RunDir, list_runs, open_run
 from tunesmith.words import size
@@ -223,7 +223,7 @@ def _ends(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _results(run: RunDir) -> None:
-    for result in read_results(run):
+    for result in (one for found in read_results(run) for one in pairs(found)):
         if result["kind"] == "damaged":
             err.print(f"{result['file']} can't be read: {result['error']}")
             continue

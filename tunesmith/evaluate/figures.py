@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 
 from tunesmith.evaluate.clusters import by_document, clustered_mean, clustered_paired
 from tunesmith.evaluate.corpus import Rows, corpus_interval, corpus_paired
@@ -46,20 +47,38 @@ def difference(metric: Metric, a: Sequence[RowResult], b: Sequence[RowResult]) -
     return result
 
 
-def verdicts(metrics: Sequence[Metric], results: Sequence[Paired], rows: Sequence[RowResult]) -> list[str]:
-    """The first metric's verdict by its own test, those of the others with their p values raised by Holm."""
+def corrected(results: Sequence[Sequence[Paired]]) -> list[list[float | None]]:
+    """p values of [model][metric], raised by Holm within each of two families of tests: those of the first
+    metric, which is the primary one, a test for each model; and those of all other metrics of all models.
+    """
+    primary = holm([_certain(one[0].p_value) for one in results if one])
+    others = iter(holm([_certain(metric.p_value) for one in results for metric in one[1:]]))
+    found: list[list[float | None]] = [
+        [first, *islice(others, len(one) - 1)] if one else []
+        for one, first in zip(results, primary or [0.0] * len(results), strict=True)
+    ]
+    if len(results) == 1 and results[0]:
+        found[0][0] = results[0][0].p_value
+    return found
+
+
+def verdicts(
+    metrics: Sequence[Metric],
+    results: Sequence[Paired],
+    rows: Sequence[RowResult],
+    p_values: Sequence[float | None],
+) -> list[str]:
+    """The verdict on each metric's difference, by its interval and its p value out of `corrected`."""
     documents = documents_of(rows)
-    raised = holm([1.0 if one.p_value is None else one.p_value for one in results[1:]])
-    tested = [*results[:1], *(replace(one, p_value=p) for one, p in zip(results[1:], raised, strict=True))]
     return [
         verdict(
-            one,
+            replace(one, p_value=p_value),
             len(rows),
             lower_is_better=metric.better == "lower",
             neutral=metric.better == "neither",
             documents=None if documents is None else len(set(documents)),
         )
-        for metric, one in zip(metrics, tested, strict=True)
+        for metric, one, p_value in zip(metrics, results, p_values, strict=True)
     ]
 
 
@@ -73,3 +92,8 @@ def _counts(metric: Metric, rows: Sequence[RowResult], documents: Sequence[str] 
     assert metric.counts is not None
     counts = [metric.counts(row.completion.text, row.references) for row in rows]
     return counts if documents is None else by_document(counts, documents).tolist()
+
+
+def _certain(p_value: float | None) -> float:
+    """1 where there is no test: it can't make another one significant."""
+    return 1.0 if p_value is None else p_value

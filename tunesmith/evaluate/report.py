@@ -23,7 +23,7 @@ from tunesmith.disk import write_atomic
 from tunesmith.evaluate.chinese import in_chinese
 from tunesmith.evaluate.drawing import curve_svg
 from tunesmith.evaluate.history import History, duration, model_name, read
-from tunesmith.evaluate.results import comparison_rows, evaluation_rows, interval, read_results
+from tunesmith.evaluate.results import comparison_rows, evaluation_rows, interval, pairs, read_results
 from tunesmith.redact import short_paths, without_secrets
 from tunesmith.rundir import RunDir, read_jsonl
 from tunesmith.words import size
@@ -83,7 +83,8 @@ def _story(run: RunDir) -> dict[str, Any]:
         "hashes": facts.get("data_sha256") or {},
     }
     # Before and after first: it is what the reader came for.
-    results = sorted(read_results(run), key=lambda result: result["kind"] != "comparison")
+    found = [one for result in read_results(run) for one in pairs(result)]
+    results = sorted(found, key=lambda result: result["kind"] != "comparison")
     texts: dict[str, Any] = {
         "results": [_result(result) for result in results],
         "samples": _samples(run),
@@ -117,7 +118,11 @@ def _result(result: dict[str, Any]) -> dict[str, Any]:
     if result["kind"] == "damaged":
         return {**shown, "error": result["error"], "file": result["file"]}
     rows = read_jsonl(Path(result["file"]).with_suffix(".jsonl"))
-    shown |= {"n": result["n"], "answers": [_answer(row) for row in rows[:SHOWN_ROWS]], "rows": len(rows)}
+    shown |= {
+        "n": result["n"],
+        "answers": [_answer(row, *result.get("keys", "ab")) for row in rows[:SHOWN_ROWS]],
+        "rows": len(rows),
+    }
     notes = result.get("notes") or []
     if result["kind"] == "evaluation":
         return {**shown, "a": None, "b": result["model"], "table": evaluation_rows(result), "notes": notes}
@@ -130,8 +135,8 @@ def _result(result: dict[str, Any]) -> dict[str, Any]:
     return {**shown, "a": a["model"], "b": b["model"], "table": table, "cards": cards, "notes": notes}
 
 
-def _answer(row: Mapping[str, Any]) -> dict[str, Any]:
-    side_a, side_b = row.get("a") or {}, row.get("b") or row
+def _answer(row: Mapping[str, Any], a: str, b: str) -> dict[str, Any]:
+    side_a, side_b = row.get(a) or {}, row.get(b) or row
     return {
         "prompt": row.get("prompt", ""),
         "references": row.get("references") or [],
@@ -187,7 +192,11 @@ LABELS = {
     "empty answers": "空回答",
     "cut at the limit": "因长度上限中断",
     "tokens written": "生成 token 数",
+    "prompt tokens": "提示 token 数",
     "seconds": "秒",
+    "tokens/s": "token/秒",
+    "peak memory": "内存峰值",
+    "energy (J)": "能耗（焦耳）",
     "dropped": "丢弃",
     "cut": "截断",
     "split": "拆分",

@@ -18,6 +18,7 @@ from tunesmith.device import peak_memory
 from tunesmith.errors import GenerateError
 from tunesmith.evaluate.answerers import Base, Note, Watch, tell
 from tunesmith.evaluate.choices import likeliest, losses_by_row, worklog_choices
+from tunesmith.evaluate.cost import spent
 from tunesmith.evaluate.figures import figure
 from tunesmith.evaluate.metrics import Metric, is_empty
 from tunesmith.evaluate.perplexity import Loss, RowLoss, answer_losses, intervals, total
@@ -60,7 +61,6 @@ class Evaluation:
         that could not be had are left out.
         """
         texts = [row.completion.text for row in self.rows]
-        tokens = sum(row.completion.completion_tokens for row in self.rows)
         content: dict[str, Any] = {
             "kind": "evaluation",
             "model": self.model,
@@ -87,8 +87,7 @@ class Evaluation:
             "empty": sum(map(is_empty, texts)),
             "cut": sum(row.completion.finish == "length" for row in self.rows),
             "mean_length": sum(map(len, texts)) / self.n,
-            **({"completion_tokens": tokens} if tokens else {}),
-            **({"seconds": round(self.seconds, 3)} if self.seconds is not None else {}),
+            **spent([row.completion for row in self.rows], self.seconds),
             "predictions": str(self.output),
             **self.facts,
         }
