@@ -77,7 +77,10 @@ def test_rows_side_by_side_stay_in_line(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("words", "code", "text"),
     [
-        (("a", "b", "c", "--data", "valid.jsonl"), 2, "takes one run or two models"),
+        (("temperature=1", "--data", "valid.jsonl"), 2, "takes one run, or two models or more"),
+        (("qwen2", "qwen2", "--with-base", "--data", "valid.jsonl"), 2, "None of these is a run"),
+        (("runs/lora", "qwen2", "--with-base", "--data", "valid.jsonl"), 2, "is the base itself"),
+        ((*["qwen2"] * 27, "--data", "valid.jsonl"), 2, "27 models are too many"),
         (("qwen2", "--data", "valid.jsonl"), 2, "no base to be compared with"),
         (("runs/lora", "nope", "--data", "valid.jsonl"), 1, "nope"),
         (("runs/lora", "--data", "valid.jsonl", "--limit", "0"), 2, "limit"),

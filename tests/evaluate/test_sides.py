@@ -161,7 +161,7 @@ def test_a_base_that_cant_be_had(models: Path, names: Sequence[str], told: str) 
     assert refused.value.fix
 
 
-def test_an_adapter_with_more_than_matrices_gets_a_base_of_its_own(models: Path, loads: list[str]) -> None:
+def test_an_adapter_with_more_than_matrices_gets_a_base_of_its_own(models: Path) -> None:
     if not (models / "special").exists():
         base = LlamaForCausalLM.from_pretrained(models / "base")
         config = LoraConfig(

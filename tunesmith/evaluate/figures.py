@@ -47,26 +47,21 @@ def difference(metric: Metric, a: Sequence[RowResult], b: Sequence[RowResult]) -
     return result
 
 
-def corrected(results: Sequence[Sequence[Paired]]) -> list[list[float | None]]:
+def corrected(results: Sequence[Sequence[Paired]]) -> list[list[float]]:
     """p values of [model][metric], raised by Holm within each of two families of tests: those of the first
     metric, which is the primary one, a test for each model; and those of all other metrics of all models.
     """
-    primary = holm([_certain(one[0].p_value) for one in results if one])
-    others = iter(holm([_certain(metric.p_value) for one in results for metric in one[1:]]))
-    found: list[list[float | None]] = [
-        [first, *islice(others, len(one) - 1)] if one else []
-        for one, first in zip(results, primary or [0.0] * len(results), strict=True)
-    ]
-    if len(results) == 1 and results[0]:
-        found[0][0] = results[0][0].p_value
-    return found
+    p_values = [[1.0 if one.p_value is None else one.p_value for one in paired] for paired in results]
+    primary = iter(holm([p for of_model in p_values for p in of_model[:1]]))
+    others = iter(holm([p for of_model in p_values for p in of_model[1:]]))
+    return [[*islice(primary, len(one[:1])), *islice(others, len(one[1:]))] for one in p_values]
 
 
 def verdicts(
     metrics: Sequence[Metric],
     results: Sequence[Paired],
     rows: Sequence[RowResult],
-    p_values: Sequence[float | None],
+    p_values: Sequence[float],
 ) -> list[str]:
     """The verdict on each metric's difference, by its interval and its p value out of `corrected`."""
     documents = documents_of(rows)
@@ -92,8 +87,3 @@ def _counts(metric: Metric, rows: Sequence[RowResult], documents: Sequence[str] 
     assert metric.counts is not None
     counts = [metric.counts(row.completion.text, row.references) for row in rows]
     return counts if documents is None else by_document(counts, documents).tolist()
-
-
-def _certain(p_value: float | None) -> float:
-    """1 where there is no test: it can't make another one significant."""
-    return 1.0 if p_value is None else p_value
