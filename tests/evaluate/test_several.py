@@ -94,11 +94,9 @@ def test_tables(tmp_path: Path) -> None:
     rows = {row[0]: row[1:] for row in side_rows(content)}
     assert rows["n"] == ("20", "20", "20")
     assert [cell.partition(" [")[0] for cell in rows["exact_match"]] == ["0.250", "0.500", "1.000"]
-    assert rows["tokens written"] == ("240", "240 (1.00 x)", "240 (1.00 x)")
-    lengths = [cell.partition(" ")[0] for cell in rows["mean length"]]
-    share = f"{float(lengths[2]) / float(lengths[0]):.1f}"
-    assert rows["mean length"][2].endswith(" x)")
-    assert share in rows["mean length"][2]
+    assert rows["tokens written"] == ("240", "240", "240"), "what is the same has no share"
+    # Answers of 4 characters ("不知道。") on 15, 10 and 0 of 20 rows, of 12 on the others.
+    assert rows["mean length"] == ("6.0", "8.0 (1.33 x)", "12.0 (2.00 x)")
     found = difference_rows(content)
     assert [row[:2] for row in found[:3]] == [
         ("exact_match", "B - A"), ("", "C - A"), ("squad_em", "B - A"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.table import Table
@@ -46,7 +47,6 @@ from tunesmith.evaluate.results import (
 
 if TYPE_CHECKING:
     from tunesmith.evaluate.compare import Comparison
-    from tunesmith.evaluate.measure import Result
 
 NARROWEST = 22  # cells of a column of texts; below that they stand one under the other
 
@@ -108,35 +108,47 @@ def compare(
         return
     if show:
         show_rows(cast("Comparison", result.measured), show)
-    if len(sides_of(result.content)) > 2:
-        _tell_sides(result)
-    else:
-        out.print(title(result.content), style="bold")
-        print_table(table(COLUMNS, comparison_rows(result.content), numbers=("A", "B")))
-        tell_groups(result.content)
+    tell(result.content)
     for note in result.content["notes"]:
         err.print(note)
     tell_files(result)
 
 
-def _tell_sides(result: Result) -> None:
-    """Who was measured, everybody's figures, and the differences from the first one."""
-    content = result.content
+def tell(content: Mapping[str, Any]) -> None:
+    """Who was measured, everybody's figures, and the differences from the first one: of two in one table."""
+    if len(sides_of(content)) == 2:
+        built = table(COLUMNS, comparison_rows(content), numbers=("A", "B"))
+        if _fits(built):
+            out.print(title(content), style="bold")
+            print_table(built)
+            tell_groups(content)
+            return
     out.print(f"{Path(content['data']).name}, n = {content['n']}", style="bold")
     keys = letters(content)
     for key, side in zip(keys, sides_of(content), strict=True):
         out.print(f"  {key} = {side['model']}")
     out.print()
-    columns = ("", *keys)
-    for stacked in (False, True):
-        built = table(columns, side_rows(content, stacked=stacked), numbers=keys)
-        if _fits(built):
-            break
-    print_table(built)
+    print_table(_of_sides(content, keys))
     out.print()
-    print_table(table(DIFFERENCES, difference_rows(content)))
+    built = table(DIFFERENCES, difference_rows(content))
+    built.columns[2].no_wrap = True  # words of the verdict may be folded, an interval not
+    print_table(built)
     for one in pairs(content):
         tell_groups(one)
+
+
+def _of_sides(content: Mapping[str, Any], keys: Sequence[str]) -> Table:
+    """Everybody's figures: a column each, intervals beside or below; a row each where that is too wide."""
+    for stacked in (False, True):
+        built = table(("", *keys), side_rows(content, stacked=stacked), numbers=keys)
+        if _fits(built):
+            return built
+    rows = [
+        ("" if at else name, key, cell)
+        for name, *cells in side_rows(content)
+        for at, (key, cell) in enumerate(zip(keys, cells, strict=True))
+    ]
+    return table(("", " ", "figure"), rows)
 
 
 def _fits(built: Table) -> bool:

@@ -236,8 +236,11 @@ def _cost(side: Mapping[str, Any], cost: Cost) -> float | None:
 
 
 def _share(cost: Cost, first: float | None, other: float | None) -> str:
-    """`1.80 x`: what a side costs of what A does."""
-    return f"{other / first:.2f} x" if cost.shared and first and other is not None else ""
+    """`1.80 x`: how much of A's cost a side's is, where they differ."""
+    if not cost.shared or first is None or other is None or first == other:
+        return ""
+    # Of what is shown as 0.0 no share can be understood.
+    return f"{other / first:.2f} x" if cost.form(first).strip("0.") else ""
 
 
 def _ends(value: Mapping[str, float]) -> str:
