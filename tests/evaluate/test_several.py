@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tunesmith.evaluate.compare import Comparison, compare
 from tunesmith.evaluate.measure import measure_several
 from tunesmith.evaluate.metrics import METRICS
 from tunesmith.evaluate.outputs import of_comparison
+from tunesmith.evaluate.perplexity import RowLoss, total
 from tunesmith.evaluate.questions import Questions, read_questions
 from tunesmith.evaluate.results import difference_rows, pairs, read_results, side_rows
 from tunesmith.evaluate.statistics import holm
@@ -79,6 +81,24 @@ def test_verdicts_are_corrected_over_all_models(tmp_path: Path) -> None:
     equal = pairs(scripted(0, 6, 6, output=tmp_path / "equal.jsonl").to_json())
     assert [one["metrics"]["exact_match"]["p_corrected"] for one in equal] == [2 * 2 / 2**6] * 2
     assert all(one["metrics"]["exact_match"]["verdict"].startswith("cannot tell") for one in equal)
+
+
+def test_losses_are_a_family_of_their_own(tmp_path: Path) -> None:
+    def with_losses(comparison: Comparison, *means: float) -> list[dict[str, Any]]:
+        """The same comparison of models whose answers' tokens cost about so much."""
+        for side, mean in zip(comparison.sides, means, strict=True):
+            costs = [RowLoss(10 * mean + (mean < 3) * at / 10, 10, 30) for at in range(6)]
+            side.rows = [replace(row, loss=cost) for row, cost in zip(side.rows, costs, strict=True)]
+            side.loss = total(costs)
+        return [one["loss"] for one in pairs(comparison.to_json())]
+
+    # Six rows that all cost less: p = 2 / 2^6, which two tests double.
+    (alone,) = with_losses(scripted(0, 0, output=tmp_path / "two.jsonl", n=6), 3.0, 2.0)
+    assert (alone["verdict"], "p_corrected" in alone) == ("better", False)
+    both = with_losses(scripted(0, 0, 0, output=tmp_path / "three.jsonl", n=6), 3.0, 2.0, 2.5)
+    assert [one["p_corrected"] for one in both] == [2 * 2 / 2**6] * 2
+    assert all(one["verdict"].startswith("cannot tell") for one in both)
+    assert both[0]["difference"]["high"] < 0, "the interval alone would tell"
 
 
 def test_lines_hold_everybody_s_answers(tmp_path: Path) -> None:
