@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,6 +28,7 @@ from tunesmith.rundir import create
 from tunesmith.train.config import load_job
 from tunesmith.train.guards import Guards
 from tunesmith.train.listener import Lines
+from tunesmith.train.loop import MOMENTS
 from tunesmith.train.prepare import prepare
 from tunesmith.train.progress import Progress, capture
 from tunesmith.train.saving import Saver
@@ -46,6 +47,9 @@ class Bench:
     parts: Parts
     at: Progress
     saver: Saver
+    records: list[float] = field(
+        default_factory=list
+    )  # seconds that metrics and looking at losses took, by step
 
     def block(self, steps: Sequence[Step], *, kept: bool) -> float:
         """Seconds that these steps take, with all that is kept of them or with nothing."""
@@ -55,9 +59,11 @@ class Bench:
             taken = take_step(self.training, step, self.parts)
             if not kept:
                 continue
+            recorded = time.monotonic()
             flags = self.training.guards.see(self.at.step, taken.line["loss"], taken.losses)
             self.training.metrics.append({"step": self.at.step, **taken.line, **flags})
             self.at.done(self.training)
+            self.records.append(time.monotonic() - recorded)
             if number == 0:
                 self._save()
         if kept:
@@ -68,7 +74,7 @@ class Bench:
 
     def _save(self) -> None:
         trained = (p for p in self.training.model.parameters() if p.requires_grad)
-        needed = sum(3 * p.numel() * p.element_size() for p in trained)
+        needed = sum(MOMENTS * p.numel() * p.element_size() for p in trained)
         self.saver.save(
             lambda copied: capture(self.training, self.parts, self.at, copied=copied), needed, None
         )
@@ -103,6 +109,8 @@ def measure(job: Path, words: Sequence[str], folder: Path, *, pairs: int, steps:
         "with": with_it,
         "without": without,
         "step": each,
+        "steps": steps,
+        "records": bench.records,
         "bytes": sum(file.stat().st_size for file in newest.iterdir()),
     }
 
@@ -111,7 +119,8 @@ def told(found: dict[str, Any], every: int) -> tuple[str, bool]:
     """The cost in words, and whether it keeps the limit with a checkpoint every so many steps."""
     costs = [a - b for a, b in zip(found["with"], found["without"], strict=True)]
     step = median(found["step"])
-    share = median(costs) / (every * step)
+    # A block has the records of its own steps; those of the others until the next checkpoint come to it.
+    share = (median(costs) + (every - found["steps"]) * median(found["records"])) / (every * step)
     return (
         f"a checkpoint of {found['bytes'] / 2**20:.1f} MiB costs {Spread.of(costs).text(2, ' s')} beside "
         f"steps of {step:.2f} s; every {every} steps: {100 * share:.2f} % of the time (at most {LIMIT:.0%})",

@@ -23,7 +23,7 @@ from tunesmith.failpoints import reach
 def write_atomic(file: Path, text: str) -> None:
     """Write a text file so that readers see the old one or the new one, never a half."""
     with disk_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         temporary = name_beside(file)
         try:
             with temporary.open("x", encoding="utf-8") as out:
@@ -52,7 +52,7 @@ def new_folder(target: Path, points: str = "folder") -> Iterator[Path]:
     Its files are on the disk before it has its name. `points` names the fail points on the way.
     """
     with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         temporary = name_beside(target)
         temporary.mkdir()
         try:
@@ -75,6 +75,14 @@ def new_folder(target: Path, points: str = "folder") -> Iterator[Path]:
             raise
         reach(f"{points}.fsync-parent")
         sync_folder(target.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that aren't there; their names are on the disk."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        sync_folder(path.parent)
 
 
 def sync_file(file: Path) -> None:
@@ -130,7 +138,8 @@ def disk_errors(path: Path) -> Iterator[None]:
     except Exception as error:
         if (number := _system_error(error)) is None:
             raise
-        why, fix = _WRITE_ERRORS.get(number, (os.strerror(number), "Check the disk and the path."))
+        unknown = os.strerror(number) if number else str(error)
+        why, fix = _WRITE_ERRORS.get(number, (unknown, "Check the disk and the path."))
         raise RunError(f"{path} can't be written: {why}.", fix=fix) from error
 
 
@@ -149,7 +158,7 @@ _WRITE_ERRORS = {
 
 
 def _system_error(error: Exception) -> int | None:
-    """The system's error number. Libraries written in Rust have it only in their message."""
+    """The system's error number, 0 where an OSError has none. Of libraries in Rust it's in the message."""
     if isinstance(error, OSError):
         return error.errno or 0
     found = re.search(r"\(os error (\d+)\)", str(error))

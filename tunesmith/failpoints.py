@@ -6,7 +6,7 @@
     TUNESMITH_FAIL_AT=checkpoint.fsync:2+=EIO       from the second time on
     TUNESMITH_FAIL_AT='*:37'                        the 37th point of any name; fnmatch's wildcards
 
-For tests alone: without the variable nothing happens but a count.
+For tests alone: without the variable nothing happens.
 """
 
 from __future__ import annotations
@@ -23,22 +23,19 @@ from typing import NoReturn
 VARIABLE = "TUNESMITH_FAIL_AT"
 _FORM = re.compile(r"(?P<name>[^:=]+)(?::(?P<at>\d+)(?P<on>\+?))?(?:=(?P<error>[A-Z]+))?")
 
-reached: Counter[str] = Counter()
 _matched: Counter[str] = Counter()
 _lock = threading.Lock()
 
 
 def reach(name: str) -> None:
     """Pass a point; dies or raises OSError where TUNESMITH_FAIL_AT says so."""
-    wanted = os.environ.get(VARIABLE)
+    if not (wanted := os.environ.get(VARIABLE)):
+        return
+    form = _FORM.fullmatch(wanted)
+    assert form is not None, f"{VARIABLE}={wanted} isn't NAME[:N[+]][=ERRNO]"
+    if not fnmatch.fnmatchcase(name, form["name"]):
+        return
     with _lock:
-        reached[name] += 1
-        if not wanted:
-            return
-        form = _FORM.fullmatch(wanted)
-        assert form is not None, f"{VARIABLE}={wanted} isn't NAME[:N[+]][=ERRNO]"
-        if not fnmatch.fnmatchcase(name, form["name"]):
-            return
         _matched[wanted] += 1
         count, at = _matched[wanted], int(form["at"] or 1)
     if count == at or (form["on"] and count > at):

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tunesmith.disk import disk_errors, sync_file
+from tunesmith.disk import disk_errors, sync_file, sync_folder
 from tunesmith.errors import RunError
 from tunesmith.failpoints import reach
 
@@ -51,9 +51,10 @@ class Journal:
         return {"bytes": self._size, "sha256": self._hash.hexdigest()}
 
     def sync(self) -> None:
-        """Wait until all lines are on the disk: before a checkpoint that counts on them."""
+        """Wait until all lines and the file's name are on the disk: before a checkpoint counts on them."""
         if self._size:
             sync_file(self.file)
+            sync_folder(self.file.parent)
 
     def back_to(self, mark: Mark | None, *, force: bool = False) -> None:
         """Cut off what came after a mark; None is the beginning.

@@ -32,10 +32,10 @@ from typing import IO, Any, Literal
 import yaml
 
 from tunesmith import locks
-from tunesmith.disk import disk_errors, is_leftover
+from tunesmith.disk import disk_errors, is_leftover, make_folder, sync_folder
 from tunesmith.errors import RunError
 
-LOCK_SECONDS = 1.0
+LOCK_SECONDS = 0.5  # a second process is refused within a second
 
 State = Literal["running", "finished", "unfinished"]
 
@@ -143,11 +143,11 @@ class RunDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run against a second process. Raises RunError if another one has it for a second."""
+        """Hold the run against a second process. Raises RunError if another one keeps it."""
         handle = self._open(self.path / "lock", "a")
         if not locks.hold(handle, LOCK_SECONDS):
             handle.close()
-            raise _in_use(self.path)
+            raise in_use(self.path)
         try:
             yield
         finally:
@@ -163,6 +163,14 @@ class RunDir:
             return file.open(mode, encoding="utf-8")
 
 
+def in_use(path: Path) -> RunError:
+    """What a second process on a run is told."""
+    return RunError(
+        f"{path} is being trained by another process.",
+        fix="Wait for it, or end it; output=runs/other trains in another folder.",
+    )
+
+
 def check_free(path: Path) -> None:
     """Raise RunError if something is at `path` already, or nothing can be written there."""
     with disk_errors(path):
@@ -175,7 +183,7 @@ def check_free(path: Path) -> None:
             with tempfile.TemporaryDirectory(dir=there, prefix=".tunesmith-"):
                 pass
     if used and locks.is_held(path / "lock"):
-        raise _in_use(path)
+        raise in_use(path)
     if used:
         raise RunError(
             f"{path} is there already, with files in it." if path.is_dir() else f"{path} is a file.",
@@ -193,18 +201,11 @@ def _never_began(path: Path) -> bool:
     return not rest and not locks.is_held(path / "lock")
 
 
-def _in_use(path: Path) -> RunError:
-    return RunError(
-        f"{path} is being trained by another process.",
-        fix="Wait for it, or give another folder: output=runs/other.",
-    )
-
-
 def create(path: Path) -> RunDir:
     """A new, empty run folder. Raises RunError as `check_free` does."""
     check_free(path)
     with disk_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
     return RunDir(path)
 
 
@@ -222,7 +223,7 @@ def claimed(stem: str, root: Path = Path("runs")) -> Iterator[Path]:
     """
     path, was_there = next_free(stem, root), root.exists()
     with disk_errors(path):
-        root.mkdir(parents=True, exist_ok=True)
+        make_folder(root)
         number = int(path.name.rpartition("-")[2])
         while True:
             path = root / f"{stem}-{number}"
@@ -231,6 +232,7 @@ def claimed(stem: str, root: Path = Path("runs")) -> Iterator[Path]:
                 break
             except FileExistsError:
                 number += 1
+        sync_folder(root)
     try:
         yield path
     finally:

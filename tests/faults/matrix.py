@@ -33,7 +33,8 @@ ROWS = (
     Row(
         "kills",
         "SIGKILL at random instants",
-        "the same command goes on; everything byte-equal in the end, no line of metrics lost or doubled",
+        "the same command goes on, a save interval lost at most, another one while a checkpoint is written; "
+        "everything byte-equal in the end, no line of metrics lost or doubled",
         rows_kills.random_kills,
     ),
     Row(
@@ -89,7 +90,7 @@ ROWS = (
     Row(
         "second",
         "a second process on the same run",
-        "refused within a second or so; the first is unaffected",
+        "refused within a second; the first is unaffected",
         rows_runs.second_process,
     ),
     Row(

@@ -109,6 +109,13 @@ class Child:
         state = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
         return state != "Z"
 
+    def ends_within(self, seconds: float) -> bool:
+        """Whether it ends in that time."""
+        end = time.monotonic() + seconds
+        while self.alive() and time.monotonic() < end:
+            time.sleep(0.01)
+        return not self.alive()
+
     def until(self, there: Callable[[], bool]) -> bool:
         """Wait until something is there; False if the process ends before."""
         end = time.monotonic() + PATIENCE

@@ -12,6 +12,8 @@ from tests.faults.tally import Place, Tally
 from tests.faults.tiny_job import SAVE_EVERY, TinyJob, tiny_job
 from tunesmith.train import checkpoint
 
+# A save interval; and another one, if a checkpoint was being written: the next one waits for it.
+MOST_LOST = 2 * SAVE_EVERY
 SHORT = {"train__max_steps": 8, "train__save_every": 2, "train__eval_every": 4}
 
 
@@ -43,10 +45,16 @@ def random_kills(place: Place) -> Tally:
                 went_wrong = f"exit code {ended.code}: {ended.printed[-300:]}"
                 break
             killed += 1
+            if job.run.weights is not None:  # it was finished, but for its picture and report
+                break
             if job.newest() < kept:
                 went_wrong = f"checkpoint {kept} is gone"
                 break
-            most_lost = max(most_lost, job.last_step() - job.newest())
+            lost = job.last_step() - job.newest()
+            most_lost = max(most_lost, lost)
+            if lost > MOST_LOST:
+                went_wrong = f"{lost} steps were lost"
+                break
         _settle(tally, job, whole, killed, went_wrong)
     tally.notes.append(
         f"{runs} runs with a checkpoint every {SAVE_EVERY} steps; at most {most_lost} steps were taken again "

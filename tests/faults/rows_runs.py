@@ -85,7 +85,7 @@ def second_process(place: Place) -> Tally:
             assert refused.code == 1, f"exit code {refused.code}: {refused.printed[-300:]}"
             check_one_error(refused.printed)
             assert "another process" in refused.printed, refused.printed[-300:]
-            assert seconds < 2.0, f"refused after {seconds:.1f} s"
+            assert seconds < 1.0, f"refused after {seconds:.1f} s"
             assert ended.code == 0, ended.printed[-300:]
             check_same_end(job, whole)
     tally.notes.append(f"refused after {slowest:.1f} s at the latest")

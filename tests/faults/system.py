@@ -8,9 +8,13 @@ import resource
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from tunesmith import disk
+from tunesmith.train import checkpoint
 
 SOURCE = Path(__file__).with_name("faulty.c")
 WRITE, SYNC, RENAME, REMOVE, CREATE, TRUNCATE = 1, 2, 4, 8, 16, 32
@@ -66,6 +70,19 @@ def limit_memory(more: int) -> None:
 def set_variable(name: str, value: str) -> None:
     """Set a variable of the environment."""
     os.environ[name] = value
+
+
+def hang(point: str) -> None:
+    """Wait for ever at a fail point of checkpoints, as on a disk that hangs."""
+    reach = checkpoint.reach
+
+    def wait(name: str) -> None:
+        reach(name)
+        while name == point:
+            time.sleep(1)
+
+    for module in (checkpoint, disk):
+        module.reach = wait  # type: ignore[attr-defined]
 
 
 def deaf_reader(reader: str) -> None:

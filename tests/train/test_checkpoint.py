@@ -106,6 +106,14 @@ def test_a_manifest_that_was_made_to_fit_is_found(run: RunDir) -> None:
         checkpoint.verify(folder)
 
 
+def test_one_of_another_version_is_told(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = save(run, 1)
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+    with pytest.raises(RunError, match="was written by another version of tunesmith"):
+        checkpoint.verify(before)
+    checkpoint.verify(save(run, 2))
+
+
 def test_a_checkpoint_of_another_job_is_refused(run: RunDir) -> None:
     folder = save(run, 1)
     with pytest.raises(RunError, match="another job"):

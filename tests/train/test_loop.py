@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from tests.families import tiny_model
 from tests.train.test_equality import rows
-from tunesmith.data.batch import collate
+from tunesmith.data.batch import Batch, collate
 from tunesmith.data.pack import Step, plan_epoch, plan_eval
 from tunesmith.device import Device
 from tunesmith.errors import TrainError
@@ -317,3 +317,23 @@ def test_neftune_noise_is_bounded_by_the_rows_own_length() -> None:
         assert 0.8 * bound < float(part.detach().max()) <= bound * (1 + 1e-6)
     model.train()
     assert torch.equal(embedding(batch.input_ids), clean)
+
+
+def test_a_norm_that_overflows_moves_no_weight_with_a_scaler(tmp_path: Path) -> None:
+    # Each gradient is a number, their norm isn't; weight decay alone would move the weights.
+    loss = sft().loss
+
+    def steep(model: PreTrainedModel, batch: Batch) -> tuple[torch.Tensor, int]:
+        total, labels = loss(model, batch)
+        for parameter in model.parameters():
+            parameter.register_hook(lambda gradient: torch.full_like(gradient, 1e30))
+        return total, labels
+
+    half = Device(torch.device("cpu"), torch.float16, "CPU")
+    job = training(tmp_path, device=half, objective=Objective("steep", steep), max_steps=1, weight_decay=0.5)
+    before = weights(job.model)  # type: ignore[arg-type]
+    run_loop(job)
+    (line,) = job.run.metrics()
+    assert line["skipped"] is True
+    assert line["grad_norm"] == math.inf
+    assert all(torch.equal(before[name], p) for name, p in weights(job.model).items())  # type: ignore[arg-type]

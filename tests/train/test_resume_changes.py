@@ -190,3 +190,14 @@ def test_a_run_of_an_earlier_version_is_told(place: Path) -> None:
         train(job, resume=True)
     run, _ = train(job)
     assert str(run.path) == "runs/tang-2"
+
+
+def test_a_forced_size_of_forward_passes_is_the_one_that_is_taken(place: Path) -> None:
+    job = write_job(place, train={"microbatch_tokens": 128})
+    crash(job)
+    with pytest.raises(RunError, match="isn't the one that"):
+        train(job, "train.microbatch_tokens=64", resume=True)
+    run, told = train(job, "train.microbatch_tokens=64", resume=True, force=True)
+    assert "Forced: train.microbatch_tokens: 128 in the run, 64 now" in told
+    state = checkpoint.read(run.saved_steps()[-1]).state
+    assert (state["microbatch_tokens"], state["halved"]) == (64, 0)

@@ -13,6 +13,7 @@ import torch
 from tests.train.test_run import make_job
 from tunesmith.cli import verify as cli
 from tunesmith.cli.main import main
+from tunesmith.errors import TrainError
 from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint, compiling, resume_check
 from tunesmith.train.checkpoint import LOOP, OPTIMIZER, WEIGHTS, Contents
@@ -97,3 +98,11 @@ def test_a_difference_is_found_and_ends_with_1(
     told = capsys.readouterr()
     assert ("DIFFERS" in told.out) is bool(differs)
     assert ("byte for byte" in told.err) is not bool(differs)
+
+
+@pytest.mark.slow
+def test_a_process_that_the_system_kills_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("TUNESMITH_FAIL_AT", "checkpoint.rename")  # as the kernel does where memory is short
+    with pytest.raises(TrainError, match=r"killed \(SIGKILL\)"):
+        resume_check.verify_resume(make_job(tmp_path, train={"max_steps": 9}), 4)

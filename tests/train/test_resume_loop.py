@@ -28,7 +28,9 @@ from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint, epochs
 from tunesmith.train.generators import Generators
 from tunesmith.train.loop import run_loop
+from tunesmith.train.progress import Progress, capture
 from tunesmith.train.seeds import seed_everything
+from tunesmith.train.step import build_parts
 from tunesmith.train.training import Training
 
 STEPS = 40
@@ -287,3 +289,27 @@ def test_states_of_another_optimizer_are_refused(tmp_path: Path) -> None:
     run = stop_after(make, 2)
     with pytest.raises(RunError, match="states of adamw"):
         go_on(make, run, optimizer="adafactor")
+
+
+def test_what_is_saved_is_not_what_comes_later(tmp_path: Path) -> None:
+    made = training(tmp_path)
+    made.compiled.seen.append([1, 2])
+    contents = capture(made, build_parts(made), Progress(step=1), copied=True)
+    made.compiled.seen.append([3])  # while the thread writes
+    assert contents.state["compiled"] == [[1, 2]]
+
+
+def test_a_copy_that_memory_does_not_hold_is_written_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def short(*parts: Any, copied: bool) -> checkpoint.Contents:
+        if copied:
+            raise RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"
+            )
+        return capture(*parts, copied=copied)
+
+    monkeypatch.setattr("tunesmith.train.loop.capture", short)
+    made = training(tmp_path, save_every=2, max_steps=4)
+    run_loop(made)
+    assert [checkpoint.read(folder).step for folder in made.run.saved_steps()] == [2, 4]

@@ -257,3 +257,31 @@ def test_a_checkpoint_that_has_no_room_is_told_and_training_goes_on(
     assert "there is none yet" in told
     assert "This was the best so far: its weights can't be the result." in told
     assert_same_end(run, whole)
+
+
+class InTheWay(Notes):
+    """Puts a folder where the run wants to write a file."""
+
+    def __init__(self, file: Path, ends: int = 99) -> None:
+        super().__init__()
+        self.file, self.ends = file, ends
+
+    def step(self, line: Any) -> None:
+        self.file.mkdir(exist_ok=True)
+        if line["step"] == self.ends:
+            raise KeyboardInterrupt
+
+
+def test_worst_rows_that_cannot_be_written_end_no_training(place: Path) -> None:
+    whole, _ = train(write_job(place), "output=whole")
+    run = tunesmith.train(write_job(place), listener=InTheWay(place / "runs" / "tang-1" / "worst.jsonl"))
+    assert_same_end(run, whole)
+    assert "worst.jsonl can't be written" in run.log_file.read_text(encoding="utf-8")
+
+
+def test_what_ended_a_training_is_told_and_not_what_failed_afterwards(place: Path) -> None:
+    listener = InTheWay(place / "runs" / "tang-1" / "trained-rows.txt", ends=5)
+    with pytest.raises(KeyboardInterrupt, match="Interrupted at step 5"):
+        tunesmith.train(write_job(place), listener=listener)
+    log = (place / "runs" / "tang-1" / "log.txt").read_text(encoding="utf-8")
+    assert "trained-rows.txt can't be written" in log

@@ -78,7 +78,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
 def test_ctrl_c_twice_stops_at_once_and_harms_nothing(place: Place, whole: TinyJob) -> None:
     job = short_job(place, "twice")
     # Writing takes for ever, as on a disk that hangs.
-    child = job.start(before=("tests.train.test_signals", "hang", "checkpoint.rename"))
+    child = job.start(before=("tests.faults.system", "hang", "checkpoint.rename"))
     child.until(lambda: job.last_step() >= 2)
     child.send(signal.SIGINT)
     time.sleep(1)
@@ -93,19 +93,6 @@ def test_ctrl_c_twice_stops_at_once_and_harms_nothing(place: Place, whole: TinyJ
     assert job.start().wait().code == 0, job.printed
     assert "from the beginning" in job.printed
     assert_as_whole(job, whole)
-
-
-def hang(point: str) -> None:
-    """In the child: wait for ever at a fail point."""
-    reach = checkpoint.reach
-
-    def wait(name: str) -> None:
-        reach(name)
-        while name == point:
-            time.sleep(1)
-
-    for module in ("tunesmith.train.checkpoint", "tunesmith.disk"):
-        __import__(module, fromlist=["reach"]).reach = wait
 
 
 def test_killed_it_loses_one_save_interval_at_most(place: Place, whole: TinyJob) -> None:
@@ -130,10 +117,16 @@ def test_a_second_process_is_refused_within_a_second(place: Place) -> None:
     job = short_job(place, "second")
     child = job.start()
     child.until(lambda: job.last_step() >= 1)
-    begun = time.monotonic()
+    # `choose` is what the command asks before anything is loaded, torch included.
     asked = asked_for(load_job(job.folder / "job.yaml", [f"output={job.run.path}"]), [])
-    with pytest.raises(RunError, match="is being trained by another process"):
-        choose(asked, resume=True, force=False, note=print)
+    for resume in (True, None):
+        begun = time.monotonic()
+        with pytest.raises(RunError, match="is being trained by another process"):
+            choose(asked, resume=resume, force=False, note=print)
+        assert time.monotonic() - begun < 1
+    begun = time.monotonic()
+    with pytest.raises(RunError, match="is being trained by another process"), job.run.lock():
+        pass
     assert time.monotonic() - begun < 1
     again = job.start("--resume").wait()
     assert again.code == 1

@@ -5,7 +5,7 @@
       optimizer.safetensors    its states, in their own number formats
       loop.safetensors         states of the random generators, which rows were learnt from: bytes
       state.json               step, place in the data, schedule, best loss, marks of the journals, …
-      manifest.json            size and sha256 of each file, the step, what the run is made from, its own hash
+      manifest.json            step, size and sha256 of each file, what the run is made from, its own hash, …
 
 Each file is written and synced, the manifest last; the folder is synced and takes its name; its parent is
 synced (disk.new_folder). What isn't exactly what the manifest says counts as damaged. No pickle: safetensors
@@ -35,6 +35,7 @@ from tunesmith.rundir import RunDir
 WEIGHTS, OPTIMIZER, LOOP = "weights.safetensors", "optimizer.safetensors", "loop.safetensors"
 STATE, MANIFEST = "state.json", "manifest.json"
 TENSOR_FILES = (WEIGHTS, OPTIMIZER, LOOP)
+FORMAT = 1  # of all files together: another one isn't read
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def write(run: RunDir, contents: Contents, made_from: Mapping[str, str]) -> Path
         sync_file(folder / STATE)
         files = {name: _facts(folder / name) for name in (*TENSOR_FILES, STATE)}
         reach("checkpoint.manifest")
-        manifest = {"step": contents.step, "files": files, "made_from": dict(made_from)}
+        manifest = {"format": FORMAT, "step": contents.step, "files": files, "made_from": dict(made_from)}
         (folder / MANIFEST).write_bytes(_sealed(manifest))
     reach("checkpoint.verify")
     try:
@@ -126,7 +127,7 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) ->
 def verify(folder: Path) -> dict[str, Any]:
     """Check every file against the manifest, and it against itself; returns it.
 
-    Raises RunError that lists each damaged or missing file.
+    Raises RunError that lists each damaged or missing file, and for one of another format.
     """
     try:
         sealed = (folder / MANIFEST).read_bytes()
@@ -140,6 +141,12 @@ def verify(folder: Path) -> dict[str, Any]:
         ) from None
     if wrong:
         raise RunError(f"The checkpoint {folder} is damaged.", details=wrong, fix="Use another checkpoint.")
+    if (found := manifest.get("format")) != FORMAT:
+        raise RunError(
+            f"The checkpoint {folder} was written by another version of tunesmith: its format is {found}, "
+            f"this one's is {FORMAT}.",
+            fix="Go on with that version (job.yaml names it), or train anew.",
+        )
     return manifest
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from tunesmith import disk
-from tunesmith.errors import TrainError
+from tunesmith.errors import RunError, TrainError
 from tunesmith.rundir import RunDir
 from tunesmith.train.signals import Stopped
 
@@ -56,6 +56,15 @@ def stopped_by(stopped: Stopped, run: RunDir, note: Callable[[str], None]) -> Ba
         return KeyboardInterrupt()
     note(_where(run))
     return SystemExit(128 + stopped.number)
+
+
+@contextmanager
+def told_in_log() -> Iterator[None]:
+    """What can't be written inside is told in the log, where more depends on what comes after it."""
+    try:
+        yield
+    except RunError as error:
+        log.warning("%s", error.what)
 
 
 def _where(run: RunDir) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tunesmith.disk import remove_leftovers, sync_folder
+from tunesmith.disk import make_folder, remove_leftovers, sync_folder
 from tunesmith.errors import RunError
 from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint
@@ -135,11 +135,12 @@ def set_result_aside(run: RunDir, step: int) -> None:
     if (weights := run.weights) is None:
         return
     target = run.path / EARLIER / f"step-{step:06d}" / weights.name
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     while target.exists():
         target = target.with_name(f"{target.name}-again")
     weights.rename(target)
-    sync_folder(run.path)
+    for folder in (target.parent, run.path):
+        sync_folder(folder)
 
 
 def _unsealed(then: Facts, contents: Contents | None) -> list[str]:

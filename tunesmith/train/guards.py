@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tunesmith.data.encode import Example
 from tunesmith.rundir import RunDir
+from tunesmith.train.ending import told_in_log
 from tunesmith.train.spikes import Spikes
 from tunesmith.train.worst import Costs, write_worst
 
@@ -40,9 +41,10 @@ class Guards:
         return [f"{self._examples[i].origin} (loss {losses[i]:.3g})" for i in order[:count]]
 
     def write(self, run: RunDir) -> None:
-        """Write the worst examples of now into the run's folder."""
+        """Write the worst examples of now into the run's folder; where that fails, the log says so."""
         if worst := self._costs.worst():
-            write_worst(run.worst_file, worst, self._examples, self.text)
+            with told_in_log():
+                write_worst(run.worst_file, worst, self._examples, self.text)
 
     def state(self) -> tuple[list[float], dict[str, Tensor]]:
         """What a checkpoint keeps, as JSON and as tensors."""

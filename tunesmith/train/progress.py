@@ -84,7 +84,7 @@ def capture(training: Training, parts: Parts, at: Progress, *, copied: bool) -> 
         "optimizer": {"name": training.settings.optimizer, "states": optimizer},
         "scaler": parts.scaler.state_dict(),
         "generators": at.generators.numbers,
-        "compiled": training.compiled.seen,
+        "compiled": [*training.compiled.seen],
         "trackers": training.tracking.ids,
     }
     loop = {**at.generators.tensors, **costs, LEARNT: torch.from_numpy(np.packbits(rows))}
@@ -113,12 +113,8 @@ def restore(training: Training, parts: Parts, contents: Contents) -> Progress:
     training.learnt = set(np.flatnonzero(np.unpackbits(tensors[LOOP][LEARNT].numpy())).tolist())
     training.compiled.seen = [[*rows] for rows in state["compiled"]]
     training.guards.restore(state["losses"], tensors[LOOP])
-    if (training.settings.microbatch_tokens, training.halved) != (
-        state["microbatch_tokens"],
-        state["halved"],
-    ):
-        size = {"microbatch_tokens": state["microbatch_tokens"]}
-        training.settings = training.settings.model_copy(update=size)
+    # Another size is a forced one: it means what it says.
+    if training.settings.microbatch_tokens == state["microbatch_tokens"] and state["halved"]:
         training.halved = state["halved"]
         training.plan()
     cursor = Cursor(state["cursor"]["epoch"], state["cursor"]["steps"])

@@ -78,13 +78,16 @@ def choose(
 ) -> Continued | None:
     """The run to go on with, or None for a new one. `resume` None: only an unfinished run of the same job.
 
-    Raises RunError where that was asked for and there is none, or where it differs in what it may not.
+    Raises RunError where that was asked for and there is none, where it differs in what it may not, and where
+    another process trains in the job's own `output`.
     """
     if resume is False:
         return None
     if resume or asked.by_folder:
         return _wanted(asked, force)
     for run in _candidates(asked):
+        if asked.job.output is not None and run.state() == "running":
+            raise rundir.in_use(run.path)  # here, where nothing has been loaded yet
         if run.state() == "unfinished" and (found := _same(asked, run, note)):
             anew = "another output=… starts" if asked.job.output else "--no-resume starts"
             note(f"{run.path} is an unfinished run of this very job: going on with it ({anew} anew).")
@@ -111,9 +114,7 @@ def _wanted(asked: Asked, force: bool) -> Continued:
     # The newest that can go on as it is; else the newest, with what keeps it from going on.
     best = next((one for one in found if not one.forced and one.run.state() != "finished"), found[0])
     if best.run.state() == "running":
-        raise RunError(
-            f"{best.run.path} is being trained by another process.", fix="Wait for it, or end it first."
-        )
+        raise rundir.in_use(best.run.path)
     _check(best)
     return best
 

@@ -137,6 +137,11 @@ def _child(job: Job, run: RunDir, until: int, how: str = "SIGTERM") -> int:
     if told.strip():
         error = json.loads(told)
         raise TunesmithError(error["what"], details=error["details"], fix=error["fix"])
+    if child.returncode < 0 and signal.Signals(-child.returncode).name != how:
+        raise TrainError(
+            f"A process of this check was killed ({signal.Signals(-child.returncode).name}).",
+            fix="Linux does so where memory is short: end other programs, or try a smaller model.",
+        )
     if child.returncode not in (0, 128 + signal.SIGTERM, -signal.SIGKILL):
         raise TrainError(f"The training ended with code {child.returncode}: {said[:200]}")
     return _last_step(run)

@@ -21,7 +21,7 @@ from tunesmith.records import Conversation, Record, Text
 from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint, going_on
 from tunesmith.train.config import Job
-from tunesmith.train.ending import log_file, stopped_by
+from tunesmith.train.ending import log_file, stopped_by, told_in_log
 from tunesmith.train.facts import facts_of
 from tunesmith.train.forward import mixed_precision
 from tunesmith.train.going_on import Start
@@ -112,17 +112,26 @@ def _train(
             listener.started(training.steps, facts)
             try:
                 outcome = run_loop(training, start.contents if start else None)
-            except Stopped as stopped:
-                raise stopped_by(stopped, run, listener.note) from None
-            finally:
-                records = [ready.train_rows.records[row] for row in sorted(training.learnt)]
-                write_trained_rows(run, records, job.adapter.continue_from)
-                training.guards.write(run)
+            except BaseException as ended:
+                with told_in_log():  # what ended it is what is told
+                    _write_rows(ready, run)
+                if isinstance(ended, Stopped):
+                    raise stopped_by(ended, run, listener.note) from None
+                raise
+            _write_rows(ready, run)
             model = cast(PreTrainedModel, training.model)
             _save_final(run, model, ready.renderer, outcome, facts, listener.note)
             log.info("%s", how_it_ended(outcome.summary()))
     listener.finished({"run": str(run.path), **outcome.summary()})
     return run
+
+
+def _write_rows(ready: Prepared, run: RunDir) -> None:
+    """What the run's folder says of single rows: those that were learnt from, and those that cost most."""
+    training = ready.training
+    training.guards.write(run)
+    records = [ready.train_rows.records[row] for row in sorted(training.learnt)]
+    write_trained_rows(run, records, ready.job.adapter.continue_from)
 
 
 def _sampler(ready: Prepared, listener: Listener, answer: AnswerHook | None) -> Callable[[int], None]:

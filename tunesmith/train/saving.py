@@ -77,17 +77,16 @@ class Saver:
         """
         before = self.wait()
         self._last = time.monotonic()
-        copied = needed < COPY_SHARE * available_memory()
-        contents = capture(copied)
+        contents = self._copy(capture) if needed < COPY_SHARE * available_memory() else None
         self._ended = None
-        if copied:
+        if contents is not None:
             # A daemon: the second Ctrl-C doesn't wait for it.
             self._thread = threading.Thread(
                 target=self._write, args=(contents, best), name=THREAD, daemon=True
             )
             self._thread.start()
         else:
-            self._write(contents, best)
+            self._write(capture(False), best)
         return before
 
     def poll(self) -> Saved | None:
@@ -103,6 +102,15 @@ class Saver:
         if self._thread is not None:
             self._thread.join(seconds)
         return self.poll()
+
+    def _copy(self, capture: Callable[[bool], Contents]) -> Contents | None:
+        """The contents in memory of their own, or None where it isn't there after all."""
+        try:
+            return capture(True)
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
+            return None
 
     def _write(self, contents: Contents, best: Best | None) -> None:
         begun, error = time.monotonic(), None

@@ -89,7 +89,7 @@ def take_step(training: Training, step: Step, parts: Parts) -> Taken:
         reserve(parts.optimizer, trained)
     rate = float(parts.schedule.get_last_lr()[0])
     finite = math.isfinite(norm) and math.isfinite(sums.loss)
-    if finite or parts.scaler.is_enabled():
+    if finite:  # not left to a scaler: gradients may be numbers and their norm none
         with watched("optimizer", rows):
             _move(parts, trained)
     parts.scaler.update()
