@@ -191,6 +191,11 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ("evaluate/test_examine.py", "train/test_examine.py"),
     ),
     (
+        "Any number of models against the first, from one load where they share a base, verdicts corrected over all; what answers cost",
+        "任意多个模型与第一个对比，同一底模只加载一次，结论按全部检验校正；回答的开销",
+        ("evaluate/test_several.py", "evaluate/test_sides.py", "evaluate/test_cost.py"),
+    ),
+    (
         "Answers of any tool scored from a file, figures by group, intervals over documents",
         "给任何工具生成的答案文件打分，按组给出数字，按文档计算区间",
         ("evaluate/test_predicted.py",),

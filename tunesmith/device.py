@@ -107,6 +107,21 @@ def peak_memory(kind: str = "cpu") -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def forget_peak_memory(kind: str = "cpu") -> bool:
+    """Let `peak_memory` count from what is held now; False where the system has no way to.
+
+    Linux: proc(5), clear_refs 5 resets the peak resident size, which getrusage reports as well.
+    """
+    if kind == "cuda":  # untested here
+        torch.cuda.reset_peak_memory_stats()
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
 def rank() -> int:
     """This process's number under torchrun, 0 alone."""
     return int(os.environ.get("RANK", "0"))

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -16,7 +17,7 @@ from tests.families import save_tiny
 from tunesmith.data.prompts import read_prompts
 from tunesmith.data.trained_rows import trained_rows
 from tunesmith.errors import DataError, ModelError, SettingsError, UsageError
-from tunesmith.evaluate import measure
+from tunesmith.evaluate import sides
 from tunesmith.evaluate.answerers import Base
 from tunesmith.evaluate.compare import Comparison, compare
 from tunesmith.evaluate.measure import measure_one, measure_two
@@ -25,6 +26,8 @@ from tunesmith.evaluate.questions import choose_metrics, read_questions
 from tunesmith.evaluate.run import evaluate
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.local import load
+from tunesmith.model.load import load_model
+from tunesmith.model.source import Source
 from tunesmith.records import Completion, Conversation
 from tunesmith.rundir import open_run, read_jsonl
 
@@ -106,16 +109,16 @@ def test_equal_sides_are_not_told_apart(tmp_path: Path) -> None:
 def test_run_against_its_base_from_one_load(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loads: list[str] = []
 
-    def counted(name: str, **words: object) -> object:
-        loads.append(name)
-        return load(name, **words)  # type: ignore[arg-type]
+    def counted(base: Source, *words: Any, **more: Any) -> object:
+        loads.append(base.name)
+        return load_model(base, *words, **more)
 
-    monkeypatch.setattr(measure, "load", counted)
+    monkeypatch.setattr(sides, "load_model", counted)
     found = read_questions(str(place / "valid.jsonl"))
     result = measure_two(
         str(place / "runs/lora"), None, found, choose_metrics(None, found), SHORT, dtype="fp32"
     )
-    assert loads == [str(place / "runs/lora")]
+    assert loads == [str(place / "qwen2")]
     assert isinstance(result.measured, Comparison)
     content = result.content
     assert content["loss"]["a"] > content["loss"]["b"]

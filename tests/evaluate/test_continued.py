@@ -117,8 +117,8 @@ def stopping(what: str, rows: int) -> Watch:
 
 def timeless(result: Result) -> dict[str, Any]:
     content = dict(result.content)
-    for figures in (content, content.get("a", {}), content.get("b", {})):
-        for name in ("seconds", "peak_memory_bytes", "predictions"):
+    for figures in (content, content.get("a", {}), content.get("b", {}), *content.get("sides", ())):
+        for name in ("seconds", "tokens_per_second", "peak_memory_bytes", "predictions"):
             figures.pop(name, None)
     return content
 

@@ -69,8 +69,9 @@ def evaluate(
 def compare(
     a: str | Path | RunDir,
     b: str | Path | RunDir | None = None,
-    *,
+    *more: str | Path | RunDir,
     data: str | Questions,
+    with_base: bool = False,
     references: str | None = None,
     metrics: Named | Sequence[Named] | None = None,
     by: str | Sequence[str] = (),
@@ -83,17 +84,19 @@ def compare(
     note: Note = lambda _: None,
     **sampling: Any,
 ) -> Result:
-    """Two models on the same rows, with paired differences; a run alone is measured against its base.
+    """Models and runs on the same rows, with paired differences from the first; a run alone against its base.
 
-    `.content` is what `--json` prints, `.measured.rows()` the answers of both, side by side.
+    `with_base` puts the base that the runs were tuned from before all that are named. Models over one base
+    share a load. `.content` is what `--json` prints, `.measured.rows()` everybody's answers, row by row.
     `watch(what, done, rows)` is told of each row, `note` what an interrupted call had done already.
+    Raises UsageError where there is no base, or the runs have several, and what `evaluate` raises.
     """
     questions = data if isinstance(data, Questions) else _questions(data, references, limit, by, document)
     chosen = choose_metrics(metrics, questions)
-    second = None if b is None else name_of(b)
-    return measure.measure_two(
-        name_of(a), second, questions, chosen, build(Sampling, sampling),
-        output=_path(output), dtype=dtype, template=template, watch=watch, note=note,
+    names = [name_of(model) for model in (a, b, *more) if model is not None]
+    return measure.measure_several(
+        names, questions, chosen, build(Sampling, sampling),
+        with_base=with_base, output=_path(output), dtype=dtype, template=template, watch=watch, note=note,
     )  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -126,7 +127,7 @@ def eval_(
     grid = table(("", ""), evaluation_rows(result.content))
     grid.show_header = False
     print_table(grid)
-    tell_groups(result)
+    tell_groups(result.content)
     for note in result.content["notes"]:
         err.print(note)
     tell_files(result)
@@ -229,9 +230,9 @@ def say(names: list[str] | None, questions: Questions) -> list[Metric]:
     return chosen
 
 
-def tell_groups(result: Result) -> None:
+def tell_groups(content: Mapping[str, Any]) -> None:
     """The table of figures by group, where some were asked."""
-    columns, rows = group_rows(result.content)
+    columns, rows = group_rows(content)
     if rows:
         out.print()
         print_table(table(columns, rows, numbers=("n",)))

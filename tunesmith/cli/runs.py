@@ -244,7 +244,7 @@ def _ends(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _results(run: RunDir) -> None:
-    for result in read_results(run):
+    for result in (one for found in read_results(run) for one in pairs(found)):
         if result["kind"] == "damaged":
             err.print(f"{result['file']} can't be read: {result['error']}")
             continue

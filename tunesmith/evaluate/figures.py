@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 
 from tunesmith.evaluate.clusters import by_document, clustered_mean, clustered_paired
 from tunesmith.evaluate.corpus import Rows, corpus_interval, corpus_paired
@@ -53,20 +54,33 @@ def difference(metric: Metric, a: Sequence[RowResult], b: Sequence[RowResult]) -
     return result
 
 
-def verdicts(metrics: Sequence[Metric], results: Sequence[Paired], rows: Sequence[RowResult]) -> list[str]:
-    """The first metric's verdict by its own test, those of the others with their p values raised by Holm."""
+def corrected(results: Sequence[Sequence[Paired]]) -> list[list[float]]:
+    """p values of [model][metric], raised by Holm within each of two families of tests: those of the first
+    metric, which is the primary one, a test for each model; and those of all other metrics of all models.
+    """
+    p_values = [[1.0 if one.p_value is None else one.p_value for one in paired] for paired in results]
+    primary = iter(holm([p for of_model in p_values for p in of_model[:1]]))
+    others = iter(holm([p for of_model in p_values for p in of_model[1:]]))
+    return [[*islice(primary, len(one[:1])), *islice(others, len(one[1:]))] for one in p_values]
+
+
+def verdicts(
+    metrics: Sequence[Metric],
+    results: Sequence[Paired],
+    rows: Sequence[RowResult],
+    p_values: Sequence[float],
+) -> list[str]:
+    """The verdict on each metric's difference, by its interval and its p value out of `corrected`."""
     documents = documents_of(rows)
-    raised = holm([1.0 if one.p_value is None else one.p_value for one in results[1:]])
-    tested = [*results[:1], *(replace(one, p_value=p) for one, p in zip(results[1:], raised, strict=True))]
     return [
         verdict(
-            one,
+            replace(one, p_value=p_value),
             len(rows),
             lower_is_better=metric.better == "lower",
             neutral=metric.better == "neither",
             documents=None if documents is None else len(set(documents)),
         )
-        for metric, one in zip(metrics, tested, strict=True)
+        for metric, one, p_value in zip(metrics, results, p_values, strict=True)
     ]
 
 

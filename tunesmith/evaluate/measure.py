@@ -1,27 +1,22 @@
 """`eval` and `compare` from names to files: models by name, rows from a file, results into the run folder.
 
-    one   a model or run on a file                         -> RUN/eval/<data>.eval.json and .eval.jsonl
-    two   two of them, or a run and its own base           -> RUN/eval/<data>.json and .jsonl
-Without a run the files go to eval/ in the working folder. Where they hold the figures of other rows or
-of another model, <data>-2 is taken, and so on; the same rows measured again write the same files anew, and a
-run's report.html.
+Where the files go is in outputs.py, who is compared in sides.py. A run's report.html is written anew.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from tunesmith.data.trained_rows import row_key, trained_rows
 from tunesmith.disk import write_json
-from tunesmith.errors import ModelError, SettingsError, UsageError
-from tunesmith.evaluate.answerers import Base, Note, Watch
-from tunesmith.evaluate.compare import PARTS, Comparison, Side, compared
+from tunesmith.errors import SettingsError
+from tunesmith.evaluate import outputs
+from tunesmith.evaluate.answerers import Note, Watch
+from tunesmith.evaluate.compare import Comparison, check_count, compared
+from tunesmith.evaluate.cost import Meter
 from tunesmith.evaluate.failures import failure_notes
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.predicted import Predictions
@@ -29,16 +24,13 @@ from tunesmith.evaluate.questions import Questions
 from tunesmith.evaluate.report import write_report
 from tunesmith.evaluate.results import beside
 from tunesmith.evaluate.run import AGAIN, Evaluation, measured
+from tunesmith.evaluate.sides import sides_of
 from tunesmith.infer.answerer import answerer
 from tunesmith.infer.config import Sampling
-from tunesmith.infer.endpoint import check_endpoints, is_endpoint
-from tunesmith.infer.local import load
-from tunesmith.model import source
-from tunesmith.model.load import fingerprint, load_model
-from tunesmith.model.source import Source
+from tunesmith.infer.endpoint import check_endpoints
 from tunesmith.records import Conversation, Message
-from tunesmith.rundir import RunDir, open_run
-from tunesmith.worklog import begun_for, claim, write_lines
+from tunesmith.rundir import RunDir
+from tunesmith.worklog import claim, write_lines
 
 
 @dataclass(frozen=True)
@@ -66,15 +58,14 @@ def measure_one(
     """Measure the model or run `name`. `output` is the predictions' file; the result stands beside it."""
     _check_sampling(sampling)
     check_endpoints((name,), sampling, dtype=dtype, template=template)
-    _check_output(output, questions, (".json",))
-    run = _run_at(name)
-    who = "" if run else f"{_plain(name)}."
-    models = (None if run else name,)
-    predictions = _as_jsonl(output) if output else _free(_folder(run), who, questions, ".eval", models)
-    with claim(predictions, AGAIN) as held:
+    outputs.check(output, questions)
+    place = outputs.of_one(output, name, questions)
+    with claim(place.predictions, AGAIN) as held:
         model = answerer(name, dtype=dtype, template=template, sampling=sampling, say=note)
-        result = measured(held, model, questions.conversations, metrics, watch=watch, note=note)
-        return _saved(result, questions, run, _learnt((name,), questions))
+        meter = Meter(model, watch)
+        result = measured(held, model, questions.conversations, metrics, watch=meter, note=note)
+        result = replace(result, facts={**result.facts, **meter.facts()})
+        return _saved(result, questions, place.run, _learnt((name,), questions))
 
 
 def measure_predictions(
@@ -87,13 +78,46 @@ def measure_predictions(
     note: Note = lambda _: None,
 ) -> Result:
     """Score answers that are there already, without any model; the result goes to eval/ or to `output`."""
-    _check_output(output, questions, (".json",))
-    scored = _as_jsonl(output) if output else _free(Path("eval"), "", questions, ".eval", (predictions.name,))
-    with claim(scored, AGAIN) as held:
+    outputs.check(output, questions)
+    place = outputs.of_predictions(output, predictions.name, questions)
+    with claim(place.predictions, AGAIN) as held:
         result = measured(held, predictions, questions.conversations, metrics, watch=watch, note=note)
-        return _saved(
-            replace(result, seconds=None), questions, None, [predictions.told] if predictions.told else []
+        told = [predictions.told] if predictions.told else []
+        return _saved(replace(result, seconds=None), questions, None, told)
+
+
+def measure_several(
+    names: Sequence[str],
+    questions: Questions,
+    metrics: Sequence[Metric],
+    sampling: Sampling,
+    *,
+    with_base: bool = False,
+    output: Path | None = None,
+    dtype: str = "auto",
+    template: str | None = None,
+    watch: Watch | None = None,
+    note: Note = lambda _: None,
+) -> Result:
+    """Measure models and runs on the same rows, the first one being the reference of all.
+
+    A run alone, or `with_base`, is measured against the base it was tuned from, which is then the first side.
+    Sides over one base share a load (sides.py).
+
+    Raises UsageError where there is no base, or the runs have several; ModelError if one has changed since.
+    """
+    _check_sampling(sampling)
+    check_endpoints(names, sampling, dtype=dtype, template=template)
+    outputs.check(output, questions)
+    with_base = with_base or len(names) == 1
+    check_count(len(names) + with_base)
+    sides = sides_of(names, with_base=with_base, dtype=dtype, template=template, sampling=sampling, note=note)
+    place = outputs.of_comparison(output, names, sides.names, questions)
+    with claim(place.predictions, AGAIN) as held:
+        result = compared(
+            held, sides.sides, questions.conversations, metrics, order=sides.order, watch=watch, note=note
         )
+        return _saved(result, questions, place.run, _learnt(names, questions))
 
 
 def measure_two(
@@ -102,69 +126,10 @@ def measure_two(
     questions: Questions,
     metrics: Sequence[Metric],
     sampling: Sampling,
-    *,
-    output: Path | None = None,
-    dtype: str = "auto",
-    template: str | None = None,
-    watch: Watch | None = None,
-    note: Note = lambda _: None,
+    **options: Any,
 ) -> Result:
-    """Measure A and B on the same rows; with one name, a run, its base is A and the run B.
-
-    An adapter's base is the same load with the adapter off. A run of full or freeze tuning has no base
-    inside: the base is loaded by itself, and asked with the run's template.
-
-    Raises UsageError if there is one name and it is no run, ModelError if its base has changed since.
-    """
-    _check_sampling(sampling)
-    check_endpoints((a, b or a), sampling, dtype=dtype, template=template)
-    _check_output(output, questions, (".json",))
-    if b is None:
-        run: RunDir | None = _run_of(a)
-        before, after = "", ""
-        models: tuple[str | None, ...] = (None, None)
-    else:
-        run = _run_at(b)
-        before, after = ("", f".vs-{_plain(a)}") if run else (f"{_plain(a)}-{_plain(b)}.", "")
-        models = (a, None if run else b)
-    predictions = _as_jsonl(output) if output else _free(_folder(run), before, questions, after, models)
-    with claim(predictions, AGAIN) as held:
-        sides: tuple[Side, Side]
-        if b is None:
-            sides = _base_and_tuned(a, dtype, template, sampling)
-        else:
-            # Loaded one after the other: two large models needn't fit at once.
-            later = partial(answerer, dtype=dtype, template=template, sampling=sampling, say=note)
-            sides = partial(later, a), partial(later, b)
-        result = compared(held, *sides, questions.conversations, metrics, watch=watch, note=note)
-        return _saved(result, questions, run, _learnt((a,) if b is None else (a, b), questions))
-
-
-def _base_and_tuned(name: str, dtype: str, template: str | None, sampling: Sampling) -> tuple[Side, Side]:
-    tuned = load(name, dtype=dtype, template=template, sampling=sampling)
-    run = _run_of(name)
-    base_name = str((run.job().get("base") or {}).get("name") or "base")
-    if tuned.adapter is not None:
-        return Base(tuned, base_name), tuned
-
-    found = _base_of(run, base_name)
-    return lambda: replace(tuned, name=base_name, model=load_model(found, tuned.device), run=None), tuned
-
-
-def _base_of(run: RunDir, name: str) -> Source:
-    """The base that a run was tuned from, as its fingerprint tells; no weights are read into memory."""
-    facts = run.job().get("base") or {}
-    path = str(facts.get("path") or "")
-    found = source.resolve(path if path and Path(path).exists() else name, facts.get("revision"))
-    expected = facts.get("fingerprint")
-    if expected and (now := fingerprint(found)) != expected:
-        raise ModelError(
-            f"{run.path} was tuned from another base than what {name} is now (fingerprint "
-            f"{str(expected)[:12]}, now {now[:12]}): the difference would not be that of the training.",
-            fix=f"Put back the base's files as they were, or compare with a model by name: "
-            f"tunesmith compare MODEL {run.path} --data FILE.",
-        )
-    return found
+    """`measure_several` of two, or of a run (b None) and its base."""
+    return measure_several((a,) if b is None else (a, b), questions, metrics, sampling, **options)
 
 
 def _saved(
@@ -176,7 +141,9 @@ def _saved(
     write_lines(result.output, result.lines())
     content = {**result.to_json(), "data": questions.path, "rows_sha256": questions.sha256}
     failed = failure_notes(result) if isinstance(result, Evaluation) else []
-    content["notes"] = [*content.get("notes", []), *failed, *_about_documents(questions), *learnt]
+    general = [*failed, *_about_documents(questions), *learnt]
+    for one in (content, *content.get("comparisons", ())):
+        one["notes"] = [*one.get("notes", []), *general]
     file = beside(result.output, ".json")
     write_json(file, content)
     report = write_report(run) if run is not None and file.parent == run.eval else None
@@ -223,139 +190,3 @@ def _check_sampling(sampling: Sampling) -> None:
             f"num_return_sequences {sampling.answers} gives several answers to a prompt; one is scored.",
             fix="Leave num_return_sequences out.",
         )
-
-
-def _check_output(output: Path | None, questions: Questions, endings: Sequence[str]) -> None:
-    """Before hours of work: what will be written for `output` replaces nothing but earlier results."""
-    if output is None:
-        return
-    if output.is_dir():
-        raise UsageError(
-            f"--output {output} is a folder.", fix=f"Give a file in it: {output / 'predictions.jsonl'}."
-        )
-    predictions = _as_jsonl(output)
-    for file in (predictions, *(beside(predictions, ending) for ending in endings)):
-        if not file.exists():
-            continue
-        if any(file.samefile(read) for read in questions.files):
-            what = "which holds the rows or their answers"
-        elif not _ours(file):
-            what = "which isn't a result of `eval` or `compare`"
-        else:
-            continue
-        raise UsageError(
-            f"--output {output} would overwrite {file}, {what}.",
-            fix=f"Give the output another name, or put {file} somewhere else.",
-        )
-
-
-def _ours(file: Path) -> bool:
-    """Whether a file is an earlier result, figures or predictions, by what it holds; an empty one is too."""
-    if not file.is_file() or not file.stat().st_size:
-        return file.is_file()
-    if file.suffix == ".json":
-        return _figures(file) is not None
-    try:
-        with file.open(encoding="utf-8") as lines:
-            first = json.loads(next(lines))
-    except (OSError, ValueError):
-        return False
-    # What `generate` writes has no scores: those answers may be wanted still.
-    return (
-        isinstance(first, dict) and "prediction" in first and ("scores" in first or {"a", "b"} <= set(first))
-    )
-
-
-def _run_of(name: str) -> RunDir:
-    run = _run_at(name)
-    if run is None:
-        raise UsageError(
-            f"{name} isn't the folder of a run, so it has no base to be compared with.",
-            fix="Give a run (`tunesmith runs list`), or two models: tunesmith compare A B --data FILE.",
-        )
-    return run
-
-
-def _run_at(name: str) -> RunDir | None:
-    folder = Path(name).expanduser()
-    return open_run(folder) if (folder / "job.yaml").is_file() else None
-
-
-def _folder(run: RunDir | None) -> Path:
-    return run.eval if run is not None else Path("eval")
-
-
-def _as_jsonl(output: Path) -> Path:
-    """OUTPUT.json is where the result goes; the predictions stand beside it, in OUTPUT.jsonl."""
-    name = output.name if output.suffix == ".jsonl" else output.name.removesuffix(".json") + ".jsonl"
-    return output.with_name(name)
-
-
-def _free(folder: Path, before: str, questions: Questions, after: str, models: Sequence[str | None]) -> Path:
-    """Where the predictions go: the data's name between others, numbered where something else was measured,
-    or begun to be.
-
-    `models` are the names that the figures must be of; None stands for the one whose folder this is.
-    """
-    for number in count(1):
-        name = questions.name if number == 1 else f"{questions.name}-{number}"
-        predictions = folder / f"{before}{name}{after}.jsonl"
-        figures = beside(predictions, ".json")
-        if figures.exists():
-            ours = _same(figures, questions, models)
-        else:
-            ours = _begun(predictions, questions, models)
-        if ours:
-            return predictions
-    raise AssertionError("there are always more numbers")
-
-
-def _begun(predictions: Path, questions: Questions, models: Sequence[str | None]) -> bool:
-    """Whether these rows and models may go there: nothing did yet, or an interrupted call on the same."""
-    parts = ("",) if len(models) == 1 else PARTS
-    left = [
-        (name, begun)
-        for name, part in zip(models, parts, strict=True)
-        for begun in begun_for(predictions, part)
-    ]
-    if not left:
-        return not predictions.exists()
-    return any(
-        begun.facts.get("rows") == questions.sha256[:16]
-        and (name is None or _same_model(name, str(begun.facts.get("model"))))
-        for name, begun in left
-    )
-
-
-def _same(figures: Path, questions: Questions, models: Sequence[str | None]) -> bool:
-    """Whether these figures are of the rows and the models that are asked now."""
-    content = _figures(figures)
-    if content is None or content.get("rows_sha256") != questions.sha256:
-        return False
-    sides = [content] if content["kind"] == "evaluation" else [content.get("a"), content.get("b")]
-    named = [str(side.get("model")) if isinstance(side, dict) else "" for side in sides]
-    return len(named) == len(models) and all(
-        name is None or _same_model(name, before) for name, before in zip(models, named, strict=True)
-    )
-
-
-def _same_model(name: str, other: str) -> bool:
-    """Whether two names are one model: the same word, or two ways to the same folder."""
-    return name == other or (Path(name).exists() and Path(name).resolve() == Path(other).resolve())
-
-
-def _figures(file: Path) -> dict[str, Any] | None:
-    """What `eval` or `compare` wrote in a file of figures; None where it is anything else."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    ours = isinstance(content, dict) and content.get("kind") in ("evaluation", "comparison")
-    return content if ours else None
-
-
-def _plain(name: str) -> str:
-    """A model's name as a part of a file name."""
-    if is_endpoint(name):
-        name = name.partition("#")[2].partition("@")[0]
-    return Path(name.rstrip("/")).name.replace(":", "-") or "model"

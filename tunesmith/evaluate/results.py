@@ -5,26 +5,46 @@ Reads JSON only, so that `runs show` answers at once. The two kinds of result:
     evaluation   {"kind", "data", "model", "n", "metrics": {name: {value, low, high}}, "loss", …}
     comparison   {"kind", "data", "n", "a": evaluation, "b": evaluation,
                   "metrics": {name: {a, b, difference: {value, low, high}, wins, losses, ties, verdict}}, …}
+                 of more than two {"kind", "data", "n", "sides": [evaluation, …],
+                  "comparisons": [{"metrics", …}, …]}, which `pairs` turns into some of two
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
 from tunesmith.rundir import RunDir
+from tunesmith.words import size
 
-# (label, key of an evaluation, digits after the point): what answers are like besides their scores.
+
+@dataclass(frozen=True)
+class Cost:
+    """What answers are like besides their scores; `shared`: the others' are said as shares of A's."""
+
+    label: str
+    key: str
+    form: Callable[[float], str]
+    shared: bool = True
+
+
 COSTS = (
-    ("mean length", "mean_length", 1),
-    ("empty answers", "empty", 0),
-    ("cut at the limit", "cut", 0),
-    ("tokens written", "completion_tokens", 0),
-    ("seconds", "seconds", 1),
+    Cost("mean length", "mean_length", "{:.1f}".format),
+    Cost("empty answers", "empty", "{:.0f}".format, shared=False),
+    Cost("cut at the limit", "cut", "{:.0f}".format, shared=False),
+    Cost("tokens written", "completion_tokens", "{:.0f}".format),
+    Cost("prompt tokens", "prompt_tokens", "{:.0f}".format),
+    Cost("seconds", "seconds", "{:.1f}".format),
+    Cost("tokens/s", "tokens_per_second", "{:.1f}".format),
+    Cost("peak memory", "peak_memory_bytes", size),
+    Cost("energy (J)", "energy_joules", "{:.0f}".format),
 )
 COLUMNS = ("metric", "A", "B", "B - A [95 %]", "wins/losses/ties", "verdict")
+DIFFERENCES = ("metric", "", "difference [95 %]", "wins/losses/ties", "verdict")
 
 
 def read_results(run: RunDir) -> list[dict[str, Any]]:
@@ -48,8 +68,11 @@ def _damage(result: Mapping[str, Any]) -> dict[str, Any] | None:
     """The result as a damaged one, if it lacks what tables and reports are made of."""
     try:
         if result["kind"] == "comparison":
-            comparison_rows(result)
-            _ = result["n"], result["a"]["model"], result["b"]["model"]
+            for one in pairs(result):
+                comparison_rows(one)
+                _ = one["n"], one["a"]["model"], one["b"]["model"]
+            if "sides" in result:
+                side_rows(result)
         elif result["kind"] == "evaluation":
             evaluation_rows(result)
             _ = result["n"], result["model"]
@@ -59,24 +82,49 @@ def _damage(result: Mapping[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def beside(predictions: Path, ending: str) -> Path:
-    """The file of this ending beside a file of predictions (.jsonl); other dots of its name stay."""
-    return predictions.with_name(predictions.name.removesuffix(".jsonl") + ending)
-
-
 def pairs(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A comparison as comparisons of two: each other side against the first. Any other result as it is.
 
-    `keys` are the letters under which a pair's answers stand in the lines of predictions, if not a and b.
+    Where there are more than two, `keys` are the letters of both: under these their answers stand in the
+    lines of predictions, where those of two stand under a and b.
     """
-    return [dict(result)]
+    if "sides" not in result:
+        return [dict(result)]
+    first, *others = result["sides"]
+    common = {key: value for key, value in result.items() if key not in ("sides", "comparisons")}
+    return [
+        {**common, **one, "a": first, "b": other, "keys": ["a", ascii_lowercase[at]]}
+        for at, (one, other) in enumerate(zip(result["comparisons"], others, strict=True), 1)
+    ]
+
+
+def sides_of(result: Mapping[str, Any]) -> list[Any]:
+    """The evaluations of a comparison, the reference first."""
+    return list(result["sides"]) if "sides" in result else [result.get("a"), result.get("b")]
+
+
+def letters(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """A, B, C, …: what people read for the sides of a comparison."""
+    return tuple(ascii_uppercase[: len(sides_of(result))])
+
+
+def minus(pair: Mapping[str, Any]) -> str:
+    """`B - A`, `C - A`: the difference that a comparison of two is about."""
+    first, other = pair.get("keys", ("a", "b"))
+    return f"{other} - {first}".upper()
+
+
+def beside(predictions: Path, ending: str) -> Path:
+    """The file of this ending beside a file of predictions (.jsonl); other dots of its name stay."""
+    return predictions.with_name(predictions.name.removesuffix(".jsonl") + ending)
 
 
 def title(result: Mapping[str, Any]) -> str:
     """What was measured on what: one line."""
     data = Path(str(result.get("data", "?"))).name
     if result.get("kind") == "comparison":
-        return f"{data}, n = {result['n']}:  A = {result['a']['model']},  B = {result['b']['model']}"
+        names = zip(letters(result), sides_of(result), strict=True)
+        return f"{data}, n = {result['n']}:  " + ",  ".join(f"{key} = {side['model']}" for key, side in names)
     return f"{data}, n = {result.get('n', '?')}:  {result.get('model', '?')}"
 
 
@@ -94,9 +142,10 @@ def comparison_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
         counts = f"{metric['wins']}/{metric['losses']}/{metric['ties']}"
         difference = interval(metric["difference"], sign=True)
         rows.append((name, f"{metric['a']:.3f}", f"{metric['b']:.3f}", difference, counts, metric["verdict"]))
-    for label, key, digits in COSTS:
-        if a.get(key) is not None and b.get(key) is not None:
-            rows.append((label, f"{a[key]:.{digits}f}", f"{b[key]:.{digits}f}", "", "", ""))
+    for cost in COSTS:
+        first, other = _cost(a, cost), _cost(b, cost)
+        if first is not None and other is not None:
+            rows.append((cost.label, cost.form(first), cost.form(other), _share(cost, first, other), "", ""))
     return rows
 
 
@@ -109,10 +158,47 @@ def evaluation_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         if result.get(name) is not None
     ]
     rows += [(name, interval(metric)) for name, metric in result["metrics"].items()]
-    for label, key, digits in COSTS:
-        if result.get(key) is not None:
-            rows.append((label, f"{result[key]:.{digits}f}"))
+    for cost in COSTS:
+        if (value := _cost(result, cost)) is not None:
+            rows.append((cost.label, cost.form(value)))
     return rows
+
+
+def side_rows(result: Mapping[str, Any], *, stacked: bool = False) -> list[tuple[str, ...]]:
+    """Rows of all sides' figures, one column each behind the name; `stacked`: intervals below the figures.
+
+    What answers cost is a share of what A's do, too.
+    """
+    sides = sides_of(result)
+    between = "\n" if stacked else " "
+    rows: list[tuple[str, ...]] = [("n", *(str(side["n"]) for side in sides))]
+    for name in ("loss", "perplexity", "bits_per_byte"):
+        if any(side.get(name) is not None for side in sides):
+            rows.append((name, *(_bounded(side, name, between) for side in sides)))
+    for name in sides[0]["metrics"]:
+        rows.append((name, *(interval(side["metrics"][name], between=between) for side in sides)))
+    for cost in COSTS:
+        values = [_cost(side, cost) for side in sides]
+        if any(value is not None for value in values):
+            shares = ["", *(_share(cost, values[0], value) for value in values[1:])]
+            cells = ("" if value is None else cost.form(value) for value in values)
+            shown = (
+                f"{cell}{between}({share})" if share else cell
+                for cell, share in zip(cells, shares, strict=True)
+            )
+            rows.append((cost.label, *shown))
+    return rows
+
+
+def difference_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Rows under DIFFERENCES: of the loss and each metric, every other side's difference from A."""
+    rows: dict[str, list[tuple[str, ...]]] = {}
+    for one in pairs(result):
+        for name, *_, difference, counts, told in comparison_rows(one):
+            if told:
+                shown = "" if rows.get(name) else name
+                rows.setdefault(name, []).append((shown, minus(one), difference, counts, told))
+    return [row for of_one in rows.values() for row in of_one]
 
 
 def group_rows(result: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -127,14 +213,38 @@ def group_rows(result: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[s
                 for one in figures
             ]
             rows.append((f"{column} = {value}", str(group["n"]), *shown))
-    signs = "B - A " if result.get("kind") == "comparison" else ""
+    signs = f"{minus(result)} " if result.get("kind") == "comparison" else ""
     return ("group", "n", *(f"{signs}{name} [95 %]" for name in names)), rows
 
 
-def interval(value: Mapping[str, float], *, sign: bool = False) -> str:
+def interval(value: Mapping[str, float], *, sign: bool = False, between: str = " ") -> str:
     """0.267 [0.109, 0.520], with signs for a difference."""
     form = "+.3f" if sign else ".3f"
-    return f"{value['value']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
+    return f"{value['value']:{form}}{between}[{value['low']:{form}}, {value['high']:{form}}]"
+
+
+def _bounded(side: Mapping[str, Any], name: str, between: str) -> str:
+    """A figure of the losses with its interval, where there is one."""
+    if side.get(name) is None:
+        return ""
+    bounds = (side.get("intervals") or {}).get(name)
+    return short(side[name]) + (between + _ends(bounds).strip() if bounds else "")
+
+
+def _cost(side: Mapping[str, Any], cost: Cost) -> float | None:
+    """What a side cost; no memory that was counted over all sides so far, or in earlier versions."""
+    if cost.key == "peak_memory_bytes" and side.get("peak_memory_of") != "measuring":
+        return None
+    value: float | None = side.get(cost.key)
+    return value
+
+
+def _share(cost: Cost, first: float | None, other: float | None) -> str:
+    """`1.80 x`: how much of A's cost a side's is, where they differ."""
+    if not cost.shared or first is None or other is None or first == other:
+        return ""
+    # Of what is shown as 0.0 no share can be understood.
+    return f"{other / first:.2f} x" if cost.form(first).strip("0.") else ""
 
 
 def _ends(value: Mapping[str, float]) -> str:

@@ -20,6 +20,7 @@ from tunesmith.device import peak_memory
 from tunesmith.errors import GenerateError
 from tunesmith.evaluate.answerers import Base, Note, Watch, tell
 from tunesmith.evaluate.choices import likeliest, losses_in, worklog_choices
+from tunesmith.evaluate.cost import spent
 from tunesmith.evaluate.failures import Failed, check_some, failed_rows
 from tunesmith.evaluate.figures import figure
 from tunesmith.evaluate.metrics import Metric, is_empty
@@ -102,13 +103,11 @@ class Evaluation:
     def _of_answers(self) -> dict[str, Any]:
         """What answers are like besides their scores."""
         texts = [row.completion.text for row in self.rows]
-        tokens = sum(row.completion.completion_tokens for row in self.rows)
         return {
             "empty": sum(map(is_empty, texts)),
             "cut": sum(row.completion.finish == "length" for row in self.rows),
             "mean_length": sum(map(len, texts)) / self.n,
-            **({"completion_tokens": tokens} if tokens else {}),
-            **({"seconds": round(self.seconds, 3)} if self.seconds is not None else {}),
+            **spent([row.completion for row in self.rows], self.seconds),
             **({"failed": len(self.failed)} if self.failed else {}),
         }
 

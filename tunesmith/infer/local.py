@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from tunesmith import device as machine
 from tunesmith.data.template import TEMPLATES, Renderer
 from tunesmith.device import Device
-from tunesmith.errors import GenerateError, ModelError, RunError, SettingsError, TemplateError
+from tunesmith.errors import GenerateError, ModelError, TemplateError
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.decoding import prepare
+from tunesmith.infer.found import Found, find
 from tunesmith.infer.generate import generate, generate_batches, generate_both, stream
-from tunesmith.model import adapters, saved, source
-from tunesmith.model.config import QuantizationSettings
-from tunesmith.model.load import (
-    context_length,
-    end_ids,
-    fingerprint,
-    load_model,
-    load_tokenizer,
-    stored_dtype,
-)
-from tunesmith.model.source import Source
+from tunesmith.model import adapters
+from tunesmith.model.load import context_length, end_ids, load_model, load_tokenizer
 from tunesmith.records import ROLES, Completion, Conversation, Message, Origin
-from tunesmith.rundir import RunDir, open_run
+from tunesmith.rundir import RunDir
 from tunesmith.settings import build
 
 
@@ -153,88 +143,45 @@ def load(
     Raises SettingsError for an unknown dtype, RunError for a run without final weights, ModelError for a
     base that isn't the one trained on, TemplateError for a changed template, and what `resolve` raises.
     """
-    if dtype not in ("auto", *machine.DTYPES):
-        raise SettingsError(f"There is no dtype {dtype!r}.", fix=f"Use auto, {', '.join(machine.DTYPES)}.")
-    folder = Path(name).expanduser()
-    run = open_run(folder) if (folder / "job.yaml").is_file() else None
-    weights = _weights(run) if run is not None else folder
-    meta = saved.read_meta(weights)
-    device = machine.pick(dtype)
-    adapter = saved.adapter_folder(weights) if (weights / saved.CONFIG).is_file() else None
-    model: PreTrainedModel
-    if adapter is not None:
-        base = _base(adapter, meta)
-        # Held as it was in training: the same memory, and the base that the adapter learnt to correct.
-        held = QuantizationSettings.model_validate(q) if (q := meta.get("quantization")) else None
-        model = adapters.attach(load_model(base, device, quantization=held), adapter)
-        # An adapter of another tool may have come without a tokenizer.
-        own = (adapter / "tokenizer_config.json").is_file()
-        tokenizer = load_tokenizer(Source(name, "folder", adapter.resolve()) if own else base)
-    else:
-        base = source.resolve(str(weights) if run is not None else name)
-        if meta and dtype == "auto":
-            # bf16 keeps 8 bits of a weight: most of what full tuning changed would be rounded away.
-            device = replace(device, dtype=stored_dtype(base) or device.dtype)
-        model = load_model(base, device)
-        tokenizer = load_tokenizer(base)
+    found = find(name, dtype)
+    model = load_model(found.base, found.device, quantization=found.quantization)
+    if found.adapter is not None:
+        model = adapters.attach(model, found.adapter)
+    return over(found, model, template=template, sampling=sampling, note=note)
+
+
+def over(
+    found: Found,
+    model: PreTrainedModel,
+    *,
+    template: str | None = None,
+    sampling: Sampling | None = None,
+    note: Callable[[str], None] | None = None,
+) -> LocalModel:
+    """What `load` gives, of a model in memory that has its adapter put on. Raises TemplateError."""
+    tokenizer = load_tokenizer(found.tokenizer)
     # Asked as it was trained: a model that learnt to think gets the prompt that thinking begins with.
-    thinking = bool((meta.get("template") or {}).get("thinking"))
+    thinking = bool((found.meta.get("template") or {}).get("thinking"))
     renderer = Renderer(tokenizer, template, end_ids=end_ids(model), thinking=thinking)
     if not renderer.text:
         raise TemplateError(
-            f"{name} has no chat template (base models have none), so it can't be asked.",
+            f"{found.name} has no chat template (base models have none), so it can't be asked.",
             fix=f"Choose one with --template (in Python: template=…): {', '.join(TEMPLATES)} or FILE.jinja.",
         )
-    if template is None and meta:
-        _check_template(renderer, meta, weights)
+    if template is None and found.meta:
+        _check_template(renderer, found.meta, found.folder)
     if note is not None:
         prepare(model.get_base_model() if hasattr(model, "get_base_model") else model, note)
     return LocalModel(
-        name,
+        found.name,
         model,
         renderer,
-        device,
-        run,
+        found.device,
+        found.run,
         sampling or Sampling.model_validate({}),
-        adapter=adapter,
-        weights=_identity(base, adapter),
+        adapter=found.adapter,
+        weights=found.identity,
     )
-
-
-def _weights(run: RunDir) -> Path:
-    if run.weights is not None:
-        return run.weights
-    if run.state() == "running":
-        raise RunError(
-            f"{run.path} is still being trained.", fix="Wait until it's finished, or load its base model."
-        )
-    step, left = run.stopped_at()
-    raise RunError(
-        f"{run.path} has no final weights: its training was interrupted at {step}; {left}.",
-        fix=f"`tunesmith train {run.path} --resume` goes on with it; `tunesmith runs list` shows others.",
-    )
-
-
-def _base(adapter: Path, meta: Mapping[str, Any]) -> Source:
-    """The base model of an adapter, checked to be the one it was trained on, before its weights are read."""
-    path = Path(str(meta.get("base_path") or ""))
-    # A relative name may mean another folder here than where the run was trained; the path can't.
-    if meta.get("kind") in ("folder", "gguf") and path.is_absolute() and path.exists():
-        base = source.resolve(str(path))
-    else:
-        base = source.resolve(saved.base_of(adapter, saved.read_lora_config(adapter)), meta.get("revision"))
-    saved.check_base(adapter, fingerprint(base))
-    return base
-
-
-def _identity(base: Source, adapter: Path | None) -> str:
-    """16 hex digits that differ where the weights do, or the quantisation that an adapter wants under it."""
-    digest = hashlib.sha256(fingerprint(base).encode())
-    if adapter is not None:
-        digest.update(repr(saved.read_meta(adapter).get("quantization")).encode())
-        with (adapter / saved.WEIGHTS).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 def _check_template(renderer: Renderer, meta: Mapping[str, Any], folder: Path) -> None:

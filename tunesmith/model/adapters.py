@@ -15,7 +15,7 @@ import json
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -90,6 +90,32 @@ def attach(model: PreTrainedModel, folder: Path, *, base_fingerprint: str | None
     tuned = _load_adapter(model, folder, config, trainable=False).eval()
     fused_lora.fuse(tuned)  # the forward that it was trained with: the same bits
     return tuned
+
+
+def attach_several(model: PreTrainedModel, folders: Sequence[Path]) -> PeftModel:
+    """Put several saved adapters on one base, for answers; the first one is at work until `switch` says else.
+
+    Each answers as it would alone on the base, to the bit. Raises as `attach`, before any is put on.
+    """
+    found = [saved.adapter_folder(folder) for folder in folders]
+    # While the base is bare: its layers are what the adapters' tensors are held against.
+    configs = [_checked_config(model, folder, None) for folder in found]
+    tuned: Any = model
+    for at, (folder, config) in enumerate(zip(found, configs, strict=True)):
+        tuned = _load_adapter(tuned, folder, config, trainable=False, name=_slot(at))
+    switch(tuned, 0)
+    fused_lora.fuse(tuned)
+    return cast(PeftModel, tuned.eval())
+
+
+def switch(model: nn.Module, at: int) -> None:
+    """Let the adapter that `attach_several` put on as number `at` work, and no other."""
+    cast(Any, model).set_adapter(_slot(at), inference_mode=True)
+
+
+def _slot(at: int) -> str:
+    # PEFT finds an adapter's tensors by its name anywhere in theirs: none may be a part of another.
+    return f"adapter-{at:03}" if at else "default"
 
 
 def trainable_count(model: nn.Module) -> tuple[int, int]:
@@ -223,19 +249,30 @@ def _checked_config(model: PreTrainedModel, folder: Path, base_fingerprint: str 
     return config
 
 
-def _load_adapter(model: PreTrainedModel, folder: Path, config: LoraConfig, *, trainable: bool) -> PeftModel:
+def _load_adapter(
+    model: PreTrainedModel | PeftModel,
+    folder: Path,
+    config: LoraConfig,
+    *,
+    trainable: bool,
+    name: str = "default",
+) -> PeftModel:
+    """The model with one more adapter, under a name of PEFT's."""
     # PEFT fills new layers with random numbers before it reads the file; nobody's random state should move.
     try:
         with torch.random.fork_rng(devices=_cuda(model)), _without_known_warnings():
-            tuned = PeftModel.from_pretrained(
-                model, str(folder), config=config, is_trainable=trainable, torch_device=str(model.device)
-            )
+            options: dict[str, Any] = {"is_trainable": trainable, "torch_device": str(model.device)}
+            if isinstance(model, PeftModel):
+                tuned = model
+                tuned.load_adapter(str(folder), name, **options)
+            else:
+                tuned = PeftModel.from_pretrained(model, str(folder), name, config=config, **options)
     except Exception as error:  # whatever a hand-made config makes PEFT stumble over
         raise ModelError(
             f"The adapter {folder} can't be read: {type(error).__name__}: {error}.",
             fix="Copy the adapter again, or save it with a current version of peft.",
         ) from error
-    if lost := saved.unread(tuned, folder):
+    if lost := saved.unread(tuned, folder, name):
         raise ModelError(
             f"The adapter {folder} couldn't be read completely.",
             details=lost,

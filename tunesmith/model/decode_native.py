@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from tunesmith.errors import ModelError
 from tunesmith.model import native
 from tunesmith.model.cache import ALIGN, Cache, Chunk, Spans
-from tunesmith.model.fused_lora import at_work
+from tunesmith.model.fused_lora import at_work, is_idle
 from tunesmith.model.peft_parts import lora
 
 SOURCES = [Path(__file__).with_name("decode_cpu.cpp"), Path(__file__).with_name("products_cpu.h")]
@@ -298,7 +298,7 @@ def _linear(module: nn.Module, *, whole: bool = True) -> nn.Linear | None:
     """
     base = module
     if isinstance(module, lora.Linear):
-        if not module.disable_adapters and at_work(module) is None:
+        if not is_idle(module) and at_work(module) is None:
             return None
         base = module.get_base_layer()
     if type(base) is not nn.Linear or base.weight.dtype is not torch.bfloat16:

@@ -80,6 +80,13 @@ def at_work(layer: lora.Linear) -> str | None:
     return name
 
 
+def is_idle(layer: lora.Linear) -> bool:
+    """Whether the layer is its base alone now: adapters are off, or those at work have no matrices here."""
+    if layer.disable_adapters:
+        return True
+    return not layer.merged and not any(name in layer.lora_A for name in layer.active_adapters)
+
+
 def own_masters(model: nn.Module) -> set[int]:
     """Ids of the fp32 masters that fused layers bring into the base's number format by themselves."""
     layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, Fused)]

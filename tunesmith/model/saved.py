@@ -116,6 +116,19 @@ def tuned_layers(folder: Path) -> set[str]:
     return {k.removeprefix(_PREFIX).partition(".lora_A.")[0] for k in keys if ".lora_A." in k}
 
 
+def stands_beside_others(folder: Path) -> bool:
+    """Whether an adapter holds nothing but matrices beside layers, so that PEFT can switch it and others.
+
+    What has copies of whole layers, tokens of its own and the like is better left to a base of its own.
+    """
+    parts = (".lora_A.", ".lora_B.", ".lora_magnitude_vector")
+    config = read_lora_config(folder)
+    special = [getattr(config, name, None) for name in ("target_parameters", "alora_invocation_tokens")]
+    return not any(special) and all(
+        any(part in key for part in parts) for key in weights.read_header(folder / WEIGHTS)
+    )
+
+
 def mismatches(model: nn.Module, folder: Path) -> list[str]:
     """One line for each tensor of an adapter that doesn't fit the base; empty where all fit."""
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
@@ -137,10 +150,10 @@ def mismatches(model: nn.Module, folder: Path) -> list[str]:
     return lines
 
 
-def unread(model: PeftModel, folder: Path) -> list[str]:
-    """Tensors that are only in the file or only in the model that was loaded from it, or that differ."""
+def unread(model: PeftModel, folder: Path, name: str = "default") -> list[str]:
+    """Tensors that are only in the file or only in the adapter that was loaded from it, or that differ."""
     stored = load_file(folder / WEIGHTS)
-    loaded = get_peft_model_state_dict(model, save_embedding_layers=False)
+    loaded = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     lines = [f"{key}: only in the file" for key in sorted(stored.keys() - loaded.keys())]
     lines += [f"{key}: missing in the file" for key in sorted(loaded.keys() - stored.keys())]
     return lines + [
