@@ -79,12 +79,14 @@ def compare(
     output: str | Path | None = None,
     dtype: str = "auto",
     template: str | None = None,
+    forgetting: bool | None = None,
     watch: Watch | None = None,
     note: Note = lambda _: None,
     **sampling: Any,
 ) -> Result:
     """Two models on the same rows, with paired differences; a run alone is measured against its base.
 
+    `forgetting`: ask both sixty general questions too; by default where B is a run.
     `.content` is what `--json` prints, `.measured.rows()` the answers of both, side by side.
     `watch(what, done, rows)` is told of each row, `note` what an interrupted call had done already.
     """
@@ -93,7 +95,7 @@ def compare(
     second = None if b is None else name_of(b)
     return measure.measure_two(
         name_of(a), second, questions, chosen, build(Sampling, sampling),
-        output=_path(output), dtype=dtype, template=template, watch=watch, note=note,
+        output=_path(output), dtype=dtype, template=template, forgetting=forgetting, watch=watch, note=note,
     )  # fmt: skip
 
 

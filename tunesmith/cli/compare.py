@@ -28,6 +28,7 @@ from tunesmith.cli.eval import (
     tell_files,
     tell_groups,
 )
+from tunesmith.cli.findings import FindingsOption, tell_findings
 from tunesmith.errors import UsageError
 from tunesmith.evaluate.results import COLUMNS, comparison_rows, title
 
@@ -41,6 +42,7 @@ Examples:
   tunesmith compare runs/tang-1 --data valid.json              its base against it
   tunesmith compare runs/tang-1 runs/tang-2 --data valid.json
   tunesmith compare runs/tang-1 --data test.json --references truth.txt --show 5
+  tunesmith compare runs/tang-1 --data valid.json --findings   forgotten, copied, invented: row by row
 Answers are greedy unless sampling settings are given: docs/eval.md
 """
 
@@ -63,6 +65,15 @@ def compare(
     document: Document = None,
     limit: Limit = None,
     show: Annotated[int, typer.Option(min=0, metavar="N", help="Show N rows side by side.")] = 0,
+    forgetting: Annotated[
+        bool | None,
+        typer.Option(
+            "--forgetting/--no-forgetting",
+            help="Ask 60 general questions too; by default where the last one is a run.",
+            show_default=False,
+        ),
+    ] = None,
+    findings: FindingsOption = False,
     output: Output = None,
     dtype: DtypeOption = "auto",
     template: Template = None,
@@ -81,7 +92,8 @@ def compare(
     with Watching() as watch:
         result = tunesmith.compare(
             names[0], b, data=questions, metrics=chosen, output=output,
-            dtype=dtype, template=template, watch=watch, note=err.print, **sampling.given(),
+            dtype=dtype, template=template, forgetting=forgetting, watch=watch, note=err.print,
+            **sampling.given(),
         )  # fmt: skip
     if as_json:
         print_json(result.content)
@@ -91,6 +103,7 @@ def compare(
     out.print(title(result.content), style="bold")
     print_table(table(COLUMNS, comparison_rows(result.content), numbers=("A", "B")))
     tell_groups(result)
+    tell_findings(result.content, whole=findings)
     for note in result.content["notes"]:
         err.print(note)
     tell_files(result)

@@ -22,6 +22,8 @@ from tunesmith.disk import write_json
 from tunesmith.errors import ModelError, SettingsError, UsageError
 from tunesmith.evaluate.answerers import Base, Note, Watch
 from tunesmith.evaluate.compare import PARTS, Comparison, Side, compared
+from tunesmith.evaluate.findings.collect import collect
+from tunesmith.evaluate.findings.probes import Probes, probe
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.predicted import Predictions
 from tunesmith.evaluate.questions import Questions
@@ -69,8 +71,12 @@ def measure_one(
     predictions = _as_jsonl(output) if output else _free(_folder(run), who, questions, ".eval", models)
     with claim(predictions, AGAIN) as held:
         model = load(name, dtype=dtype, template=template, sampling=sampling)
-        result = measured(held, model, questions.conversations, metrics, watch=watch, note=note)
-        return _saved(result, questions, run, _learnt((name,), questions))
+        rows = questions.conversations
+        result = measured(held, model, rows, metrics, watch=watch, note=note)
+        asked = probe(
+            held, [model], rows, result, forgetting=False, own=run is not None, watch=watch, note=note
+        )
+        return _saved(result, questions, run, _learnt((name,), questions), asked)
 
 
 def measure_predictions(
@@ -87,7 +93,7 @@ def measure_predictions(
     scored = _as_jsonl(output) if output else _free(Path("eval"), "", questions, ".eval", (predictions.name,))
     with claim(scored, AGAIN) as held:
         result = measured(held, predictions, questions.conversations, metrics, watch=watch, note=note)
-        return _saved(replace(result, seconds=None), questions, None, [])
+        return _saved(replace(result, seconds=None), questions, None, [], Probes())
 
 
 def measure_two(
@@ -100,13 +106,15 @@ def measure_two(
     output: Path | None = None,
     dtype: str = "auto",
     template: str | None = None,
+    forgetting: bool | None = None,
     watch: Watch | None = None,
     note: Note = lambda _: None,
 ) -> Result:
     """Measure A and B on the same rows; with one name, a run, its base is A and the run B.
 
     An adapter's base is the same load with the adapter off. A run of full or freeze tuning has no base
-    inside: the base is loaded by itself, and asked with the run's template.
+    inside: the base is loaded by itself, and asked with the run's template. `forgetting`: ask both the
+    general questions too; None: where B is a run.
 
     Raises UsageError if there is one name and it is no run, ModelError if its base has changed since.
     """
@@ -129,8 +137,12 @@ def measure_two(
             # Loaded one after the other: two large models needn't fit at once.
             later = partial(load, dtype=dtype, template=template, sampling=sampling)
             sides = partial(later, a), partial(later, b)
-        result = compared(held, *sides, questions.conversations, metrics, watch=watch, note=note)
-        return _saved(result, questions, run, _learnt((a,) if b is None else (a, b), questions))
+        rows = questions.conversations
+        result = compared(held, *sides, rows, metrics, watch=watch, note=note)
+        tuned = run is not None
+        general = tuned if forgetting is None else forgetting
+        asked = probe(held, sides, rows, result.b, forgetting=general, own=tuned, watch=watch, note=note)
+        return _saved(result, questions, run, _learnt((a,) if b is None else (a, b), questions), asked)
 
 
 def _base_and_tuned(name: str, dtype: str, template: str | None, sampling: Sampling) -> tuple[Side, Side]:
@@ -165,9 +177,12 @@ def _saved(
     questions: Questions,
     run: RunDir | None,
     learnt: list[str],
+    asked: Probes,
 ) -> Result:
     write_lines(result.output, result.lines())
     content = {**result.to_json(), "data": questions.path, "rows_sha256": questions.sha256}
+    sides = [result.a, result.b] if isinstance(result, Comparison) else [result]
+    content["findings"] = collect(sides, questions.conversations, run, asked)
     content["notes"] = [*content.get("notes", []), *_about_documents(questions), *learnt]
     file = beside(result.output, ".json")
     write_json(file, content)
