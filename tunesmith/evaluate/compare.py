@@ -29,6 +29,8 @@ PARTS = (".a", ".b")
 """What tells the two worklogs of an output apart."""
 Side = Completer | Callable[[], Completer]
 """A model, or a function that loads it when its turn comes, so that two large ones needn't fit at once."""
+Also = Callable[[int, Completer, Evaluation], None]
+"""Called in a side's turn, when it has answered all rows: its number, the model, what was measured."""
 
 
 @dataclass
@@ -157,24 +159,27 @@ def compared(
     *,
     watch: Watch | None = None,
     note: Note = lambda _: None,
+    also: Also = lambda *_: None,
 ) -> Comparison:
     """`compare`, without writing the output, which is held already."""
-    result_a = _measured(held, a, PARTS[0], conversations, metrics, watch, note)
-    result_b = _measured(held, b, PARTS[1], conversations, metrics, watch, note)
+    result_a = _measured(held, a, 0, conversations, metrics, watch, note, also)
+    result_b = _measured(held, b, 1, conversations, metrics, watch, note, also)
     return Comparison(result_a, result_b, held.output, _notes(result_a, result_b))
 
 
 def _measured(
     held: Claim,
     side: Side,
-    part: str,
+    at: int,
     conversations: Sequence[Conversation],
     metrics: Sequence[Metric],
     watch: Watch | None,
     note: Note,
+    also: Also,
 ) -> Evaluation:
     model = side() if callable(side) else side
-    result = measured(held, model, conversations, metrics, part=part, watch=watch, note=note)
+    result = measured(held, model, conversations, metrics, part=PARTS[at], watch=watch, note=note)
+    also(at, model, result)
     del model
     gc.collect()
     if torch.cuda.is_available():

@@ -23,7 +23,7 @@ from tunesmith.errors import ModelError, SettingsError, UsageError
 from tunesmith.evaluate.answerers import Base, Note, Watch
 from tunesmith.evaluate.compare import PARTS, Comparison, Side, compared
 from tunesmith.evaluate.findings.collect import collect
-from tunesmith.evaluate.findings.probes import Probes, probe
+from tunesmith.evaluate.findings.probes import Probes
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.predicted import Predictions
 from tunesmith.evaluate.questions import Questions
@@ -73,9 +73,8 @@ def measure_one(
         model = load(name, dtype=dtype, template=template, sampling=sampling)
         rows = questions.conversations
         result = measured(held, model, rows, metrics, watch=watch, note=note)
-        asked = probe(
-            held, [model], rows, result, forgetting=False, own=run is not None, watch=watch, note=note
-        )
+        asked = Probes(held, rows, sides=1, forgetting=False, own=run is not None, watch=watch, note=note)
+        asked(0, model, result)
         return _saved(result, questions, run, _learnt((name,), questions), asked)
 
 
@@ -93,7 +92,7 @@ def measure_predictions(
     scored = _as_jsonl(output) if output else _free(Path("eval"), "", questions, ".eval", (predictions.name,))
     with claim(scored, AGAIN) as held:
         result = measured(held, predictions, questions.conversations, metrics, watch=watch, note=note)
-        return _saved(replace(result, seconds=None), questions, None, [], Probes())
+        return _saved(replace(result, seconds=None), questions, None, [], None)
 
 
 def measure_two(
@@ -138,10 +137,10 @@ def measure_two(
             later = partial(load, dtype=dtype, template=template, sampling=sampling)
             sides = partial(later, a), partial(later, b)
         rows = questions.conversations
-        result = compared(held, *sides, rows, metrics, watch=watch, note=note)
         tuned = run is not None
         general = tuned if forgetting is None else forgetting
-        asked = probe(held, sides, rows, result.b, forgetting=general, own=tuned, watch=watch, note=note)
+        asked = Probes(held, rows, sides=2, forgetting=general, own=tuned, watch=watch, note=note)
+        result = compared(held, *sides, rows, metrics, watch=watch, note=note, also=asked)
         return _saved(result, questions, run, _learnt((a,) if b is None else (a, b), questions), asked)
 
 
@@ -177,7 +176,7 @@ def _saved(
     questions: Questions,
     run: RunDir | None,
     learnt: list[str],
-    asked: Probes,
+    asked: Probes | None,
 ) -> Result:
     write_lines(result.output, result.lines())
     content = {**result.to_json(), "data": questions.path, "rows_sha256": questions.sha256}

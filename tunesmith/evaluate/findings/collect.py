@@ -24,7 +24,7 @@ from tunesmith.errors import TunesmithError
 from tunesmith.evaluate.findings.changed import changed, lowest, ranking
 from tunesmith.evaluate.findings.copied import LEAST, Copy, copies
 from tunesmith.evaluate.findings.coverage import HELD, Cover, apart, covers
-from tunesmith.evaluate.findings.general import GENERAL
+from tunesmith.evaluate.findings.general import GENERAL, are_general
 from tunesmith.evaluate.findings.probes import WORST, Probes
 from tunesmith.evaluate.findings.training_rows import TrainingRow, read_training_rows
 from tunesmith.evaluate.metrics import Metric
@@ -40,7 +40,10 @@ NAMED = 20
 
 
 def collect(
-    sides: Sequence[Evaluation], conversations: Sequence[Conversation], run: RunDir | None, probes: Probes
+    sides: Sequence[Evaluation],
+    conversations: Sequence[Conversation],
+    run: RunDir | None,
+    probes: Probes | None,
 ) -> dict[str, Any]:
     """The findings on the last of `sides`, against the first where there are two or more.
 
@@ -56,10 +59,11 @@ def collect(
         "metric": metric.name,
         "changed": changed(metric, None if a is None else a.rows, b.rows),
     }
-    if probes.general:
-        found["forgetting"] = _forgetting(probes.general[0], probes.general[-1])
-    if run is not None:
-        found |= _of_training(metric, a, b, conversations, run, probes)
+    general = {} if probes is None else probes.general
+    if len(general) == 2:
+        found["forgetting"] = _forgetting(general[0], general[max(general)])
+    if run is not None and not are_general(conversations):
+        found |= _of_training(metric, a, b, conversations, run, {} if probes is None else probes.own)
     found["advice"] = _advice(found)
     return found
 
@@ -99,7 +103,7 @@ def _of_training(
     b: Evaluation,
     conversations: Sequence[Conversation],
     run: RunDir,
-    probes: Probes,
+    own: Mapping[int, RowLoss],
 ) -> dict[str, Any]:
     try:
         training = read_training_rows(run)
@@ -113,8 +117,8 @@ def _of_training(
     questions = covers(asked, [row.question for row in training.replies])
     truths = covers([row.references[0] for row in b.rows], [row.answer for row in training.replies])
     found["coverage"] = _coverage(metric, b.rows, questions, truths)
-    if probes.own:
-        found["invention"] = _invention(metric, b.rows, probes.own, questions, truths, training.replies)
+    if own:
+        found["invention"] = _invention(metric, b.rows, own, questions, truths, training.replies)
     return found
 
 

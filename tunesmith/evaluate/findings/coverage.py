@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunesmith.evaluate.metrics.normalise import IDEOGRAPH, tokens
-from tunesmith.evaluate.statistics import FEWEST, RESAMPLES, Floats, Interval, mean_interval
+from tunesmith.evaluate.statistics import FEWEST, RESAMPLES, Floats, Interval, mean_interval, resamples
 
+PART = 1000  # deals at a time
 HELD = 0.5
 """From this cover on the training data counts as holding a text."""
 
@@ -112,17 +113,17 @@ def apart(
     if min(len(first), len(second)) < FEWEST:
         return None
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    draws = np.empty(RESAMPLES)
-    dealt = np.empty(RESAMPLES)
-    both = np.concatenate([a, b])
-    for at in range(RESAMPLES):
-        draws[at] = generator.choice(b, len(b)).mean() - generator.choice(a, len(a)).mean()
-        mixed = generator.permutation(both)
-        dealt[at] = mixed[len(a) :].mean() - mixed[: len(a)].mean()
     value = float(b.mean() - a.mean())
-    low, high = np.quantile(draws, [0.025, 0.975])
-    reached = int((np.abs(dealt) >= abs(value) - 1e-9).sum())
+    means_a, means_b = (
+        np.concatenate([group[index].mean(axis=1) for index in resamples(len(group), seed + at)])
+        for at, group in enumerate((a, b))
+    )
+    low, high = np.quantile(means_b - means_a, [0.025, 0.975])
+    generator, both, reached = np.random.default_rng(seed), np.concatenate([a, b]), 0
+    for start in range(0, RESAMPLES, PART):
+        dealt = generator.permuted(np.tile(both, (min(PART, RESAMPLES - start), 1)), axis=1)
+        gaps = dealt[:, len(a) :].mean(axis=1) - dealt[:, : len(a)].mean(axis=1)
+        reached += int((np.abs(gaps) >= abs(value) - 1e-9).sum())
     return Apart(
         mean_interval(first, binary=binary, top=top, seed=seed),
         mean_interval(second, binary=binary, top=top, seed=seed),

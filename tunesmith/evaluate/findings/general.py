@@ -23,11 +23,11 @@ from tunesmith.records import Conversation, Message, Origin
 
 NAME = "general"
 """What `--data` takes for them; a file of this name wins."""
-NEW_TOKENS = 48
+NEW_TOKENS = 32
 """Of an answer: what is asked for is a word, and sixty answers shouldn't take longer than the rows do."""
 READ_TOKENS = 40  # of an answer that are read
 OTHER_NUMBERS = 2  # that an answer may name beside the right one: steps on the way
-OTHER_ANSWERS = 3  # of other questions
+OTHER_ANSWERS = 1  # of other questions
 REPEATED = 5  # times that a word may come, unless it makes less than half of the answer
 LISTED = 5  # short pieces between commas that make a list of guesses
 
@@ -35,6 +35,11 @@ LISTED = 5  # short pieces between commas that make a list of guesses
 def is_general(data: str) -> bool:
     """Whether `--data` means these questions."""
     return data == NAME and not Path(data).exists()
+
+
+def are_general(rows: Sequence[Conversation]) -> bool:
+    """Whether rows are these questions."""
+    return bool(rows) and rows[0].origin.path == NAME and "kind" in rows[0].meta.get("columns", {})
 
 
 def general_rows() -> list[Conversation]:
@@ -54,8 +59,9 @@ def general_rows() -> list[Conversation]:
 def right(prediction: str, references: Sequence[str], prompt: str = "") -> float:
     """1 if the answer names a reference in its first 40 words (Han characters) and is no list of guesses.
 
-    A list: more than two other numbers, more than three answers to other questions, or five short pieces
-    between commas. Nor does an answer count half of which is one word again and again. `prompt` finds the question's own rules.
+    A list: more than two other numbers, more than one answer to another question, or five short pieces
+    between commas. Nor does an answer count half of which is one word again and again. `prompt` finds the
+    question's own rules.
     """
     item = _items().get(prompt, {})
     if is_empty(prediction):
@@ -124,13 +130,20 @@ def _names_others(words: Sequence[str], references: Sequence[str], prompt: str) 
         tried = {word for word in words if word.isdecimal()} - asked - own
         if len(tried) > OTHER_NUMBERS:
             return True
-    elsewhere = {each for item in _items().values() for each in item["answers"][:1] if _tells(each)}
-    return sum(not own & set(_words(e)) and _place(words, e) is not None for e in elsewhere) > OTHER_ANSWERS
+    there = set(words)
+    others = [each for each in _telling() if there.issuperset(each) and not own.intersection(each)]
+    return len(others) > OTHER_ANSWERS
 
 
-def _tells(answer: str) -> bool:
-    """Whether an answer is one that hardly turns up by chance: no number, no single character."""
-    return len(answer) > (1 if _HAN.search(answer) else 3) and not answer.isdecimal()
+@cache
+def _telling() -> set[tuple[str, ...]]:
+    """The words of each answer that hardly turns up by chance: no number, no single character."""
+    answers = [item["answers"][0] for item in _items().values()]
+    return {
+        tuple(_words(each))
+        for each in answers
+        if len(each) > (1 if _HAN.search(each) else 3) and not each.isdecimal()
+    }
 
 
 _NUMERALS = frozenset("〇零一二三四五六七八九十百千万亿两")

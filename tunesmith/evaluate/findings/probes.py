@@ -1,24 +1,19 @@
 """What models are asked besides the rows: general questions, and how likely they find their own answers.
 
-It is done when all answers are in. Each has a worklog of its own beside the output, and is continued after a
-kill as answers are.
+Each has a worklog of its own beside the output, and is continued after a kill as answers are.
 """
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
-
-import torch
+from dataclasses import asdict, replace
 
 from tunesmith.data.prompts import prompts_sha256
 from tunesmith.errors import DataError, GenerateError, TemplateError
 from tunesmith.evaluate.answerers import Base, Note, Watch, tell
-from tunesmith.evaluate.compare import Side
 from tunesmith.evaluate.findings.changed import lowest, ranking
-from tunesmith.evaluate.findings.general import GENERAL, NEW_TOKENS, general_rows
+from tunesmith.evaluate.findings.general import GENERAL, NEW_TOKENS, are_general, general_rows
 from tunesmith.evaluate.perplexity import RowLoss, reply_losses
 from tunesmith.evaluate.run import Evaluation, measured
 from tunesmith.infer.config import Sampling
@@ -33,53 +28,46 @@ GENERAL_PART, OWN_PART = ".general", ".own"
 OWN = "losses"
 
 
-@dataclass(frozen=True)
 class Probes:
-    """What came of it.
+    """What the sides of a comparison are asked besides the rows, each in its turn, after the rows.
 
-    `general`: each side's answers to the general questions, or nothing; `own`: the loss of the last side's
-    own answers, by row.
+    Of `sides` models the first and the last are asked the general questions (`forgetting`), and the last is
+    asked how likely it finds its own answers (`own`). What can't be asked is told to `note` and left out: the
+    figures that are there already aren't lost to it.
     """
 
-    general: tuple[Evaluation, ...] = ()
-    own: Mapping[int, RowLoss] = field(default_factory=dict)
+    def __init__(
+        self,
+        held: Claim,
+        conversations: Sequence[Conversation],
+        *,
+        sides: int,
+        forgetting: bool,
+        own: bool,
+        watch: Watch | None = None,
+        note: Note = lambda _: None,
+    ) -> None:
+        self._held, self._conversations, self._last = held, conversations, sides - 1
+        self._watch, self._note = watch, note
+        # The general questions themselves are asked once; no training data is meant to hold their answers.
+        others = not are_general(conversations)
+        self._forgetting, self._own = forgetting and others, own and others
+        self.general: dict[int, Evaluation] = {}
+        """Answers to the general questions by side."""
+        self.own: Mapping[int, RowLoss] = {}
+        """The loss of the last side's own answers by row."""
 
-
-def probe(
-    held: Claim,
-    sides: Sequence[Side],
-    conversations: Sequence[Conversation],
-    last: Evaluation,
-    *,
-    forgetting: bool,
-    own: bool,
-    watch: Watch | None = None,
-    note: Note = lambda _: None,
-) -> Probes:
-    """Ask every side the general questions (`forgetting`); measure the own answers of the last (`own`).
-
-    `last` is the last side's evaluation on `conversations`. What can't be asked is told to `note` and left
-    out: the figures that are there already aren't lost to it. A side that has to be loaded is loaded anew.
-    """
-    general: list[Evaluation] = []
-    losses: Mapping[int, RowLoss] = {}
-    for at, side in enumerate(sides):
-        is_last = at == len(sides) - 1
-        if not forgetting and not (own and is_last):
-            continue
-        model = side() if callable(side) else side
+    def __call__(self, at: int, model: Completer, evaluation: Evaluation) -> None:
+        """Ask side number `at`; `evaluation` has its answers to the rows."""
         try:
-            if forgetting:
-                general.append(_asked(held, model, f".{at}{GENERAL_PART}", watch, note))
-            if own and is_last:
-                losses = _own_losses(held, model, conversations, last, watch, note)
+            if self._forgetting and at in (0, self._last):
+                self.general[at] = _asked(self._held, model, f".{at}{GENERAL_PART}", self._watch, self._note)
+            if self._own and at == self._last:
+                self.own = _own_losses(
+                    self._held, model, self._conversations, evaluation, self._watch, self._note
+                )
         except (DataError, GenerateError, TemplateError) as error:
-            note(f"{model.name}: a part of the findings is left out. {error.what}")
-        del model
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    return Probes(tuple(general) if len(general) == len(sides) else (), losses)
+            self._note(f"{model.name}: a part of the findings is left out. {error.what}")
 
 
 def _asked(held: Claim, model: Completer, part: str, watch: Watch | None, note: Note) -> Evaluation:

@@ -200,4 +200,4 @@ def _interval(value: Mapping[str, float]) -> str:
 
 
 def _p(value: float) -> str:
-    return f"{value:.3f}" if value >= 0.0005 else "0.000"
+    return f"p = {value:.3f}" if value >= 0.001 else "p < 0.001"

@@ -15,12 +15,12 @@ SENTENCES: dict[str, tuple[str, str]] = {
     "advice": ("What to change", "可以怎么改"),
     # forgetting
     "asked": (
-        "A answers {a} of {n} general questions rightly, B {b}: B - A = {difference} (McNemar p = {p}).",
-        "{n} 个通用问题，A 答对 {a} 个，B 答对 {b} 个：B - A = {difference}（McNemar p = {p}）。",
+        "A answers {a} of {n} general questions rightly, B {b}: B - A = {difference} (McNemar: {p}).",
+        "{n} 个通用问题，A 答对 {a} 个，B 答对 {b} 个：B - A = {difference}（McNemar：{p}）。",
     ),
     "languages": (
         "Chinese ones: A {a_zh}, B {b_zh} of {n_zh}; English ones: A {a_en}, B {b_en} of {n_en}.",
-        "中文题 {n_zh} 个，A 对 {a_zh} 个，B 对 {b_zh} 个；英文题 {n_en} 个，A 对 {a_en} 个，B 对 {b_en} 个。",
+        "中文题 {n_zh} 个，A 对 {a_zh}，B 对 {b_zh}；英文题 {n_en} 个，A 对 {a_en}，B 对 {b_en}。",
     ),
     "forgot": (
         "B has lost general knowledge: {lost} right before and wrong now, {gained} the other way round.",
