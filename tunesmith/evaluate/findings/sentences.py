@@ -92,14 +92,14 @@ SENTENCES: dict[str, tuple[str, str]] = {
     ),
     # invention
     "own_likelier": (
-        "Of the {n} lowest-scoring answers the model finds {own} likelier than the true answer: it "
-        "doesn't know better.",
-        "在得分最低的 {n} 个回答中，有 {own} 个模型认为比标准答案更可能：它并不知道正确答案。",
+        "In {own} of the {n} lowest-scoring rows the model finds its own answer likelier than the true one: "
+        "it doesn't know better.",
+        "在得分最低的 {n} 行中，有 {own} 行模型认为自己的回答比标准答案更可能：它并不知道正确答案。",
     ),
     "truth_likelier": (
-        "In {truth} cases it finds the true answer likelier than its own: there the way of choosing "
-        "tokens went wrong.",
-        "有 {truth} 个它认为标准答案比自己的更可能：问题出在解码方式。",
+        "In {truth} of them it finds the true answer likelier than its own: there the way of choosing tokens "
+        "went wrong.",
+        "其中 {truth} 行它认为标准答案比自己的回答更可能：问题出在解码方式。",
     ),
     "not_held": (
         "Of these {n} true answers {missing} aren't in the training data.",
