@@ -40,8 +40,18 @@ CHAT_FAMILIES = tuple(name for name in FAMILIES if name != "gpt2")
 """Those with a chat template of their own; gpt2 stands for the base models."""
 
 
-def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
-    """A random model in fp32, in eval mode; the same weights for the same seed."""
+WHOLE_TILES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+}
+"""Sizes of a model of the llama kind whose steps are taken in C++ where the machine can."""
+
+
+def tiny_model(family: str, seed: int = 0, **dimensions: float) -> PreTrainedModel:
+    """A random model in fp32, in eval mode; the same weights for the same seed. `dimensions`: other sizes."""
     spec = _SPECS[family]
     tokenizer = tiny_tokenizer(family)
     size = len(tokenizer) if len(tokenizer) % 8 else len(tokenizer) + 1
@@ -51,8 +61,7 @@ def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=ends[0] if len(ends) == 1 else ends,
         pad_token_id=tokenizer.pad_token_id,
-        initializer_range=0.1,
-        **spec.dimensions,
+        **{"initializer_range": 0.1, **spec.dimensions, **dimensions},
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -67,9 +76,9 @@ def tiny_tokenizer(family: str) -> PreTrainedTokenizerFast:
     return copy.deepcopy(_tokenizer(family))
 
 
-def save_tiny(family: str, folder: Path, seed: int = 0) -> Path:
+def save_tiny(family: str, folder: Path, seed: int = 0, **dimensions: float) -> Path:
     """Write model and tokenizer as a transformers folder; returns it."""
-    tiny_model(family, seed).save_pretrained(folder)
+    tiny_model(family, seed, **dimensions).save_pretrained(folder)
     tiny_tokenizer(family).save_pretrained(folder)
     return folder
 

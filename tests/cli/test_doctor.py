@@ -74,6 +74,7 @@ def test_extras_are_those_of_the_package() -> None:
         "extra modelscope",
         "extra quant",
         "extra metrics",
+        "extra schema",
     }
 
 

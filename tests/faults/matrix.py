@@ -2,7 +2,8 @@
 
     python -m tests.faults.matrix                 every row with the figures that it promises
     python -m tests.faults.matrix --quick kills   a few faults of one row
-    python -m tests.faults.matrix --write         and the table into docs/faults.md
+    python -m tests.faults.matrix --write         and the table into docs/faults.md, row by row; with rows
+                                                  named, those before them stay if they are of the same code
 Exit code 1 if anything was lost.
 """
 
@@ -12,12 +13,13 @@ import argparse
 import platform
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from tests.faults import rows_disk, rows_files, rows_kills, rows_loop, rows_runs, system
+from tests.faults.kept import keep, kept, state_of
 from tests.faults.processes import ROOT, Warm
 from tests.faults.tally import Outcome, Place, Row, count, markdown
 
@@ -104,11 +106,14 @@ ROWS = (
     ),
 )  # fmt: skip
 TABLE = ROOT / "docs" / "faults.md"
+KEPT = ROOT / "build" / "faults"
 NEEDS_CALLS = ("calls", "disk")
 
 
-def run_rows(names: Sequence[str], place: Place) -> list[Outcome]:
-    """Run rows by name (all, if none is given), telling each on stderr."""
+def run_rows(
+    names: Sequence[str], place: Place, done: Callable[[Outcome], None] = lambda _: None
+) -> list[Outcome]:
+    """Run rows by name (all, if none is given), telling each on stderr and to `done`."""
     outcomes = []
     for row in ROWS:
         if (names and row.name not in names) or (row.name in NEEDS_CALLS and not system.compiler()):
@@ -118,6 +123,7 @@ def run_rows(names: Sequence[str], place: Place) -> list[Outcome]:
         told = f"{row.name}: {tally.injected} injected, {tally.survived} survived, {outcome.seconds:.0f} s"
         print("\n  lost: ".join([told, *tally.lost]), file=sys.stderr, flush=True)
         outcomes.append(outcome)
+        done(outcome)
     return outcomes
 
 
@@ -142,12 +148,17 @@ def main() -> int:
     )
     parser.add_argument("--package", type=Path, default=ROOT, help="where tunesmith is")
     given = parser.parse_args()
+    state = f"{state_of(given.package)} quick={given.quick} every={given.every}"
+
+    def write(outcome: Outcome) -> None:
+        if given.write:
+            keep(KEPT, state, outcome)
+            TABLE.write_text(page(kept(KEPT, state, ROWS)), encoding="utf-8")
+
     with tempfile.TemporaryDirectory(prefix="tunesmith-faults-") as name:
         folder = Path(name)
         with Warm(given.package, system.build(folder) if system.compiler() else None) as warm:
-            outcomes = run_rows(given.rows, Place(folder, warm, not given.quick, given.every))
-    if given.write:
-        TABLE.write_text(page(outcomes), encoding="utf-8")
+            outcomes = run_rows(given.rows, Place(folder, warm, not given.quick, given.every), write)
     print(markdown(outcomes))
     return 0 if all(outcome.tally.held for outcome in outcomes) else 1
 

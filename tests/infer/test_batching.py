@@ -7,18 +7,21 @@ from typing import Any
 import pytest
 import torch
 
-from tests.families import CHAT_FAMILIES, FAMILIES, tiny_model
+from tests.families import CHAT_FAMILIES, FAMILIES, WHOLE_TILES, tiny_model, tiny_tokenizer
 from tests.infer.test_generate import SHORT, asked, setup
+from tunesmith.data.template import Renderer
 from tunesmith.errors import ModelError
 from tunesmith.infer import generate as answers
 from tunesmith.infer.batch_backend import BatchBackend
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.decoding import Decoder, New, prepare
 from tunesmith.infer.decoding import slow_because as slow_reason
-from tunesmith.infer.generate import generate, generate_both, stream
+from tunesmith.infer.generate import generate, generate_batches, generate_both, stream
 from tunesmith.infer.transformers_backend import TransformersBackend
+from tunesmith.model import native
 from tunesmith.model.adapters import adapter_off
 from tunesmith.model.cache import Cache
+from tunesmith.model.decode_native import why_not
 from tunesmith.model.fused_lora import fuse
 from tunesmith.model.peft_parts import LoraConfig, get_peft_model
 from tunesmith.settings import build
@@ -61,6 +64,27 @@ def test_greedy_answers_are_those_of_transformers(family: str, width: int) -> No
         )[0, ids.shape[1] :]  # fmt: skip
         assert ours.text == renderer.tokenizer.decode(theirs, skip_special_tokens=True).rstrip("\ufffd")
         assert ours.completion_tokens == len(theirs)
+
+
+@pytest.mark.skipif(
+    not native.supported() or native.compiler() is None, reason="needs a C++ compiler and products in bf16"
+)
+def test_an_answer_has_the_same_bits_in_any_company() -> None:
+    """So that what goes on after a kill ends as if there had been none."""
+    model = tiny_model("llama", **WHOLE_TILES, initializer_range=0.3).bfloat16()  # roundings that are seen
+    assert why_not(model) is None
+    renderer = Renderer(tiny_tokenizer("llama"), None)
+    sampling = build(Sampling, {"max_new_tokens": 24, "temperature": 1.5, "seed": 1, "logprobs": 3})
+    prompts = asked([f"{COMMON * 3} {text}" for text in PROMPTS])
+
+    def found(done: set[int], width: int = 3) -> dict[int, Any]:
+        batches = generate_batches(model, renderer, prompts, sampling, batch_size=width, done=done)
+        return {at: (one.text, one.scores) for batch in batches for at, (one,) in batch.items()}
+
+    whole = found(set())
+    for done in ({0}, {1, 2, 3}, {0, 2, 4, 6}, {1, 3, 4, 5, 6, 7}):
+        assert found(done) == {at: one for at, one in whole.items() if at not in done}
+    assert found(set(), width=5) == whole
 
 
 def test_every_family_of_the_tests_takes_our_own_way() -> None:

@@ -36,9 +36,8 @@ class BatchBackend:
         self.window = max((len(text.encode()) for text in self.stop), default=0) + 4
 
     def answers(self, asked: Sequence[Asked], width: int, done: Container[int]) -> Iterator[Sequence[Tokens]]:
-        left = [one for one in asked if one.index not in done]
-        rows = [self._row(one) for one in left]
-        of = {id(row): one for row, one in zip(rows, left, strict=True)}
+        rows = [self._row(one, wanted=one.index not in done) for one in asked]
+        of = {id(row): one for row, one in zip(rows, asked, strict=True)}
         for over in self._steps(self._batch(rows, width)):
             if over:
                 yield [Tokens(of[id(row)], row.choice.new, row.seconds, row.choice.scores) for row in over]
@@ -50,8 +49,8 @@ class BatchBackend:
             yield from row.choice.new[given:]
             given = len(row.choice.new)
 
-    def _row(self, asked: Asked) -> Row:
-        return Row(asked.ids, asked.limit, self.choice(asked), asked.adapter)
+    def _row(self, asked: Asked, *, wanted: bool = True) -> Row:
+        return Row(asked.ids, asked.limit, self.choice(asked), asked.adapter, wanted)
 
     def _batch(self, rows: Sequence[Row], width: int) -> Batch:
         with self._turn():

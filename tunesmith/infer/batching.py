@@ -31,6 +31,7 @@ class Row:
     limit: int  # new tokens at most
     choice: Choice
     adapter: bool = True
+    wanted: bool = True
     seconds: float = 0.0  # its share of the time spent so far
     chain: list[_Segment] = field(default_factory=list, repr=False)
     begin: int = -1
@@ -58,7 +59,7 @@ class _Segment:
 
     ids: Sequence[int]
     before: list[_Segment]
-    users: int = 0
+    users: int = 0  # of those that are wanted
     begin: int = -1  # in the cache, once it is there
 
     @property
@@ -84,15 +85,19 @@ class Batch:
         choose: Callable[[Tensor, Sequence[Choice]], None],
         ended: Callable[[Row], bool],
     ) -> None:
-        """`decoder` makes one with a cache for so many tokens; `ended`: whether a row is over."""
+        """`decoder` makes one with a cache for so many tokens; `ended`: whether a row is over.
+
+        Rows that aren't `wanted` have been answered by an earlier call. They still count where beginnings are
+        shared: how a row's tokens are cut into segments decides how its sums are rounded.
+        """
         self.choose, self.ended, self.width = choose, ended, width
         windows = [rows[i : i + width * WINDOW] for i in range(0, len(rows), width * WINDOW)]
         shared = [0, *(sum(padded(s.length) for s in _share(window)) for window in windows)]
         # Rows of two windows may be at work at a time.
         room = max((a + b for a, b in pairwise(shared)), default=0)
-        self.waiting = deque(rows)
+        self.waiting = deque(row for row in rows if row.wanted)
         self.active: list[Row] = []
-        self.decoder = decoder(room + width * padded(max((row.own for row in rows), default=0)))
+        self.decoder = decoder(room + width * padded(max((row.own for row in self.waiting), default=0)))
 
     @property
     def going(self) -> bool:
@@ -185,7 +190,7 @@ def _share(rows: Sequence[Row]) -> list[_Segment]:
                     if index not in made:
                         part = tree[index]
                         made[index] = _Segment(ids[part.row][part.begin : part.end], list(rows[row].chain))
-                    made[index].users += 1
+                    made[index].users += rows[row].wanted
                     rows[row].chain.append(made[index])
         found += made.values()
     return found

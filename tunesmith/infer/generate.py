@@ -60,8 +60,9 @@ def generate_batches(
 ) -> Generator[dict[int, list[Completion]]]:
     """What `generate` gives, a batch at a time as it's done, by the index of the conversation.
 
-    Conversations whose index is in `done` aren't asked. They keep their places: where whole batches are done,
-    the others are computed as if none were, bit for bit.
+    Conversations whose index is in `done` aren't asked. They still count where beginnings are shared, and
+    with beams in batches, so that the others are computed as if none were done: bit for bit with beams and
+    where rows are computed in C++ (a row's sums don't depend on its company there), else but for rounding.
     """
     job = _Job(model, renderer, sampling)
     return job.in_batches(job.prompts(conversations), batch_size, done)
