@@ -132,5 +132,12 @@ def test_sentences_say_the_figures() -> None:
     assert worst.rows[0][3] == "長" * 59 + "…"
 
 
+def test_of_several_pairs_the_one_that_they_are_about_has_them() -> None:
+    names = ("runs/other", "runs/tang-1")
+    pairs = [{"a": {"model": "smollm2-135m"}, "b": {"model": name}, "findings": FOUND} for name in names]
+    assert sections(pairs[0]) == []
+    assert sections(pairs[1]) == sections({"findings": FOUND})
+
+
 def test_results_without_findings_have_no_sections() -> None:
     assert sections({}) == sections({"findings": {}}) == []

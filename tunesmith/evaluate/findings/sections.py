@@ -33,8 +33,14 @@ class Section:
 
 
 def sections(result: Mapping[str, Any]) -> list[Section]:
-    """The findings of a result of `eval` or `compare`; empty where it has none."""
+    """The findings of a result of `eval` or `compare`; empty where it has none.
+
+    Of a comparison of several models, seen as pairs, the pair that the findings are about has them.
+    """
     found = result.get("findings") or {}
+    shown = result.get("b")
+    if isinstance(shown, Mapping) and found and shown.get("model") != found["b"]:
+        return []
     made = [
         make(found)
         for name, make in (
