@@ -196,6 +196,18 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ("evaluate/test_several.py", "evaluate/test_sides.py", "evaluate/test_cost.py"),
     ),
     (
+        "What means don't say: general knowledge lost, answers copied from training rows, whether the training data holds "
+        "the true answers, why the worst are wrong, rows that changed, and what to change",
+        "均值之外的发现：丢失的通用知识、照抄训练数据的回答、训练数据里有没有答案、最差的回答为什么错、变化的数据行，以及可以怎么改",
+        (
+            "evaluate/findings/test_general.py",
+            "evaluate/findings/test_copied.py",
+            "evaluate/findings/test_coverage.py",
+            "evaluate/findings/test_findings.py",
+            "evaluate/findings/test_probes.py",
+        ),
+    ),
+    (
         "Answers of any tool scored from a file, figures by group, intervals over documents",
         "给任何工具生成的答案文件打分，按组给出数字，按文档计算区间",
         ("evaluate/test_predicted.py",),

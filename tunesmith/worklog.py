@@ -314,7 +314,9 @@ def _in_use(output: Path) -> RunError:
 def _sweep(output: Path) -> None:
     """Remove the temporary files that a kill left of an output, its figures and its worklogs."""
     name = re.escape(output.name.removesuffix(".jsonl"))
-    ours = re.compile(rf"\.{name}(\.jsonl?)?(\.\w)?(\.partial(-\d+)?)?-[0-9a-f]{{12}}(\.[^.]+)?")
+    ours = re.compile(
+        rf"\.{name}(\.jsonl?)?(\.\w)?(\.general|\.own)?(\.partial(-\d+)?)?-[0-9a-f]{{12}}(\.[^.]+)?"
+    )
     for file in output.parent.iterdir():
         if ours.fullmatch(file.name):
             file.unlink(missing_ok=True)

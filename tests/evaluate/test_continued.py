@@ -131,7 +131,7 @@ def test_compare_goes_on_in_the_loss_of_the_base_and_in_the_answers_of_the_run(
 
     def attempt(output: str, watch: Watch | None = None) -> Result:
         return measure_two(run, None, found, ALL, SHORT, output=tmp_path / output, dtype="fp32",
-                           watch=watch, note=told.append)  # fmt: skip
+                           forgetting=False, watch=watch, note=told.append)  # fmt: skip
 
     whole = attempt("whole.jsonl")
     assert told == []

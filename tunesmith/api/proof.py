@@ -80,6 +80,7 @@ def compare(
     output: str | Path | None = None,
     dtype: str = "auto",
     template: str | None = None,
+    forgetting: bool | None = None,
     watch: Watch | None = None,
     note: Note = lambda _: None,
     **sampling: Any,
@@ -87,7 +88,9 @@ def compare(
     """Models and runs on the same rows, with paired differences from the first; a run alone against its base.
 
     `with_base` puts the base that the runs were tuned from before all that are named. Models over one base
-    share a load. `.content` is what `--json` prints, `.measured.rows()` everybody's answers, row by row.
+    share a load. `forgetting`: ask the first and the last sixty general questions too; by default where the
+    last is a run and the first on this machine. `.content` is what `--json` prints, `.measured.rows()`
+    everybody's answers, row by row.
     `watch(what, done, rows)` is told of each row, `note` what an interrupted call had done already.
     Raises UsageError where there is no base, or the runs have several, and what `evaluate` raises.
     """
@@ -95,8 +98,8 @@ def compare(
     chosen = choose_metrics(metrics, questions)
     names = [name_of(model) for model in (a, b, *more) if model is not None]
     return measure.measure_several(
-        names, questions, chosen, build(Sampling, sampling),
-        with_base=with_base, output=_path(output), dtype=dtype, template=template, watch=watch, note=note,
+        names, questions, chosen, build(Sampling, sampling), with_base=with_base, forgetting=forgetting,
+        output=_path(output), dtype=dtype, template=template, watch=watch, note=note,
     )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from tunesmith.cli.eval import (
     tell_files,
     tell_groups,
 )
+from tunesmith.cli.findings import FindingsOption, tell_findings
 from tunesmith.errors import UsageError
 from tunesmith.evaluate.results import (
     COLUMNS,
@@ -60,6 +61,7 @@ Examples:
   tunesmith compare smollm2-135m runs/tang-1 runs/tang-2 --data valid.json   both against the first one
   tunesmith compare runs/tang-1 runs/tang-2 --with-base --data valid.json    the same, by the runs' own base
   tunesmith compare runs/tang-1 --data test.json --references truth.txt --show 5
+  tunesmith compare runs/tang-1 --data valid.json --findings   forgotten, copied, invented: row by row
 Answers are greedy unless sampling settings are given: docs/eval.md
 """
 
@@ -85,6 +87,15 @@ def compare(
     document: Document = None,
     limit: Limit = None,
     show: Annotated[int, typer.Option(min=0, metavar="N", help="Show N rows side by side.")] = 0,
+    forgetting: Annotated[
+        bool | None,
+        typer.Option(
+            "--forgetting/--no-forgetting",
+            help="Ask 60 general questions too; by default where the last one is a run.",
+            show_default=False,
+        ),
+    ] = None,
+    findings: FindingsOption = False,
     output: Output = None,
     dtype: DtypeOption = "auto",
     template: Template = None,
@@ -101,7 +112,7 @@ def compare(
     chosen = say(named(metrics, metric), questions)
     with Watching() as watch:
         result = tunesmith.compare(
-            *names, data=questions, with_base=with_base, metrics=chosen, output=output,
+            *names, data=questions, with_base=with_base, forgetting=forgetting, metrics=chosen, output=output,
             dtype=dtype, template=template, watch=watch, note=err.print, **sampling.given(),
         )  # fmt: skip
     if as_json:
@@ -110,6 +121,8 @@ def compare(
     if show:
         show_rows(cast("Comparison", result.measured), show)
     tell(result.content)
+    for pair in pairs(result.content):
+        tell_findings(pair, whole=findings)
     for note in result.content["notes"]:
         err.print(note)
     tell_files(result)

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
+from tunesmith.cli.findings import FindingsOption, tell_findings
 from tunesmith.errors import UsageError
 from tunesmith.evaluate.metrics import NAMES, Metric
 from tunesmith.evaluate.predicted import read_predictions
@@ -33,12 +34,14 @@ Examples:
   tunesmith eval runs/tang-1 --data valid.json temperature=0.7 seed=1 --json
   tunesmith eval runs/law-1 --data test.jsonl --metrics f1_char,rouge_l,bleu --by category
   tunesmith eval http://127.0.0.1:8000/v1#my-model --data test.jsonl
+  tunesmith eval runs/tang-1 --data general --by kind      60 built-in questions: what does it still know?
   tunesmith eval --predictions answers.jsonl --metric "regex:答案是(.+)" --metric mine.py:polite
 Answers are greedy unless sampling settings are given: docs/eval.md
 """
 
 OptionalDataFile = Annotated[
-    Path | None, typer.Option("--data", metavar="FILE", help="Rows with answers, in any format.")
+    Path | None,
+    typer.Option("--data", metavar="FILE", help="Rows with answers, in any format; or `general`."),
 ]
 PredictionsFile = Annotated[
     Path | None,
@@ -96,6 +99,7 @@ def eval_(
     by: By = None,
     document: Document = None,
     limit: Limit = None,
+    findings: FindingsOption = False,
     output: Output = None,
     dtype: DtypeOption = "auto",
     template: Template = None,
@@ -128,6 +132,7 @@ def eval_(
     grid.show_header = False
     print_table(grid)
     tell_groups(result.content)
+    tell_findings(result.content, whole=findings)
     for note in result.content["notes"]:
         err.print(note)
     tell_files(result)

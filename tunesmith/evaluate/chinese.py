@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 
+from tunesmith.evaluate.findings.sentences import phrases
+
 # Whole texts or their parts; what isn't known stays English.
 _PHRASES = [
     (re.compile(f"^{english}"), chinese)
     for english, chinese in (
+        *phrases(),
         # verdicts
         (r"better$", "更好"),
         (r"worse$", "更差"),

@@ -30,6 +30,8 @@ KEYS = ascii_lowercase
 """What the sides are called in lines and worklogs: a, b, c, …; people read A, B, C."""
 Side = Completer | Callable[[], Completer]
 """A model, or a function that loads it when its turn comes, so that two large ones needn't fit at once."""
+Also = Callable[[int, Completer, Evaluation], None]
+"""Called in a side's turn, when it has answered all rows: its number, the model, what was measured."""
 
 
 def part(at: int) -> str:
@@ -126,10 +128,11 @@ def compared(
     order: Sequence[int] | None = None,
     watch: Watch | None = None,
     note: Note = lambda _: None,
+    also: Also = lambda *_: None,
 ) -> Comparison:
     """`compare`, without writing the output, which is held already; `order` is that of their turns."""
     done = {
-        at: _measured(held, sides[at], part(at), conversations, metrics, watch, note)
+        at: _measured(held, sides[at], at, conversations, metrics, watch, note, also)
         for at in order or range(len(sides))
     }
     results, notes = answered_by_all([done[at] for at in range(len(sides))])
@@ -150,16 +153,18 @@ def check_count(count: int) -> None:
 def _measured(
     held: Claim,
     side: Side,
-    name: str,
+    at: int,
     conversations: Sequence[Conversation],
     metrics: Sequence[Metric],
     watch: Watch | None,
     note: Note,
+    also: Also,
 ) -> Evaluation:
     model = side() if callable(side) else side
     meter = Meter(model, watch)
-    result = measured(held, model, conversations, metrics, part=name, watch=meter, note=note)
+    result = measured(held, model, conversations, metrics, part=part(at), watch=meter, note=note)
     result = replace(result, facts={**result.facts, **meter.facts()})
+    also(at, model, result)
     del model
     gc.collect()
     if torch.cuda.is_available():

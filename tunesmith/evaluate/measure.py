@@ -18,6 +18,8 @@ from tunesmith.evaluate.answerers import Note, Watch
 from tunesmith.evaluate.compare import Comparison, check_count, compared
 from tunesmith.evaluate.cost import Meter
 from tunesmith.evaluate.failures import failure_notes
+from tunesmith.evaluate.findings.collect import collect
+from tunesmith.evaluate.findings.probes import Probes
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.predicted import Predictions
 from tunesmith.evaluate.questions import Questions
@@ -27,7 +29,7 @@ from tunesmith.evaluate.run import AGAIN, Evaluation, measured
 from tunesmith.evaluate.sides import sides_of
 from tunesmith.infer.answerer import answerer
 from tunesmith.infer.config import Sampling
-from tunesmith.infer.endpoint import check_endpoints
+from tunesmith.infer.endpoint import check_endpoints, is_endpoint
 from tunesmith.records import Conversation, Message
 from tunesmith.rundir import RunDir
 from tunesmith.worklog import claim, write_lines
@@ -63,9 +65,13 @@ def measure_one(
     with claim(place.predictions, AGAIN) as held:
         model = answerer(name, dtype=dtype, template=template, sampling=sampling, say=note)
         meter = Meter(model, watch)
-        result = measured(held, model, questions.conversations, metrics, watch=meter, note=note)
+        rows = questions.conversations
+        result = measured(held, model, rows, metrics, watch=meter, note=note)
         result = replace(result, facts={**result.facts, **meter.facts()})
-        return _saved(result, questions, place.run, _learnt((name,), questions))
+        tuned = place.run is not None
+        asked = Probes(held, rows, sides=1, forgetting=False, own=tuned, watch=watch, note=note)
+        asked(0, model, result)
+        return _saved(result, questions, place.run, _learnt((name,), questions), asked)
 
 
 def measure_predictions(
@@ -83,7 +89,7 @@ def measure_predictions(
     with claim(place.predictions, AGAIN) as held:
         result = measured(held, predictions, questions.conversations, metrics, watch=watch, note=note)
         told = [predictions.told] if predictions.told else []
-        return _saved(replace(result, seconds=None), questions, None, told)
+        return _saved(replace(result, seconds=None), questions, None, told, None)
 
 
 def measure_several(
@@ -93,6 +99,7 @@ def measure_several(
     sampling: Sampling,
     *,
     with_base: bool = False,
+    forgetting: bool | None = None,
     output: Path | None = None,
     dtype: str = "auto",
     template: str | None = None,
@@ -102,7 +109,8 @@ def measure_several(
     """Measure models and runs on the same rows, the first one being the reference of all.
 
     A run alone, or `with_base`, is measured against the base it was tuned from, which is then the first side.
-    Sides over one base share a load (sides.py).
+    Sides over one base share a load (sides.py). `forgetting`: ask the first and the last side the general
+    questions too; None: where the last is a run and the first on this machine.
 
     Raises UsageError where there is no base, or the runs have several; ModelError if one has changed since.
     """
@@ -113,11 +121,16 @@ def measure_several(
     check_count(len(names) + with_base)
     sides = sides_of(names, with_base=with_base, dtype=dtype, template=template, sampling=sampling, note=note)
     place = outputs.of_comparison(output, names, sides.names, questions)
+    rows, tuned = questions.conversations, place.run is not None
+    general = tuned and not is_endpoint(sides.names[0]) if forgetting is None else forgetting
     with claim(place.predictions, AGAIN) as held:
-        result = compared(
-            held, sides.sides, questions.conversations, metrics, order=sides.order, watch=watch, note=note
+        asked = Probes(
+            held, rows, sides=len(sides.names), forgetting=general, own=tuned, watch=watch, note=note
         )
-        return _saved(result, questions, place.run, _learnt(names, questions))
+        result = compared(
+            held, sides.sides, rows, metrics, order=sides.order, watch=watch, note=note, also=asked
+        )
+        return _saved(result, questions, place.run, _learnt(names, questions), asked)
 
 
 def measure_two(
@@ -137,9 +150,12 @@ def _saved(
     questions: Questions,
     run: RunDir | None,
     learnt: list[str],
+    asked: Probes | None,
 ) -> Result:
     write_lines(result.output, result.lines())
     content = {**result.to_json(), "data": questions.path, "rows_sha256": questions.sha256}
+    sides = result.sides if isinstance(result, Comparison) else [result]
+    content["findings"] = collect(sides, questions.conversations, run, asked)
     failed = failure_notes(result) if isinstance(result, Evaluation) else []
     general = [*failed, *_about_documents(questions), *learnt]
     for one in (content, *content.get("comparisons", ())):

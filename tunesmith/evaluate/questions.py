@@ -11,6 +11,7 @@ from pathlib import Path
 from tunesmith.data.prompts import prompts_sha256, read_prompts, read_references
 from tunesmith.data.read import files_of
 from tunesmith.errors import DataError, SettingsError
+from tunesmith.evaluate.findings.general import GENERAL, NAME, general_rows, is_general
 from tunesmith.evaluate.metrics import METRICS, NAMES, Metric, Named, resolve
 from tunesmith.evaluate.metrics.given_choices import check_choices
 from tunesmith.records import Conversation
@@ -49,10 +50,12 @@ def read_questions(
     """The rows of `data`, with their answers as references, or with those of a second file (a line a row).
 
     `by` are columns that figures are given by as well, `document` the one that says which document a row is
-    from (`with_groups`).
+    from (`with_groups`). `data` may be `general`: the built-in general questions.
 
     Raises DataError naming every row without an answer.
     """
+    if is_general(data) and references is None:
+        return Questions(NAME, NAME, with_groups(general_rows()[:limit], by, document))
     rows = read_prompts(data)
     if references is not None:
         rows = read_references(references, rows)
@@ -73,9 +76,12 @@ def read_questions(
 def choose_metrics(named: Named | Sequence[Named] | None, questions: Questions) -> list[Metric]:
     """The metrics by name, or the one; else f1_char and exact_match, and verse_form if all answers have it.
 
-    A metric may be a function of one's own, or FILE.py:function. Raises SettingsError for an unknown name,
+    The general questions have a metric of their own. A metric may be a function of one's own, or
+    FILE.py:function. Raises SettingsError for an unknown name,
     MissingExtraError for one whose package isn't there, DataError for rows that one can't be had of.
     """
+    if named is None and questions.path == NAME and not questions.files:
+        named = GENERAL
     if named is None:
         form = METRICS["verse_form"].score
         verses = all(form(row.references[0], (), _last_words(row)) for row in questions.conversations)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tunesmith.evaluate import findings
 from tunesmith.evaluate.section import Section
 
 # THE LIST: each function makes sections of a result, in the order in which they are shown.
-SOURCES: tuple[Callable[[Mapping[str, Any]], Sequence[Section]], ...] = ()
+SOURCES: tuple[Callable[[Mapping[str, Any]], Sequence[Section]], ...] = (findings.sections,)
 
 
 def sections(result: Mapping[str, Any]) -> list[Section]:

@@ -1,0 +1,199 @@
+"""`result["findings"]` as sections of sentences and tables, for the terminal, the report and Markdown.
+
+Reads JSON only. Sentences are English; those of sentences.py are translated by `chinese.in_chinese`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tunesmith.evaluate.findings.sentences import say
+from tunesmith.evaluate.section import Section
+from tunesmith.words import duration
+
+KNEW_LITTLE = 6
+"""Right answers of A below which no loss of them could pass McNemar's test."""
+SHOWN = 8
+"""Rows of a table."""
+LONGEST = 60
+"""Characters of a text in a table."""
+
+Row = Mapping[str, Any]
+
+
+def sections(result: Mapping[str, Any]) -> list[Section]:
+    """The findings of a result of `eval` or `compare`; empty where it has none.
+
+    Of a comparison of several models, seen as pairs, the pair that the findings are about has them.
+    """
+    found = result.get("findings") or {}
+    shown = result.get("b")
+    if isinstance(shown, Mapping) and found and shown.get("model") != found["b"]:
+        return []
+    made = [
+        make(found)
+        for name, make in (
+            ("forgetting", _forgetting),
+            ("copied", _copied),
+            ("coverage", _coverage),
+            ("invention", _invention),
+            ("changed", _changed),
+            ("changed", _worst),
+            ("advice", _advice),
+        )
+        if found.get(name)
+    ]
+    training = found.get("training") or {}
+    if "error" in training:
+        made.insert(0, Section(say("copied"), (say("unread", reason=training["error"]),)))
+    return [section for section in made if section.sentences or section.rows]
+
+
+def _forgetting(found: Row) -> Section:
+    part = found["forgetting"]
+    difference = _percent(part["difference"])
+    told = [say("asked", a=part["a"], b=part["b"], n=part["n"], difference=difference, p=_p(part["p_value"]))]
+    counts = {"lost": len(part["lost"]), "gained": len(part["gained"])}
+    verdict = {"worse": "forgot", "better": "learnt"}.get(part["verdict"], "not_told")
+    told.append(say(verdict, **counts))
+    if part["a"] < KNEW_LITTLE:
+        told.append(say("knew_little"))
+    by = {f"{name}_{language}": n for language, of in part["by"].items() for name, n in of.items()}
+    told.append(say("languages", **by))
+    told.append(say("took", time=duration(part["seconds"])))
+    rows = [
+        (say(what), _short(row["question"]), row["answer"], _short(row["a"]), _short(row["b"]))
+        for what in ("lost", "gained")
+        for row in part[what]
+    ]
+    columns = ("change", "question", "answer", "before", "after")
+    return _section("forgetting", told, columns, rows)
+
+
+def _copied(found: Row) -> Section:
+    part, training = found["copied"], found["training"]
+    counts = {"n": part["n"], "least": part["least"], "model": found["b"]}
+    told = [say("copies", b=part["b"], **counts) if part["b"] else say("copies_none", **counts)]
+    if part["b"] and part["a"] is not None:
+        told.append(say("copies_floor", a=part["a"], difference=_percent(part["difference"])))
+        told.append(say("recites" if part["verdict"] == "worse" else "no_floor"))
+    if training["gone"]:
+        told.append(say("gone", gone=training["gone"]))
+    rows = [
+        (row["id"], str(row["length"]), _short(row["text"]), f"{row['cover']:.0%}", _place(row["origin"]))
+        for row in part["rows"][:SHOWN]
+    ]
+    return _section("copied", told, ("row", "length", "copied_text", "of_answer", "from_row"), rows)
+
+
+def _coverage(found: Row) -> Section:
+    part = found["coverage"]
+    told = [say("held", n=part["n"], held=part["held"])]
+    if scores := part.get("scores"):
+        told.append(
+            say(
+                "held_scores",
+                metric=found["metric"],
+                inside=f"{scores['held']['value']:.3f}",
+                outside=f"{scores['not_held']['value']:.3f}",
+                difference=_interval(part["difference"]),
+            )
+        )
+        word = {"better": "held_better", "worse": "held_worse"}.get(part["verdict"], "held_unclear")
+        told.append(say(word))
+    return _section("coverage", told)
+
+
+def _invention(found: Row) -> Section:
+    part = found["invention"]
+    if not part["n"]:
+        return _section("invention", [])
+    told = [say("own_likelier", n=part["n"], own=part["own_likelier"])]
+    if part["truth_likelier"]:
+        told.append(say("truth_likelier", truth=part["truth_likelier"]))
+    told.append(say("not_held", n=part["n"], missing=part["not_held"]))
+    rows = [
+        (
+            row["id"],
+            f"{row['score']:.2f}",
+            _short(row["b"]),
+            _short(row["reference"]),
+            f"{row['own_nll']:.2f}",
+            f"{row['truth_nll']:.2f}",
+            f"{row['truth_cover']:.0%}",
+            _place(row["nearest"]["origin"]) if row["nearest"] else "",
+        )
+        for row in part["rows"][:SHOWN]
+    ]
+    columns = ("row", "score", "said", "reference", "loss_own", "loss_true", "in_data", "nearest")
+    return _section("invention", told, columns, rows)
+
+
+def _changed(found: Row) -> Section:
+    part = found["changed"]
+    if "same" not in part:
+        return _section("changed", [])
+    counts = {name: part[name] for name in ("better", "worse", "same")}
+    rows = [
+        (say(what), *_sides(row))
+        for what, kind in (("got_better", "most_better"), ("got_worse", "most_worse"))
+        for row in part[kind]
+    ]
+    columns = ("change", "row", "score", "before", "after", "reference")
+    return _section("changed", [say("moved", metric=found["metric"], **counts)], columns, rows)
+
+
+def _worst(found: Row) -> Section:
+    rows = [
+        (row["id"], f"{row['score_b']:.2f}", _last_line(row["prompt"]), _short(row["b"]), _reference(row))
+        for row in found["changed"]["worst"]
+    ]
+    return _section("worst", [], ("row", "score", "question", "said", "reference"), rows)
+
+
+def _advice(found: Row) -> Section:
+    return _section("advice", [say("recited" if name == "copies" else name) for name in found["advice"]])
+
+
+def _section(
+    name: str, told: Sequence[str], columns: Sequence[str] = (), rows: Sequence[tuple[str, ...]] = ()
+) -> Section:
+    return Section(say(name), tuple(told), tuple(map(say, columns)) if rows else (), tuple(rows))
+
+
+def _sides(row: Row) -> tuple[str, ...]:
+    scores = f"{row['score_a']:.2f} → {row['score_b']:.2f}"
+    return row["id"], scores, _short(row["a"]), _short(row["b"]), _reference(row)
+
+
+def _reference(row: Row) -> str:
+    return _short(row["references"][0])
+
+
+def _short(text: str) -> str:
+    """A text on one line, cut."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
+
+
+def _last_line(prompt: str) -> str:
+    """What tells prompts apart that begin with one instruction."""
+    return _short(prompt.strip().rpartition("\n")[2])
+
+
+def _place(origin: str) -> str:
+    """File and line of a row; the folders stand in the JSON."""
+    return origin.rpartition("/")[2]
+
+
+def _percent(value: Mapping[str, float]) -> str:
+    return f"{value['value']:+.1%} [{value['low']:+.1%}, {value['high']:+.1%}]"
+
+
+def _interval(value: Mapping[str, float]) -> str:
+    return f"{value['value']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
+
+
+def _p(value: float) -> str:
+    return f"p = {value:.3f}" if value >= 0.001 else "p < 0.001"
