@@ -10,8 +10,8 @@ import pytest
 
 from tunesmith.evaluate.chinese import in_chinese
 from tunesmith.evaluate.findings import sections
-from tunesmith.evaluate.section import Section
 from tunesmith.evaluate.findings.sentences import SENTENCES, phrases
+from tunesmith.evaluate.section import Section
 
 DIFFERENCE = {"value": -0.25, "low": -0.4, "high": -0.1}
 COUNTS = {"n": 60, "difference": DIFFERENCE, "wins": 1, "losses": 16, "ties": 43, "p_value": 0.0003}
