@@ -111,6 +111,6 @@ def _timeless(value: Any) -> Any:
     if isinstance(value, list):
         return [_timeless(item) for item in value]
     if isinstance(value, dict):
-        differ = ("seconds", "peak_memory_bytes", "predictions")
+        differ = ("seconds", "tokens_per_second", "peak_memory_bytes", "energy_joules", "predictions")
         return {key: _timeless(item) for key, item in value.items() if key not in differ}
     return value

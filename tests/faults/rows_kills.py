@@ -46,6 +46,8 @@ def random_kills(place: Place) -> Tally:
                 break
             killed += 1
             if job.run.weights is not None:  # it was finished, but for its picture and report
+                ended = job.start("--resume").wait()
+                went_wrong = None if ended.code == 0 else f"exit code {ended.code}: {ended.printed[-300:]}"
                 break
             if job.newest() < kept:
                 went_wrong = f"checkpoint {kept} is gone"
@@ -90,9 +92,10 @@ def kills_at_calls(place: Place) -> Tally:
                 assert ended.code == -signal.SIGKILL, f"exit code {ended.code}: {ended.printed[-300:]}"
                 for folder in job.run.saved_steps():
                     checkpoint.verify(folder)  # what has its name is whole
-                if job.run.weights is None:  # else it is finished but for its picture and report
-                    again = job.start().wait()
-                    assert again.code == 0, f"it didn't go on: {again.printed[-300:]}"
+                # With its weights it is finished but for picture and report, which --resume makes.
+                again = job.start(*([] if job.run.weights is None else ["--resume"])).wait()
+                assert again.code == 0, f"it didn't go on: {again.printed[-300:]}"
+                assert job.run.report_file.is_file()
                 check_same_end(job, whole)
     tally.notes.append(f"a run of 8 steps with 4 checkpoints makes {calls} calls that change its folder")
     return tally

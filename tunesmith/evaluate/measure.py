@@ -25,7 +25,7 @@ from tunesmith.evaluate.predicted import Predictions
 from tunesmith.evaluate.questions import Questions
 from tunesmith.evaluate.report import write_report
 from tunesmith.evaluate.results import beside
-from tunesmith.evaluate.run import AGAIN, Evaluation, measured
+from tunesmith.evaluate.run import AGAIN, Evaluation, answers_are_asked, measured
 from tunesmith.evaluate.sides import sides_of
 from tunesmith.infer.answerer import answerer
 from tunesmith.infer.config import Sampling
@@ -110,7 +110,7 @@ def measure_several(
 
     A run alone, or `with_base`, is measured against the base it was tuned from, which is then the first side.
     Sides over one base share a load (sides.py). `forgetting`: ask the first and the last side the general
-    questions too; None: where the last is a run and the first on this machine.
+    questions too; None: where the last is a run, the first on this machine, and a metric looks at answers.
 
     Raises UsageError where there is no base, or the runs have several; ModelError if one has changed since.
     """
@@ -122,10 +122,12 @@ def measure_several(
     sides = sides_of(names, with_base=with_base, dtype=dtype, template=template, sampling=sampling, note=note)
     place = outputs.of_comparison(output, names, sides.names, questions)
     rows, tuned = questions.conversations, place.run is not None
-    general = tuned and not is_endpoint(sides.names[0]) if forgetting is None else forgetting
+    if forgetting is None:
+        # Nobody pays for questions unasked, and where nothing is answered, nothing else is either.
+        forgetting = tuned and not is_endpoint(sides.names[0]) and answers_are_asked(metrics)
     with claim(place.predictions, AGAIN) as held:
         asked = Probes(
-            held, rows, sides=len(sides.names), forgetting=general, own=tuned, watch=watch, note=note
+            held, rows, sides=len(sides.names), forgetting=forgetting, own=tuned, watch=watch, note=note
         )
         result = compared(
             held, sides.sides, rows, metrics, order=sides.order, watch=watch, note=note, also=asked

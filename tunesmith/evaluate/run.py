@@ -157,7 +157,7 @@ def measured(
         choices = losses_in(worklog, conversations)
     before = sum(row["seconds"] for row in worklog.rows(ANSWERS).values())
     begun = time.monotonic()
-    answering = not metrics or any(metric.evidence == "answer" for metric in metrics)
+    answering = answers_are_asked(metrics)
     if answering:
         worklog_answers(worklog, model, conversations, watch)
         check_some(model.name, worklog.rows(ANSWERS))
@@ -178,6 +178,11 @@ def measured(
     loss = total(losses) if losses else None
     failed = failed_rows(conversations, answers) if answers is not None else {}
     return Evaluation(model.name, rows, tuple(metrics), loss, seconds, _facts(model), held.output, failed)
+
+
+def answers_are_asked(metrics: Sequence[Metric]) -> bool:
+    """Whether the model has to answer: not where all metrics look at choices by likelihood."""
+    return not metrics or any(metric.evidence == "answer" for metric in metrics)
 
 
 def grouped(rows: Sequence[RowResult]) -> dict[str, dict[str, list[RowResult]]]:

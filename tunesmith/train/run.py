@@ -70,9 +70,11 @@ def train(
             require_disk(ready)
             run = rundir.create(output)
             held.enter_context(run.lock())
+            disk.remove_leftovers(run.path)
             return _train(ready, run, facts_of(job, ready), listener, answer)
         run = continued.run
         held.enter_context(run.lock())
+        disk.remove_leftovers(run.path)
         if run.weights is not None and not continued.longer:
             listener.note(f"{run.path} is finished: more train.epochs or train.max_steps make it longer.")
             return run

@@ -37,7 +37,7 @@ def asked(tmp_path: Path, a: Scripted, b: Scripted) -> dict[str, Any]:
     rows = couplets(3)
     with claim(tmp_path / "out.jsonl", "again") as held:
         probes = Probes(held, rows, sides=2, forgetting=True, own=True)
-        result = compared(held, a, b, rows, [METRICS["f1_char"]], also=probes)
+        result = compared(held, (a, b), rows, [METRICS["f1_char"]], also=probes)
         return collect([result.a, result.b], rows, None, probes)
 
 
@@ -67,7 +67,7 @@ def test_a_model_that_can_t_be_asked_loses_no_figures(tmp_path: Path) -> None:
     with claim(tmp_path / "out.jsonl", "again") as held:
         probes = Probes(held, rows, sides=2, forgetting=True, own=True, note=told.append)
         sides = Scripted("a", perfect), Scripted("b", only_couplets)
-        result = compared(held, *sides, rows, [METRICS["f1_char"]], also=probes)
+        result = compared(held, sides, rows, [METRICS["f1_char"]], also=probes)
         found = collect([result.a, result.b], rows, None, probes)
     assert told == ["b: a part of the findings is left out. It is too long for the model."]
     assert "forgetting" not in found
