@@ -134,7 +134,8 @@ def page(outcomes: list[Outcome]) -> str:
     return (
         "# Faults: what was injected, what survived\n\n"
         "Written by `make faults` (tests/faults), with a tiny model on the CPU; real processes, signals, "
-        f"limits and file systems. {machine}, torch {torch.__version__}. Promised: [reliability](reliability.md).\n\n"
+        f"limits and file systems. {machine}, torch {torch.__version__}. "
+        "Promised: [reliability](reliability.md).\n\n"
         f"{markdown(outcomes)}"
     )
 
