@@ -53,6 +53,7 @@ log.warning("something else")
 """
 
 
+@pytest.mark.slow  # a process that imports torch and bitsandbytes
 def test_a_kernel_that_bitsandbytes_could_download_is_no_news() -> None:
     done = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stderr.splitlines() == ["something else"]

@@ -40,6 +40,7 @@ def test_tang_rows_share_their_beginning_and_handbook_rows_do_not(tmp_path: Path
     assert found["handbook"]["rows"] == 256
 
 
+@pytest.mark.slow  # every row through the tokenizer, twice
 def test_rows_of_a_step_are_the_same_sorted_or_not(tmp_path: Path) -> None:
     workload = workloads()["handbook"]
     plain, by_length = lay_out(workload, tmp_path), lay_out(workload, tmp_path, sort=True)
@@ -53,6 +54,7 @@ def test_rows_of_a_step_are_the_same_sorted_or_not(tmp_path: Path) -> None:
     assert sum(label != -100 for label in written[0]["labels"]) == sum(first.label_mask)
 
 
+@pytest.mark.slow  # every row through the tokenizer
 def test_others_get_the_tokens_and_the_order_that_ours_trains_on(tmp_path: Path) -> None:
     from examples.sft_by_hand import order_of
 

@@ -278,6 +278,7 @@ def test_an_answer_cannot_steer_the_terminal(
     assert capsys.readouterr().out == "a␛[2Jb\n\t山\ufffd"
 
 
+@pytest.mark.slow  # a process that imports torch
 def test_bytes_that_are_not_utf8_are_answered(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["run", "do_sample=false", "max_new_tokens=2", "--system", b"caf\xe9", b"stop=caf\xe9"]
     done = subprocess.run(

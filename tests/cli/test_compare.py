@@ -24,6 +24,8 @@ from tunesmith.evaluate.metrics import METRICS
 from tunesmith.records import Conversation
 from tunesmith.rundir import read_jsonl
 
+pytestmark = pytest.mark.usefixtures("few_questions")
+
 
 def test_a_run_alone_is_compared_with_its_base(tunesmith: Run, place: Path) -> None:
     code, out, err = tunesmith("compare", "runs/lora", "--data", "valid.jsonl", "--show", "2", *FEW)

@@ -54,6 +54,7 @@ def test_json_is_one_object(job: Path) -> None:
     assert not (job.parent / "runs").exists()
 
 
+@pytest.mark.slow  # two processes that plan; tests/train/test_plan.py has the same within one
 def test_what_does_not_fit_ends_with_2_and_the_words_of_a_job_that_does(job: Path) -> None:
     words = ["model=Qwen/Qwen2.5-7B-Instruct", "train.dtype=bf16", "--memory", "12GB"]
     done = tunesmith("plan", job, *words, cwd=job.parent)
@@ -125,6 +126,7 @@ def test_wrong_input_is_one_message(job: Path, words: list[str], said: str) -> N
     assert done.stdout == ""
 
 
+@pytest.mark.slow  # two processes that import torch
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_ctrl_c_ends_it_and_the_steps_that_it_measures(job: Path) -> None:
     child = subprocess.Popen(

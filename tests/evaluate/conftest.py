@@ -10,6 +10,8 @@ import pytest
 
 from tests.families import save_tiny
 from tunesmith import api
+from tunesmith.evaluate.findings import probes
+from tunesmith.evaluate.findings.general import general_rows
 from tunesmith.records import Conversation, Message, Origin
 
 
@@ -35,6 +37,13 @@ def questions(n: int) -> list[Conversation]:
         )
         for i, row in enumerate(rows(n))
     ]
+
+
+@pytest.fixture
+def few_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four general questions instead of sixty, for comparisons that aren't about them."""
+    first = general_rows()[::16]
+    monkeypatch.setattr(probes, "general_rows", lambda: first)
 
 
 @pytest.fixture(scope="session")

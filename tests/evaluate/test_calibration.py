@@ -20,6 +20,8 @@ from tunesmith.evaluate.row import RowResult
 from tunesmith.evaluate.statistics import Interval, Paired, holm, mean_interval, paired, rows_needed, verdict
 from tunesmith.records import Completion, Conversation, Message, Origin
 
+pytestmark = pytest.mark.usefixtures("few_questions")
+
 Floats = np.ndarray
 Draw = Callable[[np.random.Generator, int], tuple[Floats, Floats, bool]]
 

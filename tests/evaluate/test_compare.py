@@ -31,6 +31,8 @@ from tunesmith.model.source import Source
 from tunesmith.records import Completion, Conversation
 from tunesmith.rundir import open_run, read_jsonl
 
+pytestmark = pytest.mark.usefixtures("few_questions")
+
 ALL = [METRICS[name] for name in ("f1_char", "exact_match", "verse_form")]
 SHORT = Sampling(max_new_tokens=6)
 

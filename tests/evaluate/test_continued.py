@@ -19,6 +19,8 @@ from tunesmith.infer.config import Sampling
 from tunesmith.records import Completion, Conversation
 from tunesmith.worklog import read
 
+pytestmark = pytest.mark.usefixtures("few_questions")
+
 ALL = [METRICS[name] for name in ("f1_char", "exact_match", "verse_form")]
 SHORT = Sampling(max_new_tokens=6)
 

@@ -92,7 +92,7 @@ def test_generate_keeps_failed_rows_and_resume_asks_them_alone(tmp_path: Path) -
     assert [line["finish"] for line in read_jsonl(output)] == ["stop"] * 5
 
 
-@pytest.mark.parametrize("verb", ["eval", "generate"])
+@pytest.mark.parametrize("verb", ["eval", pytest.param("generate", marks=pytest.mark.slow)])
 def test_a_kill_asks_nothing_twice(tmp_path: Path, verb: str) -> None:
     data = str(write_rows(tmp_path / "valid.jsonl", rows(30)))
     with served(lambda call: Odd(text=right(call), seconds=0.15)) as server:

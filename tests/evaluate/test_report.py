@@ -26,6 +26,8 @@ from tunesmith.evaluate.results import read_results
 from tunesmith.redact import short_paths, without_secrets
 from tunesmith.rundir import RunDir, open_run
 
+pytestmark = pytest.mark.usefixtures("few_questions")
+
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>{{ 7 * 7 }}&lt;b&gt;"
 
 # U+2028 ends a line of JavaScript; a lone surrogate can stand in JSON and in no file.

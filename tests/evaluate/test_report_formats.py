@@ -23,6 +23,8 @@ from tunesmith.evaluate.results import read_result
 from tunesmith.evaluate.section import Section
 from tunesmith.evaluate.statistics import wilson
 
+pytestmark = pytest.mark.usefixtures("few_questions")
+
 
 def result(figures: Path) -> Any:
     found = read_result(figures)

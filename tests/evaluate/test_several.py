@@ -27,6 +27,8 @@ from tunesmith.infer.config import Sampling
 from tunesmith.records import Conversation
 from tunesmith.rundir import read_jsonl
 
+pytestmark = pytest.mark.usefixtures("few_questions")
+
 __all__ = ["place"]
 
 THREE = [METRICS[name] for name in ("exact_match", "squad_em", "cmrc2018_em")]

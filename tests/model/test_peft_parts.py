@@ -23,6 +23,7 @@ def test_training_without_quantisation_never_imports_it() -> None:
     assert run(code) == ["False", "bitsandbytes"]
 
 
+@pytest.mark.slow  # a process that imports torch and bitsandbytes
 def test_peft_sees_it_when_told() -> None:
     pytest.importorskip("bitsandbytes", reason="extra quant")
     code = (
