@@ -21,7 +21,6 @@ from statistics import mean
 from typing import Any
 
 from tunesmith.errors import TunesmithError
-from tunesmith.evaluate.failures import answered_by_all
 from tunesmith.evaluate.findings.changed import changed, lowest, ranking
 from tunesmith.evaluate.findings.copied import LEAST, Copy, copies
 from tunesmith.evaluate.findings.coverage import HELD, Cover, apart, covers
@@ -66,10 +65,8 @@ def collect(
         "metric": metric.name,
         "changed": changed(metric, None if a is None else a.rows, b.rows),
     }
-    general = {} if probes is None else probes.general
-    if len(general) == 2:
-        (first, last), _ = answered_by_all([general[0], general[max(general)]])
-        found["forgetting"] = _forgetting(first, last)
+    if probes is not None and (general := probes.general_pair()) is not None:
+        found["forgetting"] = _forgetting(*general)
     if run is not None and not are_general(conversations):
         found |= _of_training(metric, a, b, conversations, run, own)
     found["advice"] = _advice(found)
