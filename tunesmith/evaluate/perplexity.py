@@ -123,7 +123,10 @@ def reply_losses(
 
 
 def intervals(rows: Sequence[RowLoss]) -> dict[str, Interval]:
-    """The figures of `total` with their intervals, by name, rows resampled; none where no row differs."""
+    """The figures of `total` with their intervals, by name, rows resampled; none where no row differs.
+
+    Rows of one document aren't independent: what is handed in then are their sums (`figures.losses_of`).
+    """
     nll, tokens, size = [r.nll_sum for r in rows], [r.tokens for r in rows], [r.bytes for r in rows]
     found = {"loss": ratio(nll, tokens)}
     if all(size):
