@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.evaluate.made_run import Scripted, couplets
+from tunesmith.evaluate.chinese import in_chinese
 from tunesmith.evaluate.compare import Comparison, compare
 from tunesmith.evaluate.failures import Failed, answered_by_all
 from tunesmith.evaluate.metrics import METRICS
 from tunesmith.evaluate.perplexity import RowLoss, total
+from tunesmith.evaluate.results import pairs
 from tunesmith.evaluate.run import Evaluation
+from tunesmith.records import Completion, Conversation
 
 
 def with_losses(path: Path, *means: float, n: int = 12) -> list[Evaluation]:
@@ -55,3 +60,44 @@ def test_costs_are_those_of_all_that_a_side_answered(tmp_path: Path) -> None:
     assert (told["n"], told["completion_tokens"]) == (9, 12 * 12)
     assert told["tokens_per_second"] == 12 * 12 / 6.0
     assert second.to_json()["completion_tokens"] == 9 * 12
+
+
+def test_a_pair_of_several_says_what_is_left_out(tmp_path: Path) -> None:
+    def failing(row: Conversation) -> Completion:
+        error = row.origin.row == 2
+        return Completion("" if error else "好", "error" if error else "stop", 1, 1, error="HTTP 400" * error)
+
+    a, b = (Scripted(name, lambda row: row.references[0]) for name in "ab")
+    found = compare(a, b, couplets(4), [], more=[Answering("c", failing)], output=tmp_path / "c.jsonl")
+    left_out = [
+        "c failed on 1 row of 4, left out of all figures: 2: HTTP 400.",
+        "Compared are the 3 rows that all answered.",
+    ]
+    content = found.to_json()
+    assert [content["notes"], *(one["notes"] for one in pairs(content))] == [left_out] * 3
+
+
+class Answering(Scripted):
+    """Answers with a Completion."""
+
+    def __init__(self, name: str, made: Callable[[Conversation], Completion]) -> None:
+        super().__init__(name, str)
+        self.made = made
+
+    def complete(self, conversations: Sequence[Conversation]) -> Iterator[list[Completion]]:
+        return ([self.made(conversation)] for conversation in conversations)
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "m: x failed on 1 row of 4, left out of all figures: 2: HTTP 400.",
+        "m failed on 12 rows of 40, left out of all figures: 2: no; 3: no; and 10 more.",
+        "Compared are the 3 rows that all answered.",
+        "The prompts are written by different templates: A by chatml, C by plain.",
+        "Taken: answers from `predict`, references from `label`, prompts from `prompt`.",
+        "Taken: answers from `predict`, references from `label` or rows.jsonl.",
+    ],
+)
+def test_notes_are_there_in_chinese(note: str) -> None:
+    assert re.search("[一-龥]", in_chinese(note))

@@ -41,13 +41,16 @@ def test_an_evaluation_by_choices_alone(place: Path, tmp_path: Path) -> None:
         assert line["prediction"] in row["choices"]
         right = row["choices"]["ABC".index(row["output"])]
         assert line["scores"]["choices_acc"] == float(line["prediction"] == right)
+    # What was never said copies nothing, and isn't likelier than anything.
+    assert set(content["findings"]) == {"a", "b", "metric", "changed", "advice"}
+    assert content["findings"]["advice"] == []
     assert result.report is not None
     assert "choices_acc" in result.report.read_text("utf-8")
 
 
 def test_a_comparison_by_choices_alone(place: Path, tmp_path: Path) -> None:
     data, run = str(write_rows(tmp_path / "c.jsonl", ROWS)), str(place / "runs/lora")
-    content = tunesmith.compare(run, data=data, metrics="choices", dtype="fp32").content
+    content = tunesmith.compare(run, data=data, metrics="choices", dtype="fp32", forgetting=False).content
     assert not OF_ANSWERS & (content["a"].keys() | content["b"].keys())
     names = [row[0] for row in comparison_rows(content)]
     assert names[-2:] == ["choices_acc", "choices_acc_norm"]

@@ -157,7 +157,7 @@ def measured(
     if any(metric.evidence != "answer" for metric in metrics):
         worklog_choices(worklog, model, conversations, watch)
         choices = losses_in(worklog, conversations)
-    before = sum(row["seconds"] for row in worklog.rows(ANSWERS).values())
+    before = sum(row.get("spent", row["seconds"]) for row in worklog.rows(ANSWERS).values())
     begun = time.monotonic()
     answering = not metrics or any(metric.evidence == "answer" for metric in metrics)
     if answering:
@@ -165,7 +165,7 @@ def measured(
         check_some(model.name, worklog.rows(ANSWERS))
     seconds = before + time.monotonic() - begun if answering else None
     losses = [RowLoss(**row) for _, row in sorted(worklog.rows(LOSSES).items())] or None
-    answers = [Completion(**row) for _, row in sorted(worklog.rows(ANSWERS).items())] if answering else None
+    answers = [_completion(row) for _, row in sorted(worklog.rows(ANSWERS).items())] if answering else None
     rows = [
         scored(
             row,
@@ -179,6 +179,8 @@ def measured(
     ]
     loss = total(losses) if losses else None
     failed = failed_rows(conversations, answers) if answers is not None else {}
+    # Asked again they may come; what stands in a file of predictions stays as it is.
+    worklog.unfinished = bool(failed) and isinstance(model, RemoteModel)
     return Evaluation(model.name, rows, tuple(metrics), loss, seconds, _facts(model), held.output, failed)
 
 
@@ -231,11 +233,18 @@ def worklog_answers(
     tell(watch, what, len(done), len(conversations))
     if len(done) == len(conversations):
         return
+    begun = time.monotonic()
     # Closed here and now: an adapter that it has switched off must be on for what follows.
     with closing(_answered(model, conversations, done)) as batches:
         for batch in batches:
-            worklog.append(ANSWERS, {at: asdict(answer) for at, answer in batch.items()})
-            tell(watch, what, len(worklog.rows(ANSWERS)), len(conversations))
+            # Not the answers' own seconds: of an endpoint many calls are under way at once.
+            spent, begun = (time.monotonic() - begun) / len(batch), time.monotonic()
+            worklog.append(ANSWERS, {at: {**asdict(one), "spent": spent} for at, one in batch.items()})
+            tell(watch, what, len(answered(worklog.rows(ANSWERS))), len(conversations))
+
+
+def _completion(row: Mapping[str, Any]) -> Completion:
+    return Completion(**{name: value for name, value in row.items() if name != "spent"})
 
 
 def _answered(

@@ -11,7 +11,8 @@
      "invention":  {"n", "own_likelier", "truth_likelier", "not_held", "rows": [row with nll, nearest]},
      "advice":     [names of what to change]}
 
-What can't be had is left out: `forgetting` where it wasn't asked, all from `training` on without a run.
+What can't be had is left out: `forgetting` where it wasn't asked, all from `training` on without a run, and
+where nothing was answered, as with `choices` alone.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ def collect(
     }
     if probes is not None and (general := probes.general_pair()) is not None:
         found["forgetting"] = _forgetting(*general)
-    if run is not None and not are_general(conversations):
+    answered = all(row.answered for row in b.rows)
+    if run is not None and answered and not are_general(conversations):
         found |= _of_training(metric, a, b, conversations, run, own)
     found["advice"] = _advice(found)
     return found

@@ -110,7 +110,8 @@ def _own_losses(
     Not of those that the limit cut off, whose end isn't the model's, nor of empty ones.
     """
     metric = ranking(last.metrics)
-    if metric is None or not isinstance(model, LocalModel):
+    answered = all(row.answered for row in last.rows)
+    if metric is None or not answered or not isinstance(model, LocalModel):
         return {}
     looked_at = [
         at
