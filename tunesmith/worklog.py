@@ -39,9 +39,9 @@ Row = Mapping[str, Any]
 def claim(output: Path, again: str) -> Iterator[Claim]:
     """Hold `output` against a second process while rows are made for it.
 
-    At a good end the worklogs that were opened go; otherwise those with rows stay, and who pressed Ctrl-C is
-    told so, with `again`: how to go on. Raises RunError if another process works on `output`, or nothing can
-    be written there.
+    At a good end the worklogs that were opened go, unless one has rows that are to be asked again
+    (`unfinished`); otherwise those with rows stay, and who pressed Ctrl-C is told so, with `again`: how to go
+    on. Raises RunError if another process works on `output`, or nothing can be written there.
     """
     with disk_errors(output):
         made = [folder for folder in (output.parent, *output.parent.parents) if not folder.exists()]
@@ -51,8 +51,9 @@ def claim(output: Path, again: str) -> Iterator[Claim]:
     held = Claim(output)
     try:
         yield held
-        for worklog in held.worklogs:
-            worklog.remove()
+        if not any(worklog.unfinished for worklog in held.worklogs):
+            for worklog in held.worklogs:
+                worklog.remove()
     except KeyboardInterrupt:
         kept = [worklog for worklog in held.worklogs if not worklog.empty]
         if not kept:
@@ -120,13 +121,17 @@ class Claim:
 
 @dataclass
 class Worklog:
-    """Rows that are done, by kind and by their number from 0; `total` is how many there will be of each."""
+    """Rows that are done, by kind and by their number from 0; `total` is how many there will be of each.
+
+    `unfinished`: some of them failed, and the same work goes on with these.
+    """
 
     file: Path
     facts: dict[str, Any]
     total: int
     groups: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
     length: int = 0  # bytes of whole groups
+    unfinished: bool = False
     _handle: IO[bytes] | None = None
     _synced: float = 0.0
 
@@ -140,9 +145,10 @@ class Worklog:
         return self.groups.get(kind, {})
 
     def size(self) -> str:
-        """`120 of 300 answers`"""
+        """`120 of 300 answers`; those that failed aren't any."""
         kind, rows = next(reversed(self.groups.items()), ("rows", {}))
-        return f"{len(rows)} of {self.total} {kind}"
+        count = sum(row.get("finish") != "error" for row in rows.values())
+        return f"{count} of {self.total} {kind}"
 
     def append(self, kind: str, group: Mapping[int, Row]) -> None:
         """Add the rows that came together: all of them or, on a full disk, none. Raises RunError."""
@@ -315,7 +321,7 @@ def _sweep(output: Path) -> None:
     """Remove the temporary files that a kill left of an output, its figures and its worklogs."""
     name = re.escape(output.name.removesuffix(".jsonl"))
     ours = re.compile(
-        rf"\.{name}(\.jsonl?)?(\.\w)?(\.general|\.own)?(\.partial(-\d+)?)?-[0-9a-f]{{12}}(\.[^.]+)?"
+        rf"\.{name}(\.jsonl?)?(\.(\w|\d+))?(\.general|\.own)?(\.partial(-\d+)?)?-[0-9a-f]{{12}}(\.[^.]+)?"
     )
     for file in output.parent.iterdir():
         if ours.fullmatch(file.name):

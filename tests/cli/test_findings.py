@@ -46,6 +46,23 @@ def test_two_models_are_asked_on_request_only(tunesmith: Run, tmp_path: Path) ->
     assert (result["findings"]["forgetting"]["n"], result["findings"]["forgetting"]["ties"]) == (60, 60)
 
 
+def test_of_three_it_is_said_whom_the_findings_are_on(tunesmith: Run, tmp_path: Path) -> None:
+    words = (
+        "--data",
+        "valid.jsonl",
+        "--limit",
+        "2",
+        "--no-forgetting",
+        "--output",
+        str(tmp_path / "c"),
+        *FEW,
+    )
+    code, out, _ = tunesmith("compare", "qwen2", "qwen2", "runs/lora", *words)
+    assert code == 0
+    assert out.count("Findings on C = runs/lora, which is B in these sentences:") == 1
+    assert "Findings on" not in tunesmith("compare", "qwen2", "runs/lora", *words[:-4], *FEW)[1]
+
+
 def test_the_general_questions_are_data_of_their_own(tunesmith: Run, tmp_path: Path) -> None:
     output = str(tmp_path / "general.json")
     words = ("eval", "runs/lora", "--data", "general", "--by", "language", "--output", output, *FEW)

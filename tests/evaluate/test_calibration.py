@@ -69,13 +69,19 @@ class Compared:
         found: dict[str, Any] = self.comparison.to_json()["metrics"][metric.name]
         return found
 
-    def says_of_losses(self, a: Floats, b: Floats, tokens: Sequence[int]) -> str:
+    def says_of_losses(
+        self, a: Floats, b: Floats, tokens: Sequence[int], documents: Sequence[str] = ()
+    ) -> str:
         """Its verdict on the losses of rows with so many label tokens."""
         for side, losses in ((self.comparison.a, a), (self.comparison.b, b)):
             of_rows = [RowLoss(float(nll), int(n), int(n)) for nll, n in zip(losses, tokens, strict=True)]
             answer = Completion("答", "stop", 0, 0)
             side.metrics = ()
-            side.rows = [RowResult("0", "問", ("答",), answer, {}, loss) for loss in of_rows]
+            names = documents or [""] * len(of_rows)
+            side.rows = [
+                RowResult("0", "問", ("答",), answer, {}, loss, document=name)
+                for loss, name in zip(of_rows, names, strict=True)
+            ]
             side.loss = total(of_rows)
         return str(self.comparison.to_json()["loss"]["verdict"])
 
@@ -217,3 +223,20 @@ def test_a_corpus_figure_of_few_or_equal_rows_is_not_certain() -> None:
     assert corpus_interval(zeros[:1], metric.combine, top=100.0) == Interval(0.0, 0.0, 100.0)
     same = corpus_paired(zeros, zeros, metric.combine, top=100.0, scores=([0.0] * 15, [0.0] * 15))
     assert (same.p_value, verdict(same, 15)) == (1.0, "cannot tell with n = 15")
+
+
+def test_losses_of_one_document_are_not_independent_either(compared: Compared) -> None:
+    alone = together = 0
+    for seed in range(200):
+        generator = np.random.default_rng([7, seed])
+        names = [str(at) for at in np.repeat(np.arange(12), 8)]
+        tokens = generator.integers(5, 60, 96)
+        effect = np.repeat(generator.normal(0, 0.2, 12), 8)
+        a = tokens * 2.0
+        b = tokens * (2.0 + effect + generator.normal(0, 0.1, 96))
+        alone += not compared.says_of_losses(a, b, tokens.tolist()).startswith("cannot tell")
+        word = compared.says_of_losses(a, b, tokens.tolist(), names)
+        together += not word.startswith("cannot tell")
+    assert together <= 14 < 60 < alone
+    few = compared.says_of_losses(a, b, tokens.tolist(), [str(at // 20) for at in range(96)])
+    assert few == "cannot tell with n = 96 from 5 documents; at least 6 documents are needed"

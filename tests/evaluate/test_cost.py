@@ -9,6 +9,7 @@ import torch
 
 from tunesmith.device import forget_peak_memory, peak_memory
 from tunesmith.evaluate.cost import Energy, spent
+from tunesmith.evaluate.report.figures import evaluation_figures
 from tunesmith.records import Completion
 
 
@@ -63,3 +64,10 @@ def test_energy_that_was_not_measured_or_not_all_of_it_is_not_said(tmp_path: Pat
     (tmp_path / "intel-rapl:0/energy_uj").unlink()  # as for a user who mustn't read it
     assert lost.joules() is None
     assert Energy(tmp_path).joules() is None
+
+
+def test_memory_of_the_process_so_far_is_no_figure_of_a_side() -> None:
+    told = {"n": 8, "metrics": {}, "peak_memory_bytes": 2**30, "peak_memory_of": "the process so far"}
+    assert evaluation_figures(told, []) == []
+    (figure,) = evaluation_figures({**told, "peak_memory_of": "measuring"}, [])
+    assert (figure.name, figure.b.value) == ("peak memory (GiB)", 1.0)

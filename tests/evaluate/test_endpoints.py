@@ -18,6 +18,7 @@ from tests.evaluate.conftest import rows, write_rows
 from tests.openai_server import Call, Odd, served
 from tunesmith.errors import DataError, GenerateError
 from tunesmith.evaluate.predicted import read_predictions
+from tunesmith.evaluate.report.rows import measures
 from tunesmith.rundir import read_jsonl
 
 
@@ -45,6 +46,24 @@ def test_a_failed_row_counts_in_no_figure_and_is_named(tmp_path: Path) -> None:
     again = tunesmith.evaluate(predictions=str(tmp_path / "out.jsonl"), output=tmp_path / "again.jsonl")
     assert (again.content["n"], again.content["failed"]) == (7, 1)
     assert len(questions.conversations) == 8
+
+
+def test_the_same_command_asks_the_failed_rows_alone(tmp_path: Path) -> None:
+    data, output = str(write_rows(tmp_path / "valid.jsonl", rows(8))), tmp_path / "out.jsonl"
+    broken, told = {"問題0？", "問題5？"}, list[str]()
+    with served(lambda call: Odd(400, error="no") if call.asked in broken else right(call)) as server:
+        first = tunesmith.evaluate(server.name, data, output=output)
+        assert (first.content["n"], len(server.calls)) == (6, 8)
+        assert measures(read_jsonl(output)) == ["f1_char", "exact_match"]
+        broken.remove("問題5？")
+        second = tunesmith.evaluate(server.name, data, output=output, note=told.append)
+        assert [call.asked for call in server.calls[8:]] == ["問題0？", "問題5？"]
+        assert second.content["n"] == 7
+        assert told == [f"{server.name}: 6 of 8 answers were there already."]
+        broken.clear()
+        third = tunesmith.evaluate(server.name, data, output=output)
+        assert (third.content["n"], len(server.calls)) == (8, 11)
+    assert not list(tmp_path.glob("*.partial*"))
 
 
 def test_two_are_compared_on_the_rows_that_both_answered(tmp_path: Path) -> None:

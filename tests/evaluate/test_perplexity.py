@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from tests.evaluate.conftest import questions
-from tunesmith.errors import DataError
+from tests.families import tiny_model, tiny_tokenizer
+from tunesmith.data.template import Renderer
+from tunesmith.device import pick
+from tunesmith.errors import DataError, GenerateError
 from tunesmith.evaluate.perplexity import RowLoss, answer_loss, intervals, total
 from tunesmith.infer.local import LocalModel, load
 from tunesmith.records import Conversation, Message
@@ -43,6 +46,14 @@ def test_rows_are_what_a_plain_forward_pass_gives(tuned: LocalModel) -> None:
         assert loss.tokens == tokens
         assert loss.nll_sum == pytest.approx(nll, rel=1e-5)
         assert loss.bytes == len(row.references[0].encode())
+
+
+def test_losses_that_are_no_numbers_are_an_error() -> None:
+    model, renderer = tiny_model("llama"), Renderer(tiny_tokenizer("llama"))
+    model.get_output_embeddings().weight.data[3] = float("nan")
+    broken = LocalModel("broken", model, renderer, pick("fp32"))
+    with pytest.raises(GenerateError, match="aren't numbers"):
+        answer_loss(broken, questions(2))
 
 
 def test_the_base_is_the_same_load_with_the_adapter_off(tuned: LocalModel, place: Path) -> None:

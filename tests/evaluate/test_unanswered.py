@@ -41,6 +41,9 @@ def test_an_evaluation_by_choices_alone(place: Path, tmp_path: Path) -> None:
         assert line["prediction"] in row["choices"]
         right = row["choices"]["ABC".index(row["output"])]
         assert line["scores"]["choices_acc"] == float(line["prediction"] == right)
+    # What was never said copies nothing, and isn't likelier than anything.
+    assert set(content["findings"]) == {"a", "b", "metric", "changed", "advice"}
+    assert content["findings"]["advice"] == []
     assert result.report is not None
     assert "choices_acc" in result.report.read_text("utf-8")
 

@@ -275,6 +275,8 @@ def test_a_file_that_is_no_chat_changes_nothing(chat: Chat, tmp_path: Path) -> N
         '{"messages": [{"role": "user", "content": "x"}], "settings": {}}',
         '{"messages": [], "settings": {"temperature": 0}}',
         '{"messages": [], "settings": {"num_beams": 3}}',
+        '{"messages": ["Hi", {"role": "user", "content": "x"}, {"role": "assistant", "content": ""}], '
+        '"settings": {}}',
         '{"messages": [{"role": "user"}, {"role": "assistant", "content": ""}], "settings": {}}',
     ):
         file.write_text(text, encoding="utf-8")

@@ -33,14 +33,24 @@ _PHRASES = [
             r"这 \2 条数据中有 \1 条是 \3 训练过的：这些条上的数字反映的是背诵。没有见过的数据更能说明问题。",
         ),
         (
-            r"The prompts are written by different templates: A by (.+), B by (.+)\.$",
-            r"两个模型的提示由不同模板写成：A 用 \1，B 用 \2。",
+            r"The prompts are written by different templates: A by (.+), ([B-Z]) by (.+)\.$",
+            r"两个模型的提示由不同模板写成：A 用 \1，\2 用 \3。",
         ),
         (
             r"The (\d+) rows come from (\d+) documents: intervals and tests are over documents\.$",
             r"这 \1 条数据来自 \2 份文档：区间与检验按文档计算。",
         ),
         (r"The sampling settings differ\.$", "两边的采样设置不同。"),
+        (
+            r"(.+) failed on (\d+) rows? of (\d+), left out of all figures: (.+?)(?:; and (\d+) more)?\.$",
+            r"\1 在 \3 行中有 \2 行失败，不计入任何数字：\4。",
+        ),
+        (r"Compared are the (\d+) rows that all answered\.$", r"比较的是各方都回答了的 \1 行。"),
+        (
+            r"Taken: answers from (`.+`), references from (.+), prompts from (`.+`)\.$",
+            r"所取的列：回答 \1，参考 \2，提示 \3。",
+        ),
+        (r"Taken: answers from (`.+`), references from (.+)\.$", r"所取的列：回答 \1，参考 \2。"),
         # rows of the data report
         (r"longer than (\d+) tokens$", r"超过 \1 个 token"),
         (r"its last reply alone is longer than (\d+) tokens$", r"仅最后一个回答就超过 \1 个 token"),

@@ -11,6 +11,7 @@ from itertools import combinations
 from statistics import mean
 
 from tunesmith.evaluate.metrics import tokens
+from tunesmith.evaluate.metrics.overlap import ngrams
 
 
 def distinct(answers: Sequence[str], size: int) -> float | None:
@@ -18,7 +19,7 @@ def distinct(answers: Sequence[str], size: int) -> float | None:
 
     None where no answer is that long.
     """
-    found = [gram for answer in answers for gram in _grams(tokens(answer), size)]
+    found = [gram for answer in answers for gram in ngrams(tokens(answer), size)]
     return len(set(found)) / len(found) if found else None
 
 
@@ -29,7 +30,7 @@ def repetition(answers: Sequence[str], size: int = 3) -> float | None:
     """
     shares = []
     for answer in answers:
-        grams = _grams(tokens(answer), size)
+        grams = ngrams(tokens(answer), size)
         if grams:
             shares.append(1 - len(set(grams)) / len(grams))
     return mean(shares) if shares else None
@@ -49,7 +50,3 @@ def similarity(answers: Sequence[str]) -> float | None:
 def _dice(a: Counter[str], b: Counter[str]) -> float:
     total = a.total() + b.total()
     return 2 * (a & b).total() / total if total else 1.0
-
-
-def _grams(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
-    return [tuple(words[i : i + size]) for i in range(len(words) - size + 1)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import GenerateError
+from tunesmith.evaluate.perplexity import total
 from tunesmith.infer.predictions import answered
 from tunesmith.records import Completion, Conversation
 from tunesmith.words import counted
@@ -32,6 +33,7 @@ class Failed:
             "prompt": self.prompt,
             "prediction": "",
             "references": list(self.references),
+            "scores": {},
             "finish": "error",
             "error": self.why,
         }
@@ -73,18 +75,23 @@ def failure_notes(result: Evaluation) -> list[str]:
 def answered_by_all(results: Sequence[Evaluation]) -> tuple[list[Evaluation], list[str]]:
     """The evaluations with the rows that all of them answered, in pairs as before, and what is left out.
 
+    All figures are of the rows that are kept, but for the costs, which are of all that a side answered.
+
     Raises GenerateError where no row is left.
     """
     notes = [note for result in results for note in failure_notes(result)]
     left_out = {at for result in results for at in result.failed}
     if not left_out:
         return list(results), notes
-    total = results[0].n + len(results[0].failed)
-    if len(left_out) == total:
+    count = results[0].n + len(results[0].failed)
+    if len(left_out) == count:
         raise GenerateError("No row was answered by all.", details=notes, fix="The same command asks again.")
     kept = []
     for result in results:
-        places = [at for at in range(total) if at not in result.failed]
+        places = [at for at in range(count) if at not in result.failed]
         rows = [row for at, row in zip(places, result.rows, strict=True) if at not in left_out]
-        kept.append(replace(result, rows=rows))
-    return kept, [*notes, f"Compared are the {total - len(left_out)} rows that all answered."]
+        apart = [row for at, row in zip(places, result.rows, strict=True) if at in left_out]
+        losses = [row.loss for row in rows if row.loss is not None]
+        loss = total(losses) if losses else None
+        kept.append(replace(result, rows=rows, loss=loss, apart=[*result.apart, *apart]))
+    return kept, [*notes, f"Compared are the {count - len(left_out)} rows that all answered."]

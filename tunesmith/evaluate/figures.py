@@ -9,6 +9,7 @@ from itertools import islice
 from tunesmith.evaluate.clusters import by_document, clustered_mean, clustered_paired
 from tunesmith.evaluate.corpus import Rows, corpus_interval, corpus_paired
 from tunesmith.evaluate.metrics.metric import Metric
+from tunesmith.evaluate.perplexity import RowLoss
 from tunesmith.evaluate.row import RowResult
 from tunesmith.evaluate.statistics import Interval, Paired, holm, mean_interval, paired, verdict
 
@@ -88,6 +89,16 @@ def documents_of(rows: Sequence[RowResult]) -> list[str] | None:
     """The document of each row; None where rows don't say it, or each has its own."""
     documents = [row.document for row in rows]
     return documents if all(documents) and len(set(documents)) < len(documents) else None
+
+
+def losses_of(rows: Sequence[RowResult]) -> list[RowLoss]:
+    """The losses of rows for intervals and tests: where rows name their documents, the sums of each."""
+    losses = [row.loss for row in rows if row.loss is not None]
+    documents = documents_of(rows)
+    if documents is None or len(losses) < len(rows):
+        return losses
+    sums = by_document([(loss.nll_sum, loss.tokens, loss.bytes) for loss in losses], documents)
+    return [RowLoss(nll, int(tokens), int(size)) for nll, tokens, size in sums.tolist()]
 
 
 def _counts(metric: Metric, rows: Sequence[RowResult], documents: Sequence[str] | None) -> Rows:

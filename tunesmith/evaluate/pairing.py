@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tunesmith.evaluate.figures import corrected, difference, figure, verdicts
+from tunesmith.evaluate.figures import corrected, difference, documents_of, figure, losses_of, verdicts
 from tunesmith.evaluate.perplexity import RowLoss
 from tunesmith.evaluate.row import RowResult
 from tunesmith.evaluate.run import Evaluation, grouped
@@ -103,8 +103,13 @@ def _losses(a: Evaluation, others: Sequence[Evaluation]) -> list[dict[str, Any] 
         interval, result = both
         told, p_value = "the tokenizers differ: see bits_per_byte", None
         if result is not None:
-            p_value = next(raised)
-            told = verdict(replace(result, p_value=p_value), b.n, lower_is_better=True)
+            p_value, documents = next(raised), documents_of(b.rows)
+            told = verdict(
+                replace(result, p_value=p_value),
+                b.n,
+                lower_is_better=True,
+                documents=None if documents is None else len(set(documents)),
+            )
         found.append(
             {
                 "a": a.loss.loss,
@@ -125,6 +130,7 @@ def _loss_difference(a: Evaluation, b: Evaluation) -> tuple[Interval | None, Pai
         return None
     if [loss.tokens for loss in losses_a] != [loss.tokens for loss in losses_b]:
         return None, None
+    losses_a, losses_b = losses_of(a.rows), losses_of(b.rows)
     interval = paired_ratio(
         ([loss.nll_sum for loss in losses_a], [loss.tokens for loss in losses_a]),
         ([loss.nll_sum for loss in losses_b], [loss.tokens for loss in losses_b]),
@@ -133,7 +139,9 @@ def _loss_difference(a: Evaluation, b: Evaluation) -> tuple[Interval | None, Pai
 
 
 def _of_loss(difference: Interval | None, a: Sequence[RowLoss], b: Sequence[RowLoss]) -> Paired:
-    """The difference of two losses with the p of its rows; without an interval, one that says nothing."""
+    """The difference of two losses with the p of its rows (documents); without an interval, one that says
+    nothing.
+    """
     rows = [row_b.nll_sum - row_a.nll_sum for row_a, row_b in zip(a, b, strict=True)]
     wins, losses = sum(row < 0 for row in rows), sum(row > 0 for row in rows)
     interval = difference or Interval(0.0, -math.inf, math.inf)

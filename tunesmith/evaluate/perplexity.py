@@ -21,6 +21,7 @@ from tunesmith.data.encode import Example, encode
 from tunesmith.data.pack import plan_eval
 from tunesmith.errors import DataError
 from tunesmith.evaluate.statistics import Interval, ratio
+from tunesmith.infer.choosing import no_numbers
 from tunesmith.infer.local import LocalModel
 from tunesmith.model.attention import can_share, segment_attention
 from tunesmith.model.families import can_pack
@@ -55,7 +56,8 @@ class Loss:
 def answer_loss(model: LocalModel, conversations: Sequence[Conversation]) -> list[RowLoss]:
     """The loss of each row's first reference as the answer to its prompt, in the order given.
 
-    Raises DataError naming every row that is longer than the model reads, or can't be rendered.
+    Raises DataError naming every row that is longer than the model reads, or can't be rendered, and
+    GenerateError where a loss is no number.
     """
     found = {row: loss for done in answer_losses(model, conversations) for row, loss in done.items()}
     return [found[row] for row in range(len(conversations))]
@@ -123,7 +125,10 @@ def reply_losses(
 
 
 def intervals(rows: Sequence[RowLoss]) -> dict[str, Interval]:
-    """The figures of `total` with their intervals, by name, rows resampled; none where no row differs."""
+    """The figures of `total` with their intervals, by name, rows resampled; none where no row differs.
+
+    Rows of one document aren't independent: what is handed in then are their sums (`figures.losses_of`).
+    """
     nll, tokens, size = [r.nll_sum for r in rows], [r.tokens for r in rows], [r.bytes for r in rows]
     found = {"loss": ratio(nll, tokens)}
     if all(size):
@@ -165,6 +170,8 @@ def _losses(
     labels = torch.tensor([sum(example.label_mask[1:]) for example in batch], device=logits.device)
     rows = torch.repeat_interleave(torch.arange(len(batch), device=logits.device), labels)
     sums, counts = row_losses(logits, laid.targets, rows, len(batch))
+    if not bool(sums.isfinite().all()):
+        raise no_numbers()
     return list(zip(sums.tolist(), counts.tolist(), strict=True))
 
 

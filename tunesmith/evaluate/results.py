@@ -143,7 +143,7 @@ def comparison_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
         difference = interval(metric["difference"], sign=True)
         rows.append((name, f"{metric['a']:.3f}", f"{metric['b']:.3f}", difference, counts, metric["verdict"]))
     for cost in COSTS:
-        first, other = _cost(a, cost), _cost(b, cost)
+        first, other = cost_of(a, cost.key), cost_of(b, cost.key)
         if first is not None and other is not None:
             rows.append((cost.label, cost.form(first), cost.form(other), _share(cost, first, other), "", ""))
     return rows
@@ -159,7 +159,7 @@ def evaluation_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     rows += [(name, interval(metric)) for name, metric in result["metrics"].items()]
     for cost in COSTS:
-        if (value := _cost(result, cost)) is not None:
+        if (value := cost_of(result, cost.key)) is not None:
             rows.append((cost.label, cost.form(value)))
     return rows
 
@@ -178,7 +178,7 @@ def side_rows(result: Mapping[str, Any], *, stacked: bool = False) -> list[tuple
     for name in sides[0]["metrics"]:
         rows.append((name, *(interval(side["metrics"][name], between=between) for side in sides)))
     for cost in COSTS:
-        values = [_cost(side, cost) for side in sides]
+        values = [cost_of(side, cost.key) for side in sides]
         if any(value is not None for value in values):
             shares = ["", *(_share(cost, values[0], value) for value in values[1:])]
             cells = ("" if value is None else cost.form(value) for value in values)
@@ -231,11 +231,11 @@ def _bounded(side: Mapping[str, Any], name: str, between: str) -> str:
     return short(side[name]) + (between + _ends(bounds).strip() if bounds else "")
 
 
-def _cost(side: Mapping[str, Any], cost: Cost) -> float | None:
+def cost_of(side: Mapping[str, Any], key: str) -> float | None:
     """What a side cost; no memory that was counted over all sides so far, or in earlier versions."""
-    if cost.key == "peak_memory_bytes" and side.get("peak_memory_of") != "measuring":
+    if key == "peak_memory_bytes" and side.get("peak_memory_of") != "measuring":
         return None
-    value: float | None = side.get(cost.key)
+    value: float | None = side.get(key)
     return value
 
 

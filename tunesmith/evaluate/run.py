@@ -22,7 +22,7 @@ from tunesmith.evaluate.answerers import Base, Note, Watch, tell
 from tunesmith.evaluate.choices import likeliest, losses_in, worklog_choices
 from tunesmith.evaluate.cost import spent
 from tunesmith.evaluate.failures import Failed, check_some, failed_rows
-from tunesmith.evaluate.figures import figure
+from tunesmith.evaluate.figures import figure, losses_of
 from tunesmith.evaluate.metrics import Metric, is_empty
 from tunesmith.evaluate.perplexity import Loss, RowLoss, answer_losses, intervals, total
 from tunesmith.evaluate.row import RowResult
@@ -40,7 +40,8 @@ AGAIN = "The same command goes on."
 class Evaluation:
     """One model's rows and figures. `seconds` is the wall-clock time of answering, None if it was before.
 
-    `rows` are those that were answered; those whose call failed are in `failed`, by their place among all.
+    `rows` are those that were answered; those whose call failed are in `failed`, by their place among all. Of
+    a comparison, `apart` are rows that another model failed on: they count in the costs alone.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Evaluation:
     facts: Mapping[str, Any]
     output: Path
     failed: Mapping[int, Failed] = field(default_factory=dict)
+    apart: Sequence[RowResult] = ()
 
     @property
     def n(self) -> int:
@@ -92,7 +94,7 @@ class Evaluation:
             content |= {"loss": self.loss.loss, "perplexity": self.loss.perplexity}
             content |= {"bits_per_byte": self.loss.bits_per_byte} if self.loss.bits_per_byte else {}
             content |= {"label_tokens": self.loss.tokens}
-            bounds = intervals([row.loss for row in self.rows if row.loss is not None])
+            bounds = intervals(losses_of(self.rows))
             content["intervals"] = {name: interval.to_json() for name, interval in bounds.items()}
         return content | {
             **(self._of_answers() if all(row.answered for row in self.rows) else {}),
@@ -107,7 +109,7 @@ class Evaluation:
             "empty": sum(map(is_empty, texts)),
             "cut": sum(row.completion.finish == "length" for row in self.rows),
             "mean_length": sum(map(len, texts)) / self.n,
-            **spent([row.completion for row in self.rows], self.seconds),
+            **spent([row.completion for row in (*self.rows, *self.apart)], self.seconds),
             **({"failed": len(self.failed)} if self.failed else {}),
         }
 
@@ -155,7 +157,7 @@ def measured(
     if any(metric.evidence != "answer" for metric in metrics):
         worklog_choices(worklog, model, conversations, watch)
         choices = losses_in(worklog, conversations)
-    before = sum(row["seconds"] for row in worklog.rows(ANSWERS).values())
+    before = sum(row.get("spent", row["seconds"]) for row in worklog.rows(ANSWERS).values())
     begun = time.monotonic()
     answering = answers_are_asked(metrics)
     if answering:
@@ -163,7 +165,7 @@ def measured(
         check_some(model.name, worklog.rows(ANSWERS))
     seconds = before + time.monotonic() - begun if answering else None
     losses = [RowLoss(**row) for _, row in sorted(worklog.rows(LOSSES).items())] or None
-    answers = [Completion(**row) for _, row in sorted(worklog.rows(ANSWERS).items())] if answering else None
+    answers = [_completion(row) for _, row in sorted(worklog.rows(ANSWERS).items())] if answering else None
     rows = [
         scored(
             row,
@@ -177,6 +179,8 @@ def measured(
     ]
     loss = total(losses) if losses else None
     failed = failed_rows(conversations, answers) if answers is not None else {}
+    # Asked again they may come; what stands in a file of predictions stays as it is.
+    worklog.unfinished = bool(failed) and isinstance(model, RemoteModel)
     return Evaluation(model.name, rows, tuple(metrics), loss, seconds, _facts(model), held.output, failed)
 
 
@@ -234,11 +238,18 @@ def worklog_answers(
     tell(watch, what, len(done), len(conversations))
     if len(done) == len(conversations):
         return
+    begun = time.monotonic()
     # Closed here and now: an adapter that it has switched off must be on for what follows.
     with closing(_answered(model, conversations, done)) as batches:
         for batch in batches:
-            worklog.append(ANSWERS, {at: asdict(answer) for at, answer in batch.items()})
-            tell(watch, what, len(worklog.rows(ANSWERS)), len(conversations))
+            # Not the answers' own seconds: of an endpoint many calls are under way at once.
+            spent, begun = (time.monotonic() - begun) / len(batch), time.monotonic()
+            worklog.append(ANSWERS, {at: {**asdict(one), "spent": spent} for at, one in batch.items()})
+            tell(watch, what, len(answered(worklog.rows(ANSWERS))), len(conversations))
+
+
+def _completion(row: Mapping[str, Any]) -> Completion:
+    return Completion(**{name: value for name, value in row.items() if name != "spent"})
 
 
 def _answered(

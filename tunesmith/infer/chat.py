@@ -253,9 +253,10 @@ def _load(chat: Chat, rest: str) -> str:
         raise wrong from None
     if not isinstance(content, dict) or not isinstance(content.get("messages"), list):
         raise wrong
-    said: list[tuple[Any, Any]] = [
-        (turn.get("role"), turn.get("content")) for turn in content["messages"] if isinstance(turn, dict)
-    ]
+    turns = content["messages"]
+    if not all(isinstance(turn, dict) for turn in turns):
+        raise wrong
+    said: list[tuple[Any, Any]] = [(turn.get("role"), turn.get("content")) for turn in turns]
     system = said.pop(0)[1] if said and said[0][0] == "system" else ""
     roles = [role for role, _ in said]
     if roles != ["user", "assistant"] * (len(said) // 2) or not all(isinstance(t, str) for _, t in said):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from tunesmith.errors import GenerateError
 from tunesmith.evaluate.answerers import Watch
 from tunesmith.evaluate.compare import compared
 from tunesmith.evaluate.findings.collect import collect
+from tunesmith.evaluate.findings.general import NAME
 from tunesmith.evaluate.findings.probes import Probes
 from tunesmith.evaluate.measure import Result, measure_two
 from tunesmith.evaluate.metrics import METRICS
 from tunesmith.evaluate.questions import choose_metrics, read_questions
 from tunesmith.infer.config import Sampling
-from tunesmith.records import Conversation
+from tunesmith.records import Completion, Conversation
 from tunesmith.worklog import claim
 
 
@@ -102,3 +104,32 @@ def test_a_kill_while_they_are_asked_costs_nothing(eight: Path, tmp_path: Path, 
     assert any("were there already" in line for line in told)
     assert not list(tmp_path.glob("*.partial*"))
     assert result.content["findings"]["forgetting"]["n"] == 60
+
+
+class Failing(Scripted):
+    """Fails on every second general question: on those of even numbers, or on the others."""
+
+    def __init__(self, name: str, even: bool) -> None:
+        super().__init__(name, perfect)
+        self.even = even
+
+    def complete(self, conversations: Sequence[Conversation]) -> Iterator[list[Completion]]:
+        for conversation in conversations:
+            row, general = conversation.origin.row, conversation.origin.path == NAME
+            if general and (row % 2 == 0) is self.even:
+                yield [Completion("", "error", 0, 0, error="the server is away")]
+            else:
+                yield [Completion(perfect(conversation), "stop", 20, 12, 0.5)]
+
+
+def test_general_questions_that_no_two_answered_lose_no_figures(tmp_path: Path) -> None:
+    told: list[str] = []
+    rows = couplets(3)
+    with claim(tmp_path / "out.jsonl", "again") as held:
+        probes = Probes(held, rows, sides=2, forgetting=True, own=True, note=told.append)
+        sides = Failing("a", even=True), Failing("b", even=False)
+        result = compared(held, sides, rows, [METRICS["f1_char"]], also=probes)
+        found = collect(result.sides, rows, None, probes)
+    assert told == ["The general questions are left out of the findings. No row was answered by all."]
+    assert "forgetting" not in found
+    assert found["changed"]["same"] == 3

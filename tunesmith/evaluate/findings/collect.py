@@ -6,12 +6,13 @@
                     "p_value", "verdict", "by": {language: {n, a, b}}, "lost", "gained": [row], "seconds"}
      "training":   {"rows", "gone"} or {"error"}
      "copied":     {"n", "least", "a", "b": answers with a copy, "difference", …, "verdict", "rows": [copy]}
-     "coverage":   {"n", "held", "question", "truth": mean covers, and, of 6 rows or more on
+     "coverage":   {"n", "held", "question", "truth": mean covers, and, of 6 independent rows or more on
                     either side, "scores": {"held", "not_held": interval}, "difference", "p_value", "verdict"}
      "invention":  {"n", "own_likelier", "truth_likelier", "not_held", "rows": [row with nll, nearest]},
      "advice":     [names of what to change]}
 
-What can't be had is left out: `forgetting` where it wasn't asked, all from `training` on without a run.
+What can't be had is left out: `forgetting` where it wasn't asked, all from `training` on without a run, and
+where nothing was answered, as with `choices` alone.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from statistics import mean
 from typing import Any
 
 from tunesmith.errors import TunesmithError
-from tunesmith.evaluate.failures import answered_by_all
+from tunesmith.evaluate.clusters import clustered_paired
+from tunesmith.evaluate.figures import documents_of
 from tunesmith.evaluate.findings.changed import changed, lowest, ranking
 from tunesmith.evaluate.findings.copied import LEAST, Copy, copies
 from tunesmith.evaluate.findings.coverage import HELD, Cover, apart, covers
@@ -66,11 +68,10 @@ def collect(
         "metric": metric.name,
         "changed": changed(metric, None if a is None else a.rows, b.rows),
     }
-    general = {} if probes is None else probes.general
-    if len(general) == 2:
-        (first, last), _ = answered_by_all([general[0], general[max(general)]])
-        found["forgetting"] = _forgetting(first, last)
-    if run is not None and not are_general(conversations):
+    if probes is not None and (general := probes.general_pair()) is not None:
+        found["forgetting"] = _forgetting(*general)
+    answered = all(row.answered for row in b.rows)
+    if run is not None and answered and not are_general(conversations):
         found |= _of_training(metric, a, b, conversations, run, own)
     found["advice"] = _advice(found)
     return found
@@ -135,13 +136,21 @@ def _copied(a: Evaluation | None, b: Evaluation, training: Sequence[TrainingRow]
     told: dict[str, Any] = {"n": b.n, "least": LEAST, "a": None, "b": sum(copy is not None for copy in found)}
     if a is not None:
         floor = [float(copy is not None) for copy in copies(a.rows, training)]
-        result = paired(floor, [float(copy is not None) for copy in found], binary=True)
-        told |= {**_told(result, b.n, lower_is_better=True), "a": int(sum(floor))}
+        result, documents = _paired(floor, [float(copy is not None) for copy in found], b.rows)
+        told |= {**_told(result, b.n, lower_is_better=True, documents=documents), "a": int(sum(floor))}
     longest = sorted(
         ((copy, row) for copy, row in zip(found, b.rows, strict=True) if copy is not None),
         key=lambda pair: -pair[0].length,
     )
     return {**told, "rows": [_copy(copy, row) for copy, row in longest[:NAMED]]}
+
+
+def _paired(a: Sequence[float], b: Sequence[float], rows: Sequence[RowResult]) -> tuple[Paired, int | None]:
+    """B's shares against A's, over documents where rows name theirs, and how many documents there are."""
+    documents = documents_of(rows)
+    if documents is None:
+        return paired(a, b, binary=True), None
+    return clustered_paired(a, b, documents), len(set(documents))
 
 
 def _copy(copy: Copy, row: RowResult) -> dict[str, Any]:
@@ -165,7 +174,9 @@ def _coverage(
         "question": mean(map(_share, questions)),
         "truth": mean(map(_share, truths)),
     }
-    between = apart(outside, inside, binary=metric.binary, top=metric.top)
+    # Rows of one document aren't independent, and can't be dealt out one by one.
+    alone = documents_of(rows) is None
+    between = apart(outside, inside, binary=metric.binary, top=metric.top) if alone else None
     if between is not None:
         less = metric.better == "lower"
         told |= {
@@ -244,8 +255,9 @@ def _advice(found: Mapping[str, Any]) -> list[str]:
     return advice
 
 
-def _told(result: Paired, n: int, *, lower_is_better: bool) -> dict[str, Any]:
-    return {"n": n, **result.to_json(), "verdict": verdict(result, n, lower_is_better=lower_is_better)}
+def _told(result: Paired, n: int, *, lower_is_better: bool, documents: int | None = None) -> dict[str, Any]:
+    told = verdict(result, n, lower_is_better=lower_is_better, documents=documents)
+    return {"n": n, **result.to_json(), "verdict": told}
 
 
 def _share(cover: Cover | None) -> float:

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from tunesmith.data.prompts import prompts_sha256
 from tunesmith.errors import DataError, GenerateError, TemplateError
 from tunesmith.evaluate.answerers import Base, Note, Watch, tell
+from tunesmith.evaluate.failures import answered_by_all
 from tunesmith.evaluate.findings.changed import lowest, ranking
 from tunesmith.evaluate.findings.general import GENERAL, NEW_TOKENS, are_general, general_rows
 from tunesmith.evaluate.perplexity import RowLoss, reply_losses
@@ -70,6 +71,17 @@ class Probes:
         except (DataError, GenerateError, TemplateError) as error:
             self._note(f"{model.name}: a part of the findings is left out. {error.what}")
 
+    def general_pair(self) -> tuple[Evaluation, Evaluation] | None:
+        """The first and the last side on the general questions that both answered; None without any."""
+        if len(self.general) < 2:
+            return None
+        try:
+            (first, last), _ = answered_by_all([self.general[0], self.general[self._last]])
+        except GenerateError as error:
+            self._note(f"The general questions are left out of the findings. {error.what}")
+            return None
+        return first, last
+
 
 def _asked(held: Claim, model: Completer, part: str, watch: Watch | None, note: Note) -> Evaluation:
     """The general questions, greedy and short, however the rows were answered."""
@@ -98,7 +110,8 @@ def _own_losses(
     Not of those that the limit cut off, whose end isn't the model's, nor of empty ones.
     """
     metric = ranking(last.metrics)
-    if metric is None or not isinstance(model, LocalModel):
+    answered = all(row.answered for row in last.rows)
+    if metric is None or not answered or not isinstance(model, LocalModel):
         return {}
     looked_at = [
         at

@@ -104,9 +104,7 @@ def read_letter(text: str) -> str | None:
         return whole[1].upper()
     if told := _CHOSEN.findall(answer):
         return str(told[-1]).upper()
-    if first := re.match(
-        r"[\s*(\[{\"'「]*([A-J])[\s*]*(?:[.,:;)\]}、。](?!\s*[A-J](?![A-Za-z]))|$)", answer, re.MULTILINE
-    ):
+    if first := _BEGINS.match(answer):
         return first[1]
     alone = set(re.findall(r"(?<![A-Za-z0-9])([B-HJ])(?![A-Za-z0-9'])", answer))
     alone |= set(re.findall(r"(?<![A-Za-z0-9])([AI])(?![A-Za-z0-9']| (?!or\b|and\b)[a-z])", answer))

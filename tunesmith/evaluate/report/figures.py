@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tunesmith.evaluate.metrics import METRICS
-from tunesmith.evaluate.results import short
+from tunesmith.evaluate.results import cost_of, short
 from tunesmith.evaluate.statistics import Interval, mean_interval, wilson
 
 Better = Literal["higher", "lower", "neither"]
@@ -161,7 +161,7 @@ def _answers(
         ("peak memory (GiB)", "peak_memory_bytes"),
         ("energy (J)", "energy_joules"),
     ):
-        if any(evaluation.get(key) is None for _, evaluation in sides):
+        if any(cost_of(evaluation, key) is None for _, evaluation in sides):
             continue
         unit = 2**30 if key == "peak_memory_bytes" else 1
         values = [Value(evaluation[key] / unit) for _, evaluation in sides]

@@ -69,7 +69,8 @@ def changes(rows: Sequence[Mapping[str, Any]]) -> list[Changes]:
 
 def measures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of what each row is measured by: loss, and the scores."""
-    first = (rows[0].get("b") or rows[0]) if rows else {}
+    answers = (row.get("b") or row for row in rows)
+    first = next((answer for answer in answers if answer.get("finish") != "error"), {})
     return [*(["loss"] if loss_of(first) is not None else []), *(first.get("scores") or {})]
 
 
