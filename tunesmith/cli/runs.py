@@ -12,7 +12,6 @@ from typer.core import TyperCommand, TyperGroup
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, print_what_fits, table
 from tunesmith.errors import UsageError
 from tunesmith.evaluate import curve, history
-from tunesmith.evaluate.judge import sections as judged
 from tunesmith.evaluate.results import (
     COLUMNS,
     comparison_rows,
@@ -250,18 +249,14 @@ def _results(run: RunDir) -> None:
             continue
         out.print(f"\n{title(result)}", style="bold")
         if result["kind"] == "comparison":
-            for pair in pairs(result):
-                print_table(table(COLUMNS, comparison_rows(pair), numbers=("A", "B")))
-                _groups(pair)
-        else:
+            print_table(table(COLUMNS, comparison_rows(result), numbers=("A", "B")))
+            _groups(result)
+        elif result["kind"] == "evaluation":
             _rows(evaluation_rows(result))
             _groups(result)
         _sections(sections(result))
         for note in result.get("notes") or []:
             out.print(note)
-    for judgement in judged.read_judgements(run):
-        out.print(f"\n{judged.title(judgement)}", style="bold")
-        _sections(judged.sections(judgement))
 
 
 def _sections(found: Iterable[Section]) -> None:

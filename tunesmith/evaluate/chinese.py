@@ -5,12 +5,27 @@ from __future__ import annotations
 import re
 
 from tunesmith.evaluate.findings.sentences import phrases
+from tunesmith.evaluate.judge import chinese as judged
 
 # Whole texts or their parts; what isn't known stays English.
 _PHRASES = [
     (re.compile(f"^{english}"), chinese)
     for english, chinese in (
         *phrases(),
+        *judged.PHRASES,
+        # benchmarks
+        (r"Tasks$", "任务"),
+        (r"task$", "任务"),
+        (r"metric$", "指标"),
+        (r"value$", "数值"),
+        (r"standard error$", "标准误"),
+        (
+            r"By lm-evaluation-harness (\S+), whose standard errors these are\.$",
+            r"由 lm-evaluation-harness \1 评测，标准误亦由其给出。",
+        ),
+        (r"(\d+) solved examples before each question\.$", r"每题之前有 \1 个解答示例。"),
+        (r"The first (\d+) questions of each task\.$", r"每个任务取前 \1 题。"),
+        (r"Prompts are written by the chat template\.$", "提示由对话模板写成。"),
         # verdicts
         (r"better$", "更好"),
         (r"worse$", "更差"),
@@ -41,6 +56,11 @@ _PHRASES = [
             r"这 \1 条数据来自 \2 份文档：区间与检验按文档计算。",
         ),
         (r"The sampling settings differ\.$", "两边的采样设置不同。"),
+        (
+            r"(.+) failed on (\d+) rows? of (\d+), left out of all figures: (.*)",
+            r"\1 在 \3 条数据中有 \2 条没有答上来，未计入任何数字：\4",
+        ),
+        (r"Compared are the (\d+) rows that all answered\.$", r"只比较了各方都答上来的 \1 条数据。"),
         # rows of the data report
         (r"longer than (\d+) tokens$", r"超过 \1 个 token"),
         (r"its last reply alone is longer than (\d+) tokens$", r"仅最后一个回答就超过 \1 个 token"),

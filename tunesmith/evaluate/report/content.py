@@ -78,6 +78,8 @@ def _result(result: Told) -> dict[str, Any]:
         "notes": result.notes,
         "sections": [asdict(section) for section in result.sections],
         "settings": dict(result.settings),
+        **({"judge": result.judge} if result.judge else {}),
+        **({"found": result.found} if result.found else {}),
         "rows": result.rows,
     }
 
