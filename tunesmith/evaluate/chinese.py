@@ -7,6 +7,7 @@ import re
 from tunesmith.evaluate.findings.sentences import phrases
 from tunesmith.evaluate.judge import chinese as judged
 
+_TEMPLATES = (("its server", "其服务器的模板"), ("model's own", "模型自带的模板"))
 # Whole texts or their parts; what isn't known stays English.
 _PHRASES = [
     (re.compile(f"^{english}"), chinese)
@@ -47,9 +48,13 @@ _PHRASES = [
             r"(\d+) of these (\d+) rows (?:was|were) trained on by (.+): figures on them show .*",
             r"这 \2 条数据中有 \1 条是 \3 训练过的：这些条上的数字反映的是背诵。没有见过的数据更能说明问题。",
         ),
-        (
-            r"The prompts are written by different templates: A by (.+), B by (.+)\.$",
-            r"两个模型的提示由不同模板写成：A 用 \1，B 用 \2。",
+        *(
+            (
+                rf"The prompts are written by different templates: A by {a}, B by {b}\.$",
+                f"两个模型的提示由不同模板写成：A 用{a_chinese}，B 用{b_chinese}。",
+            )
+            for a, a_chinese in (*_TEMPLATES, (r"(?P<a>.+)", r" \g<a>"))
+            for b, b_chinese in (*_TEMPLATES, (r"(?P<b>.+)", r" \g<b>"))
         ),
         (
             r"The (\d+) rows come from (\d+) documents: intervals and tests are over documents\.$",

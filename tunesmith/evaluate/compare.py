@@ -41,11 +41,15 @@ def part(at: int) -> str:
 
 @dataclass
 class Comparison:
-    """Evaluations of the same rows. Differences are from the first side; verdicts are said of the others."""
+    """Evaluations of the same rows. Differences are from the first side; verdicts are said of the others.
+
+    `left_out` says which rows weren't answered by all.
+    """
 
     sides: list[Evaluation]
     output: Path
     notes: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def a(self) -> Evaluation:
@@ -87,13 +91,13 @@ class Comparison:
             "kind": "comparison",
             "n": self.n,
             **({"primary": metrics[0].name} if metrics else {}),
-            "notes": list(self.notes),
+            "notes": [*self.left_out, *self.notes],
             "predictions": str(self.output),
         }
         if len(self.sides) == 2:
             return {**common, **found[0], "a": evaluations[0], "b": evaluations[1]}
         for one, side in zip(found, self.sides[1:], strict=True):
-            one["notes"] = unlike(self.a, side)
+            one["notes"] = [*self.left_out, *unlike(self.a, side)]
         return {**common, "sides": evaluations, "comparisons": found}
 
 
@@ -135,13 +139,13 @@ def compared(
         at: _measured(held, sides[at], at, conversations, metrics, watch, note, also)
         for at in order or range(len(sides))
     }
-    results, notes = answered_by_all([done[at] for at in range(len(sides))])
-    notes += [
+    results, left_out = answered_by_all([done[at] for at in range(len(sides))])
+    notes = [
         told
         for at, other in enumerate(results[1:], 1)
         for told in unlike(results[0], other, names=("A", KEYS[at].upper()))
     ]
-    return Comparison(results, held.output, list(dict.fromkeys(notes)))
+    return Comparison(results, held.output, list(dict.fromkeys(notes)), left_out)
 
 
 def check_count(count: int) -> None:
