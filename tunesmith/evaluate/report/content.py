@@ -46,6 +46,8 @@ def _training(training: Mapping[str, Any]) -> dict[str, Any]:
         "peak_memory_bytes": history.peak_memory,
         "loss": [[point.step, point.value] for point in history.loss],
         "valid_loss": [[point.step, point.value] for point in history.valid],
+        "scores": {name: [[p.step, p.value] for p in points] for name, points in history.scores.items()},
+        "answers": history.answers,
     }
 
 

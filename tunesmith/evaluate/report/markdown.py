@@ -105,6 +105,10 @@ class _Writer:
             ("model", training["model"]),
             ("steps", str(history.steps)),
             ("validation loss", " → ".join(losses)),
+            *(
+                (name, " → ".join(f"{end.value:.3f}" for end in ends if end) + f" (n = {history.answers})")
+                for name, ends in history.changes.items()
+            ),
             ("time", self.say(cost["time"])),
             ("peak memory", cost["memory"]),
             ("tokens", cost["tokens"]),
