@@ -1,19 +1,26 @@
-"""Rows whose call failed are told as that, and several comparisons in one report say whose each is."""
+"""Rows whose call failed are told as that; several comparisons in one report say whose each is."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 import tunesmith
 from tests.evaluate.browser import NEEDED, chromium, opened
 from tests.evaluate.conftest import rows, write_rows
 from tests.evaluate.made_result import made_result
-from tests.evaluate.made_run import made_run
+from tests.evaluate.made_run import Scripted, couplets, made_run
 from tests.evaluate.test_endpoints import right
 from tests.openai_server import Call, Odd, served
+from tunesmith.cli.findings import tell_findings
+from tunesmith.cli.runs import app as runs_app
+from tunesmith.disk import write_json
+from tunesmith.evaluate.compare import compare
+from tunesmith.evaluate.metrics import METRICS
 from tunesmith.evaluate.results import pairs
 
 
@@ -77,3 +84,21 @@ def test_cards_of_several_comparisons_say_whose_they_are(tmp_path: Path) -> None
     made_result(run.eval / "more").rename(run.eval / "second.json")
     page = tunesmith.report_text(run, "html")
     assert page.count('<div class="detail whose">base → runs/tang-1</div>') == 6
+
+
+def test_of_three_sides_each_pair_has_its_own_letters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = made_run(tmp_path / "tang-1")
+    asked = [replace(row, meta={"groups": {"form": "五言"}}) for row in couplets(6)]
+    sides = [Scripted(name, lambda _: "一") for name in ("base", "other", "tuned")]
+    metrics = [METRICS["f1_char"]]
+    result = compare(*sides[:2], asked, metrics, output=run.eval / "x.jsonl", more=sides[2:]).to_json()
+    write_json(run.eval / "x.json", {**result, "data": "x.json"})
+    shown = CliRunner().invoke(runs_app, ["show", str(run.path)]).stdout
+    assert "A = base,  B = tuned" in shown
+    assert "C - A" not in shown
+    *_, last = pairs({**result, "findings": {"b": "tuned", "advice": ["forgets"]}})
+    tell_findings(last, whole=False)
+    told = capsys.readouterr().out
+    assert told.index("Here A = base,  B = tuned") < told.index("It forgets what it knew")

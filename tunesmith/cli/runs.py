@@ -248,6 +248,8 @@ def _results(run: RunDir) -> None:
         if result["kind"] == "damaged":
             err.print(f"{result['file']} can't be read: {result['error']}")
             continue
+        # A pair of several models stands alone here: its sides are A and B, as in its title and findings.
+        result.pop("keys", None)
         out.print(f"\n{title(result)}", style="bold")
         if result["kind"] == "comparison":
             print_table(table(COLUMNS, comparison_rows(result), numbers=("A", "B")))
