@@ -169,7 +169,7 @@ def in_use(path: Path) -> RunError:
     """What a second process on a run is told."""
     return RunError(
         f"{path} is being trained by another process.",
-        fix="Wait for it, or end it; output=runs/other trains in another folder.",
+        fix="Wait for it, or end it; --no-resume or output=runs/other trains in another folder.",
     )
 
 

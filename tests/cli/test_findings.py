@@ -59,8 +59,8 @@ def test_of_three_it_is_said_whom_the_findings_are_on(tunesmith: Run, tmp_path: 
     )
     code, out, _ = tunesmith("compare", "qwen2", "qwen2", "runs/lora", *words)
     assert code == 0
-    assert out.count("Findings on C = runs/lora, which is B in these sentences:") == 1
-    assert "Findings on" not in tunesmith("compare", "qwen2", "runs/lora", *words[:-4], *FEW)[1]
+    assert out.count("Here A = qwen2,  B = runs/lora") == 1
+    assert "Here A =" not in tunesmith("compare", "qwen2", "runs/lora", *words[:-4], *FEW)[1]
 
 
 def test_the_general_questions_are_data_of_their_own(tunesmith: Run, tmp_path: Path) -> None:

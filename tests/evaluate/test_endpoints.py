@@ -17,6 +17,7 @@ import tunesmith
 from tests.evaluate.conftest import rows, write_rows
 from tests.openai_server import Call, Odd, served
 from tunesmith.errors import DataError, GenerateError
+from tunesmith.evaluate.chinese import in_chinese
 from tunesmith.evaluate.predicted import read_predictions
 from tunesmith.evaluate.report.rows import measures
 from tunesmith.rundir import read_jsonl
@@ -194,3 +195,14 @@ def test_a_blind_test_shows_no_failed_call_and_asks_it_again(tmp_path: Path) -> 
         made = tunesmith.blind_new(*words, data=data, output=tmp_path / "test")
         assert {call.asked for call in server.calls[before:]} == {"問題1？"}
     assert made.pairs == 6
+
+
+def test_prompts_of_an_endpoint_are_written_by_its_server(place: Path, tmp_path: Path) -> None:
+    data = str(write_rows(tmp_path / "valid.jsonl", rows(2)))
+    with served(right) as server:
+        result = tunesmith.compare(
+            server.name, place / "qwen2", data=data, output=tmp_path / "out.jsonl", max_new_tokens=4
+        )
+    (note,) = (note for note in result.content["notes"] if "templates" in note)
+    assert note.endswith("templates: A by its server, B by model's own.")
+    assert in_chinese(note) == "两个模型的提示由不同模板写成：A 用其服务器的模板，B 用模型自带的模板。"

@@ -18,10 +18,13 @@ from tunesmith.disk import write_json
 from tunesmith.errors import RunError
 from tunesmith.evaluate.chinese import in_chinese
 from tunesmith.evaluate.compare import compare
+from tunesmith.evaluate.drawing import score_svg
+from tunesmith.evaluate.history import Point
 from tunesmith.evaluate.metrics import METRICS
 from tunesmith.evaluate.pages import data_block, part
 from tunesmith.evaluate.report import write_report
 from tunesmith.evaluate.report.page import SHOWN_TEXT
+from tunesmith.evaluate.report.write import report_text
 from tunesmith.evaluate.results import read_results
 from tunesmith.redact import short_paths, without_secrets
 from tunesmith.rundir import RunDir, open_run
@@ -81,7 +84,7 @@ def test_a_result_of_a_wrong_shape_is_a_damaged_one(tmp_path: Path, content: dic
     assert [result["kind"] for result in read_results(run)] == ["comparison", "damaged"]
     text = write_report(run).read_text(encoding="utf-8")
     assert "wrong.json" in text
-    assert "what `eval` and `compare` write" in html.unescape(text)
+    assert "what tunesmith writes" in html.unescape(text)
 
 
 def test_commands_are_quoted_for_the_shell(tmp_path: Path) -> None:
@@ -257,3 +260,21 @@ def test_the_python_it_shows_runs_as_it_stands(
     monkeypatch.chdir(place)
     exec(compile(code.replace("max_new_tokens=100", "max_new_tokens=5"), "report", "exec"), {})
     assert capsys.readouterr().out.strip()
+
+
+def test_scores_of_answers_while_training_have_a_curve_and_stand_in_all_forms(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "tang-1")
+    with run.metrics_file.open("a", encoding="utf-8") as file:
+        for step, score in ((0, 0.1), (20, 0.25), (40, 0.4)):
+            file.write(json.dumps({"step": step, "f1_char": score, "metrics": ["f1_char"], "n": 12}) + "\n")
+    page = report_text(run, "html")
+    assert "训练中的回答，n = 12" in page
+    assert page.count("<title>step 20: 0.2500</title>") == 2  # wide and narrow
+    assert "| f1_char | 0.100 → 0.400 (n = 12) |" in report_text(run)
+    training = json.loads(report_text(run, "json"))["training"]
+    assert (training["scores"], training["answers"]) == ({"f1_char": [[0, 0.1], [20, 0.25], [40, 0.4]]}, 12)
+
+
+def test_a_score_that_never_moves_has_an_axis_that_can_be_read() -> None:
+    drawn = score_svg("f1_char", [Point(0, 0.0), Point(6, 0.0)], 6, width=400, height=170)
+    assert re.findall(r'text-anchor="end">([^<]+)<', drawn) == ["0", "0.5", "1"]

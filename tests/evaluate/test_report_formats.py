@@ -184,7 +184,7 @@ def test_where_a_report_goes_and_what_it_never_replaces(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a folder"):
         tunesmith.report(figures, tmp_path)
     write_json(tmp_path / "rows.json", [{"instruction": "x", "output": "y"}])
-    with pytest.raises(UsageError, match="isn't what `eval` and `compare` write"):
+    with pytest.raises(UsageError, match="it isn't a result"):
         tunesmith.report(tmp_path / "rows.json")
     with pytest.raises(RunError, match="isn't the folder of a run"):
         tunesmith.report(tmp_path / "nothing")

@@ -41,7 +41,7 @@ MUTATIONS = (
     Mutation("kills", "lines after the checkpoint are cut off", "journal.py",
              "            if len(content) > size:", "            if False:"),
     Mutation("kills", "the newest checkpoints are kept", "train/checkpoint.py",
-             "if folder != best][:-keep]:", "if folder != best]:"),
+             "if folder != best][:-keep]:", "if folder != best]:", ()),
     Mutation("calls", "a folder takes its name when it is whole", "disk.py",
              "        temporary = name_beside(target)\n        temporary.mkdir()",
              "        target.mkdir()\n        yield target\n        return",

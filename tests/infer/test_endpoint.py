@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
@@ -291,3 +292,23 @@ def test_leaving_this_machine_is_said_in_one_line() -> None:
     ]
     with pytest.raises(UsageError, match="template"):
         connect("https://api.example.com/v1#m", template="chatml")
+
+
+@pytest.mark.parametrize("key", ["sk-0123456789abcdef0123", "hf_0123456789abcdefABCD"])
+def test_a_key_in_place_of_its_variable_is_refused_and_not_repeated(key: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(f"https://api.example.org/v1#chat@{key}")
+    told = "\n".join((caught.value.what, *caught.value.details, caught.value.fix))
+    assert "the name of an environment variable" in told
+    assert key not in told
+    assert parse("https://api.example.org/v1#library/chat@q4_k_m").model == "library/chat@q4_k_m"
+
+
+def test_a_reply_of_200_with_an_error_doesn_t_repeat_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TINY_KEY", KEY)
+    said = json.dumps({"error": {"message": f"bad key {KEY}"}}).encode()
+    with served(lambda _: Odd(raw=said)) as server:
+        (answer,) = only(list(model(f"{server.name}@TINY_KEY").complete(asking("你好"))))
+    assert answer.finish == "error"
+    assert "bad key (hidden)" in answer.error
+    assert KEY not in answer.error

@@ -13,6 +13,7 @@ from tests.e2e.conftest import qa_rows, write_jsonl
 from tests.train.stopping import lines
 from tests.train.test_resume_run import STEPS, WEIGHTS, crash, place, train, write_job
 from tunesmith.errors import RunError
+from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint
 
 __all__ = ["place"]  # a fixture
@@ -61,6 +62,17 @@ def test_what_it_was_made_from_must_be_the_same(place: Path, what: str) -> None:
     (entry,) = run.job()["resumed"]
     assert entry["forced"]
     assert [line["step"] for line in run.metrics() if "loss" in line] == list(range(1, STEPS + 1))
+
+
+def test_the_same_job_is_refused_while_it_is_being_trained(place: Path) -> None:
+    job = write_job(place)
+    crash(job)
+    with RunDir(place / "runs" / "tang-1").lock():
+        with pytest.raises(RunError, match="tang-1 is being trained by another process") as caught:
+            train(job)
+        assert "--no-resume" in caught.value.fix
+        other, _ = train(job, resume=False)
+    assert other.path.name == "tang-2"
 
 
 def test_a_new_run_is_begun_where_the_data_changed(place: Path) -> None:

@@ -11,6 +11,7 @@ import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
 from tunesmith.cli.eval import DtypeOption, Watching
 from tunesmith.errors import UsageError
+from tunesmith.evaluate.benchmark_sections import sections, title
 from tunesmith.evaluate.harness_extra import check_harness
 from tunesmith.infer.endpoint import is_endpoint
 
@@ -67,19 +68,10 @@ def benchmark(
     if as_json:
         print_json(result.content)
         return
-    out.print(f"{result.content['model']}, lm-evaluation-harness {result.content['harness']}", style="bold")
-    rows = [
-        (
-            task,
-            metric,
-            f"{one['value']:.4f}",
-            f"{one['stderr']:.4f}" if "stderr" in one else "",
-            figures["n"],
-        )
-        for task, figures in result.content["tasks"].items()
-        for metric, one in figures["metrics"].items()
-    ]
-    columns = ("task", "metric", "value", "standard error", "n")
-    print_table(table(columns, rows, numbers=("value", "standard error", "n")))
+    out.print(title(result.content), style="bold")
+    for section in sections(result.content):
+        for sentence in section.sentences:
+            out.print(sentence)
+        print_table(table(section.columns, section.rows, numbers=section.columns[2:]))
     err.print(f"Answers: {result.content['predictions']}")
     err.print(f"Figures: {result.file}")

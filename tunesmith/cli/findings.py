@@ -9,7 +9,6 @@ import typer
 
 from tunesmith.cli.console import err, out, print_table, table
 from tunesmith.evaluate.findings import sections
-from tunesmith.evaluate.results import minus
 
 FindingsOption = Annotated[
     bool, typer.Option("--findings", help="Show the rows behind the findings.", show_default=False)
@@ -19,10 +18,10 @@ FindingsOption = Annotated[
 def tell_findings(result: Mapping[str, Any], *, whole: bool) -> None:
     """Print the sections of a result: titles and sentences, and their tables where `whole`."""
     found = sections(result)
-    key = minus(result)[0] if found else "B"
-    if key != "B":
+    if found and "keys" in result:
+        # Of several models these sentences are about two, which they call A and B in any case.
         out.print()
-        out.print(f"Findings on {key} = {result['b']['model']}, which is B in these sentences:", style="bold")
+        out.print(f"Here A = {result['a']['model']},  B = {result['b']['model']}")
     for section in found:
         if not section.sentences and not whole:
             continue

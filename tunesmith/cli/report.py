@@ -31,7 +31,7 @@ def report(
         Path,
         typer.Argument(
             metavar="RUN|RESULT.json",
-            help="A run's folder, or figures of `eval` or `compare`.",
+            help="A run's folder, or figures of `eval`, `compare`, `judge` or `benchmark`.",
             show_default=False,
         ),
     ],

@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, print_what_fits, table
 from tunesmith.errors import UsageError
 from tunesmith.evaluate import curve, history
-from tunesmith.evaluate.judge import sections as judged
+from tunesmith.evaluate.numbers import finite
 from tunesmith.evaluate.results import (
     COLUMNS,
     comparison_rows,
@@ -113,7 +113,7 @@ def show(ctx: typer.Context, as_json: Annotated[bool, json_option] = False) -> N
     """
     opened = open_run(_found(Path(_word(ctx, "RUN"))))
     if as_json:
-        print_json(_finite(_summary(opened)))
+        print_json(finite(_summary(opened)))
         return
     line, facts = history.overview(opened), without_secrets(opened.job())
     out.print(f"{opened.path}: {line['state']}", style="bold")
@@ -248,20 +248,18 @@ def _results(run: RunDir) -> None:
         if result["kind"] == "damaged":
             err.print(f"{result['file']} can't be read: {result['error']}")
             continue
+        # A pair of several models stands alone here: its sides are A and B, as in its title and findings.
+        result.pop("keys", None)
         out.print(f"\n{title(result)}", style="bold")
         if result["kind"] == "comparison":
-            for pair in pairs(result):
-                print_table(table(COLUMNS, comparison_rows(pair), numbers=("A", "B")))
-                _groups(pair)
-        else:
+            print_table(table(COLUMNS, comparison_rows(result), numbers=("A", "B")))
+            _groups(result)
+        elif result["kind"] == "evaluation":
             _rows(evaluation_rows(result))
             _groups(result)
         _sections(sections(result))
         for note in result.get("notes") or []:
             out.print(note)
-    for judgement in judged.read_judgements(run):
-        out.print(f"\n{judged.title(judgement)}", style="bold")
-        _sections(judged.sections(judgement))
 
 
 def _sections(found: Iterable[Section]) -> None:
@@ -313,12 +311,3 @@ def _steps(line: Mapping[str, Any]) -> str:
 def _change(before: float | None, best: float | None) -> str:
     shown = [f"{value:.3f}" for value in (before, best) if value is not None]
     return " -> ".join(shown)
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinities as null: JSON has no word for them."""
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and (value != value or abs(value) == float("inf")) else value

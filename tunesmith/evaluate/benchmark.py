@@ -23,6 +23,7 @@ from tunesmith.disk import write_json
 from tunesmith.errors import DataError, TunesmithError, UsageError
 from tunesmith.evaluate.answerers import Note, Watch
 from tunesmith.evaluate.harness import HarnessModel
+from tunesmith.evaluate.report.write import renew_report
 from tunesmith.evaluate.results import beside
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.local import load
@@ -101,6 +102,7 @@ def benchmark(
         write_lines(predictions, list(_lines(found)))
         file = beside(predictions, ".json")
         write_json(file, content)
+        renew_report(file)
     return Benchmarked(content, file)
 
 

@@ -5,12 +5,28 @@ from __future__ import annotations
 import re
 
 from tunesmith.evaluate.findings.sentences import phrases
+from tunesmith.evaluate.judge import chinese as judged
 
+_TEMPLATES = (("its server", "其服务器的模板"), ("model's own", "模型自带的模板"))
 # Whole texts or their parts; what isn't known stays English.
 _PHRASES = [
     (re.compile(f"^{english}"), chinese)
     for english, chinese in (
         *phrases(),
+        *judged.PHRASES,
+        # benchmarks
+        (r"Tasks$", "任务"),
+        (r"task$", "任务"),
+        (r"metric$", "指标"),
+        (r"value$", "数值"),
+        (r"standard error$", "标准误"),
+        (
+            r"By lm-evaluation-harness (\S+), whose standard errors these are\.$",
+            r"由 lm-evaluation-harness \1 评测，标准误亦由其给出。",
+        ),
+        (r"(\d+) solved examples before each question\.$", r"每题之前有 \1 个解答示例。"),
+        (r"The first (\d+) questions of each task\.$", r"每个任务取前 \1 题。"),
+        (r"Prompts are written by the chat template\.$", "提示由对话模板写成。"),
         # verdicts
         (r"better$", "更好"),
         (r"worse$", "更差"),
@@ -32,9 +48,13 @@ _PHRASES = [
             r"(\d+) of these (\d+) rows (?:was|were) trained on by (.+): figures on them show .*",
             r"这 \2 条数据中有 \1 条是 \3 训练过的：这些条上的数字反映的是背诵。没有见过的数据更能说明问题。",
         ),
-        (
-            r"The prompts are written by different templates: A by (.+), ([B-Z]) by (.+)\.$",
-            r"两个模型的提示由不同模板写成：A 用 \1，\2 用 \3。",
+        *(
+            (
+                rf"The prompts are written by different templates: A by {a}, (?P<who>[B-Z]) by {b}\.$",
+                rf"两个模型的提示由不同模板写成：A 用{a_chinese}，\g<who> 用{b_chinese}。",
+            )
+            for a, a_chinese in (*_TEMPLATES, (r"(?P<a>.+)", r" \g<a>"))
+            for b, b_chinese in (*_TEMPLATES, (r"(?P<b>.+)", r" \g<b>"))
         ),
         (
             r"The (\d+) rows come from (\d+) documents: intervals and tests are over documents\.$",
@@ -42,10 +62,10 @@ _PHRASES = [
         ),
         (r"The sampling settings differ\.$", "两边的采样设置不同。"),
         (
-            r"(.+) failed on (\d+) rows? of (\d+), left out of all figures: (.+?)(?:; and (\d+) more)?\.$",
-            r"\1 在 \3 行中有 \2 行失败，不计入任何数字：\4。",
+            r"(.+) failed on (\d+) rows? of (\d+), left out of all figures: (.*)",
+            r"\1 在 \3 条数据中有 \2 条没有答上来，未计入任何数字：\4",
         ),
-        (r"Compared are the (\d+) rows that all answered\.$", r"比较的是各方都回答了的 \1 行。"),
+        (r"Compared are the (\d+) rows that all answered\.$", r"只比较了各方都答上来的 \1 条数据。"),
         (
             r"Taken: answers from (`.+`), references from (.+), prompts from (`.+`)\.$",
             r"所取的列：回答 \1，参考 \2，提示 \3。",

@@ -43,7 +43,7 @@ def part(at: int) -> str:
 class Comparison:
     """Evaluations of the same rows. Differences are from the first side; verdicts are said of the others.
 
-    `left_out` says which rows aren't there and why, `notes` all that is to be said of the sides.
+    `left_out` says which rows weren't answered by all.
     """
 
     sides: list[Evaluation]
@@ -91,7 +91,7 @@ class Comparison:
             "kind": "comparison",
             "n": self.n,
             **({"primary": metrics[0].name} if metrics else {}),
-            "notes": list(self.notes),
+            "notes": [*self.left_out, *self.notes],
             "predictions": str(self.output),
         }
         if len(self.sides) == 2:
@@ -140,13 +140,12 @@ def compared(
         for at in order or range(len(sides))
     }
     results, left_out = answered_by_all([done[at] for at in range(len(sides))])
-    differing = [
+    notes = [
         told
         for at, other in enumerate(results[1:], 1)
         for told in unlike(results[0], other, names=("A", KEYS[at].upper()))
     ]
-    notes = list(dict.fromkeys([*left_out, *differing]))
-    return Comparison(results, held.output, notes, left_out)
+    return Comparison(results, held.output, list(dict.fromkeys(notes)), left_out)
 
 
 def check_count(count: int) -> None:

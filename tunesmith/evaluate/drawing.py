@@ -1,11 +1,11 @@
-"""The loss curve as inline SVG: numbers and classes only, coloured by the page's style sheet."""
+"""Curves of a training as inline SVG: numbers and classes only, coloured by the page's style sheet."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from tunesmith.evaluate.history import History, Point, smooth
 
@@ -53,6 +53,34 @@ def curve_svg(history: History, *, width: int, height: int) -> Markup:
         parts.append(_line(history.learning_rate, x, lambda value: base - low_height * value / peak, "rate"))
     body = f"<title>Loss · 损失</title><desc>{_words(history)}</desc>{''.join(parts)}"
     return Markup(f'<svg viewBox="0 0 {width} {height}" role="img">{body}</svg>')  # numbers and our own words
+
+
+def score_svg(name: str, points: list[Point], last: int, *, width: int, height: int) -> Markup:
+    """A score of the answers over the steps, from 0 to `last` as the losses are."""
+    left, right, top, bottom = 44, 14, 12, 30
+    least, most = min(p.value for p in points), max(p.value for p in points)
+    axis = ticks(least, most if most - least > 1e-9 else least + 1, 3)
+    low, high = axis[0], axis[-1]
+
+    def x(step: float) -> float:
+        return left + (width - left - right) * step / max(1, last)
+
+    def y(value: float) -> float:
+        return top + (height - top - bottom) * (high - value) / (high - low)
+
+    parts = [f"<title>{escape(name)}</title>"]
+    for tick in axis:
+        line = f'x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"'
+        parts.append(f'<line class="grid" {line}/>')
+        parts.append(f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for step in ticks(0, max(1, last), 5 if width > 500 else 3):
+        if step <= last and step == int(step):
+            parts.append(f'<text x="{x(step):.1f}" y="{height - 10}" text-anchor="middle">{step:g}</text>')
+    parts.append(_line(points, x, y, "smooth"))
+    for p in points:
+        tip = f"<title>step {p.step}: {p.value:.4f}</title>"
+        parts.append(f'<circle class="score" cx="{x(p.step):.1f}" cy="{y(p.value):.1f}" r="4">{tip}</circle>')
+    return Markup(f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>')  # escaped above
 
 
 def _words(history: History) -> str:

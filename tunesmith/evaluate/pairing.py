@@ -18,6 +18,9 @@ from tunesmith.evaluate.row import RowResult
 from tunesmith.evaluate.run import Evaluation, grouped
 from tunesmith.evaluate.statistics import Interval, Paired, holm, paired_ratio, sign_flip, verdict
 
+ELSEWHERE = "its server"
+"""Who writes the prompts of a model behind an endpoint."""
+
 
 def differences(sides: Sequence[Evaluation], figures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """{"metrics", "loss", "groups"} of each evaluation but the first, against the first; `figures` are the
@@ -60,7 +63,7 @@ def unlike(a: Evaluation, b: Evaluation, names: tuple[str, str] = ("A", "B")) ->
     if template_a.get("sha256") != template_b.get("sha256"):
         notes.append(
             f"The prompts are written by different templates: {names[0]} by "
-            f"{template_a.get('name', 'unknown')}, {names[1]} by {template_b.get('name', 'unknown')}."
+            f"{template_a.get('name', ELSEWHERE)}, {names[1]} by {template_b.get('name', ELSEWHERE)}."
         )
     if a.facts.get("sampling") != b.facts.get("sampling"):
         notes.append("The sampling settings differ.")

@@ -1,12 +1,14 @@
-"""Results of `eval` and `compare` as they stand in a run's eval/ folder, and as rows of a table.
+"""Results as they stand in a run's eval/ folder, and as rows of a table.
 
-Reads JSON only, so that `runs show` answers at once. The two kinds of result:
+Reads JSON only, so that `runs show` answers at once. The kinds of result:
 
     evaluation   {"kind", "data", "model", "n", "metrics": {name: {value, low, high}}, "loss", …}
     comparison   {"kind", "data", "n", "a": evaluation, "b": evaluation,
                   "metrics": {name: {a, b, difference: {value, low, high}, wins, losses, ties, verdict}}, …}
                  of more than two {"kind", "data", "n", "sides": [evaluation, …],
                   "comparisons": [{"metrics", …}, …]}, which `pairs` turns into some of two
+    judgement    what a model as judge said of one or two, in judge/measure.py
+    benchmark    tasks of lm-evaluation-harness, in benchmark.py
 """
 
 from __future__ import annotations
@@ -18,6 +20,10 @@ from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase
 from typing import Any
 
+from tunesmith.evaluate import benchmark_sections
+from tunesmith.evaluate.judge import sections as judged
+from tunesmith.evaluate.numbers import ends, interval, short
+from tunesmith.evaluate.section_sources import sections
 from tunesmith.rundir import RunDir
 from tunesmith.words import size
 
@@ -43,8 +49,13 @@ COSTS = (
     Cost("peak memory", "peak_memory_bytes", size),
     Cost("energy (J)", "energy_joules", "{:.0f}".format),
 )
+KINDS = ("comparison", "evaluation", "judgement", "benchmark")
+"""In the order in which a run's results are shown: comparisons are what the reader came for."""
 COLUMNS = ("metric", "A", "B", "B - A [95 %]", "wins/losses/ties", "verdict")
 DIFFERENCES = ("metric", "", "difference [95 %]", "wins/losses/ties", "verdict")
+
+
+TITLES = {"judgement": judged.title, "benchmark": benchmark_sections.title}
 
 
 def read_results(run: RunDir) -> list[dict[str, Any]]:
@@ -59,7 +70,7 @@ def read_result(file: Path) -> dict[str, Any] | None:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         content = {"kind": "damaged", "error": str(error)}
-    if isinstance(content, dict) and content.get("kind") in ("evaluation", "comparison", "damaged"):
+    if isinstance(content, dict) and content.get("kind") in (*KINDS, "damaged"):
         return {"file": str(file), **(_damage(content) or content)}
     return None
 
@@ -76,9 +87,11 @@ def _damage(result: Mapping[str, Any]) -> dict[str, Any] | None:
         elif result["kind"] == "evaluation":
             evaluation_rows(result)
             _ = result["n"], result["model"]
+        if result["kind"] != "damaged":
+            _ = title(result), [sections(one) for one in pairs(result)]
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        return {"kind": "damaged", "error": f"it isn't what `eval` and `compare` write: {reason}"}
+        return {"kind": "damaged", "error": f"it isn't what tunesmith writes: {reason}"}
     return None
 
 
@@ -88,7 +101,7 @@ def pairs(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     Where there are more than two, `keys` are the letters of both: under these their answers stand in the
     lines of predictions, where those of two stand under a and b.
     """
-    if "sides" not in result:
+    if result.get("kind") != "comparison" or "sides" not in result:
         return [dict(result)]
     first, *others = result["sides"]
     common = {key: value for key, value in result.items() if key not in ("sides", "comparisons")}
@@ -121,6 +134,8 @@ def beside(predictions: Path, ending: str) -> Path:
 
 def title(result: Mapping[str, Any]) -> str:
     """What was measured on what: one line."""
+    if result.get("kind") in TITLES:
+        return TITLES[result["kind"]](result)
     data = Path(str(result.get("data", "?"))).name
     if result.get("kind") == "comparison":
         names = zip(letters(result), sides_of(result), strict=True)
@@ -153,7 +168,7 @@ def evaluation_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, value) rows of a single evaluation."""
     bounds = result.get("intervals") or {}
     rows = [
-        (name, short(result[name]) + (_ends(bounds[name]) if name in bounds else ""))
+        (name, short(result[name]) + (f" {ends(bounds[name])}" if name in bounds else ""))
         for name in ("loss", "perplexity", "bits_per_byte")
         if result.get(name) is not None
     ]
@@ -217,18 +232,12 @@ def group_rows(result: Mapping[str, Any]) -> tuple[tuple[str, ...], list[tuple[s
     return ("group", "n", *(f"{signs}{name} [95 %]" for name in names)), rows
 
 
-def interval(value: Mapping[str, float], *, sign: bool = False, between: str = " ") -> str:
-    """0.267 [0.109, 0.520], with signs for a difference."""
-    form = "+.3f" if sign else ".3f"
-    return f"{value['value']:{form}}{between}[{value['low']:{form}}, {value['high']:{form}}]"
-
-
 def _bounded(side: Mapping[str, Any], name: str, between: str) -> str:
     """A figure of the losses with its interval, where there is one."""
     if side.get(name) is None:
         return ""
     bounds = (side.get("intervals") or {}).get(name)
-    return short(side[name]) + (between + _ends(bounds).strip() if bounds else "")
+    return short(side[name]) + (between + ends(bounds) if bounds else "")
 
 
 def cost_of(side: Mapping[str, Any], key: str) -> float | None:
@@ -245,12 +254,3 @@ def _share(cost: Cost, first: float | None, other: float | None) -> str:
         return ""
     # Of what is shown as 0.0 no share can be understood.
     return f"{other / first:.2f} x" if cost.form(first).strip("0.") else ""
-
-
-def _ends(value: Mapping[str, float]) -> str:
-    return f" [{short(value['low'])}, {short(value['high'])}]"
-
-
-def short(value: float) -> str:
-    """Four figures at most after the point, fewer for large numbers."""
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:,.0f}"

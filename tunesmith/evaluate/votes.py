@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -74,6 +75,21 @@ class Duel:
             more = f"at least {FEWEST} that aren't ties are needed"
             return f"cannot tell with n = {self.n}; {more}"
         return f"cannot tell with n = {self.n}" + (f"; about {self.needed} are needed" if self.needed else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers of a result, with how many wins there would have to be."""
+        return {
+            "wins": self.wins,
+            "losses": self.losses,
+            "ties": self.ties,
+            "decided": self.decided,
+            "share": self.share.to_json() if self.share else None,
+            "p_value": self.p_value,
+            "wins_needed": wins_needed(self.decided) if self.decided else None,
+            "needed": self.needed,
+            "preferred": self.preferred,
+            "verdict": self.verdict,
+        }
 
 
 def wins_needed(decided: int) -> int | None:

@@ -142,6 +142,8 @@ class Client:
                 reply = None
             if not isinstance(reply, dict):
                 raise _Again(f"the reply isn't a JSON object: {self._shown(content)}")
+            if "error" in reply:  # some servers say so with a 200
+                reply["error"] = self._shown(content)
             return reply
         said = f"HTTP {status}: {self._shown(content) or response.reason}"
         if 300 <= status < 400:

@@ -21,7 +21,7 @@ from urllib.parse import SplitResult, urlsplit
 from tunesmith.errors import SettingsError, UsageError
 from tunesmith.infer.config import NEW_TOKENS, Sampling
 from tunesmith.records import Conversation
-from tunesmith.redact import HIDDEN
+from tunesmith.redact import HIDDEN, without_secrets
 
 STOPS = 4  # texts that end an answer, as OpenAI's API allows
 EXAMPLE = "http://127.0.0.1:8000/v1#model-name"
@@ -114,9 +114,9 @@ def is_endpoint(name: str) -> bool:
 
 def parse(name: str) -> Endpoint:
     """The endpoint that a word means. Raises UsageError, which doesn't repeat what may be a key."""
-    address, _, model = name.partition("#")
-    found = _KEY.search(model)
-    model = model[: found.start()] if found else model
+    address, _, written = name.partition("#")
+    found = _KEY.search(written)
+    model = written[: found.start()] if found else written
     try:
         parts = urlsplit(address)
         _ = parts.port
@@ -131,7 +131,9 @@ def parse(name: str) -> Endpoint:
     if parts.query:
         address = address.partition("?")[0]
         problems.append("the URL has a query (?…), which isn't sent")
-    if not model.strip():
+    if without_secrets(written) != written:
+        problems.append("behind the @ stands the name of an environment variable, and never the key itself")
+    elif not model.strip():
         problems.append("the model's name is missing, after a #")
     if not parts.path.strip("/") and parts.hostname and not problems:
         problems.append("the path is missing; for most servers it is /v1")

@@ -19,7 +19,7 @@ from tunesmith.infer.decoding import prepare
 from tunesmith.infer.found import Found, find
 from tunesmith.infer.generate import generate, generate_batches, generate_both, stream
 from tunesmith.model import adapters
-from tunesmith.model.load import context_length, end_ids, load_model, load_tokenizer
+from tunesmith.model.load import context_length, end_ids, first_use, load_model, load_tokenizer
 from tunesmith.records import ROLES, Completion, Conversation, Message, Origin
 from tunesmith.rundir import RunDir
 from tunesmith.settings import build
@@ -144,6 +144,8 @@ def load(
     base that isn't the one trained on, TemplateError for a changed template, and what `resolve` raises.
     """
     found = find(name, dtype)
+    if note is not None and (waiting := first_use(found.base)):
+        note(waiting)
     model = load_model(found.base, found.device, quantization=found.quantization)
     if found.adapter is not None:
         model = adapters.attach(model, found.adapter)

@@ -17,11 +17,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tunesmith.errors import GenerateError
-from tunesmith.infer.client import SHOWN, CalledOff, CallError, Client, Patience, proxies_for
+from tunesmith.infer.client import CalledOff, CallError, Client, Patience, proxies_for
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.endpoint import Endpoint, check_endpoints, parse, request_body
 from tunesmith.records import Completion, Conversation, FinishReason
-from tunesmith.redact import without_secrets
 
 AT_ONCE = 8
 FAILURES_IN_A_ROW = 10
@@ -161,7 +160,7 @@ def read_reply(reply: Mapping[str, Any], answers: int, seconds: float) -> list[C
     """The answers in a chat completion; tokens are the server's own count. Raises CallError."""
     choices = reply.get("choices")
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-        told = without_secrets(str(reply.get("error") or "")[:SHOWN])
+        told = str(reply.get("error") or "")
         raise CallError("the reply has no choices" + (f": {told}" if told else ""))
     if len(choices) < answers:
         raise CallError(f"{answers} answers were asked for and {len(choices)} came")

@@ -194,9 +194,20 @@ def require_free(what: str, needed: int, free: int, kind: str = "memory") -> Non
         )
 
 
+def first_use(source: Source) -> str | None:
+    """A sentence for who waits: a copy in bf16 is made on first use. None where there is nothing to make."""
+    if source.kind not in ("embedded", "gguf") or _is_whole(target := _copy_of(source)):
+        return None
+    return f"{source.path.name} is unpacked to bf16, once; this may take a minute. Kept in {target.parent}."
+
+
+def _copy_of(source: Source) -> Path:
+    return home() / "models" / f"{source.path.stem}-{_file_key(source.path)}"
+
+
 def _dequantised(source: Source) -> Path:
     header = gguf_file.check(source.path)
-    target = home() / "models" / f"{source.path.stem}-{_file_key(source.path)}"
+    target = _copy_of(source)
     if _is_whole(target):
         return target
     with _lock(target):

@@ -30,6 +30,7 @@ Schedule = Literal[
 
 RESUMED_STEPS = 6  # on which `tunesmith verify --resume` compares
 VERIFIED_TOKENS = 1024  # of the first rows, about, on which `tunesmith verify` compares gradients
+LEAST_KEPT = 2  # checkpoints: the newest might be damaged
 VALID_LOSS = "valid_loss"  # the figure that chooses the best step unless `train.best` names another
 OWN_METRIC = ".py:"  # what a metric of one's own, FILE.py:function, is known by
 
@@ -120,7 +121,9 @@ class TrainSettings(Settings):
         description="minutes between checkpoints, more where writing one takes long; 0: none by the clock",
     )
     keep: int = Field(
-        2, ge=2, description="checkpoints kept besides the best; two, as the newest might be damaged"
+        LEAST_KEPT,
+        ge=LEAST_KEPT,
+        description="checkpoints kept besides the best; two, as the newest might be damaged",
     )
     evaluate: EvaluateSettings | None = Field(
         None, description="answers to held-out rows while training runs, scored by metrics; null: off"

@@ -241,13 +241,13 @@ class _Loop:
         if saved is None or saved.error is None:
             return
         newest = next(reversed(self.training.run.saved_steps()), None)
-        left = f"the newest whole one is {newest.name}" if newest else "there is none yet"
+        left = f"the newest whole one is {newest.name}." if newest else "there is none yet."
         lost = ""
         if saved.best and saved.step != self.at.step:
             lost = " This was the best so far: its weights can't be the result."
-        on = "" if ended else "Training goes on; "
+        left = left.capitalize() if ended else f"Training goes on; {left}"
         self.training.listener.note(
-            f"The checkpoint of step {saved.step} couldn't be written: {saved.error} {on}{left}.{lost}"
+            f"The checkpoint of step {saved.step} couldn't be written: {saved.error} {left}{lost}"
         )
 
     def outcome(self) -> Outcome:
@@ -269,5 +269,6 @@ def _non_finite(training: Training, losses: Mapping[int, float], number: int, in
         f"The loss or the gradient isn't finite, {in_a_row} steps in a row (up to step {number}); "
         "the weights are those before the first of them.",
         details=[f"row of the last step: {named}" for named in details],
-        fix="Lower train.learning_rate, use dtype=fp32, or look at these rows.",
+        fix="Look at these rows. With a lower train.learning_rate or train.dtype=fp32 train anew, or go on "
+        "with --resume --force: as it was, the run would come to the same again.",
     )

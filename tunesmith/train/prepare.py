@@ -27,6 +27,7 @@ from tunesmith.model.load import (
     context_length,
     end_ids,
     fingerprint,
+    first_use,
     load_model,
     load_tokenizer,
     local_folder,
@@ -36,7 +37,7 @@ from tunesmith.model.source import Source, resolve
 from tunesmith.records import Conversation, Record
 from tunesmith.rundir import RunDir
 from tunesmith.train import compiling, estimate, fast_paths, optim, probe
-from tunesmith.train.config import Job
+from tunesmith.train.config import LEAST_KEPT, Job
 from tunesmith.train.examine import Aim, Examination, Examiner
 from tunesmith.train.listener import Listener
 from tunesmith.train.objectives import sft
@@ -89,6 +90,8 @@ def prepare(job: Job, output: Path, listener: Listener, examine: Examiner | None
     examination = examine(job, valid_rows) if examine and job.train.evaluate else None
     source = resolve(job.model, job.revision)
     note(f"Model {job.model}, on {device.name}, {device.dtype_name}.")
+    if waiting := first_use(source):
+        listener.note(waiting)
     targets.check_names(outline(source), job.adapter)
     tokenizer = load_tokenizer(source)
     renderer = Renderer(
@@ -175,7 +178,12 @@ def require_disk(ready: Prepared) -> None:
     if (free := free_space(run)) < needed - there:
         raise PlanError(
             f"{run} will take about {size(needed)}, and its disk has {size(free)} left.",
-            fix="Free some space, give another folder (output=…), or keep fewer checkpoints (train.keep).",
+            fix="Free some space, or give another folder (output=…)."
+            + (
+                " Fewer checkpoints can be kept, too (train.keep)."
+                if ready.job.train.keep > LEAST_KEPT
+                else ""
+            ),
         )
 
 

@@ -2,7 +2,8 @@
 
     RUN, RUN/job.yaml --resume      that run
     JOB --resume                    the run in its `output`, or the newest of runs/<job>-<n> that fits
-    JOB                             the same where it is unfinished and the job is the same; else a new run
+    JOB                             that where it is unfinished and the job is the same; else a new run.
+                                    While it is being trained that is refused; --no-resume begins another
 
 Settings that change a run's result, or what its checkpoints hold, are refused with what differs. `--force`
 goes on with the former. A run may always be made longer, saved more often, or tracked elsewhere.
@@ -79,14 +80,14 @@ def choose(
     """The run to go on with, or None for a new one. `resume` None: only an unfinished run of the same job.
 
     Raises RunError where that was asked for and there is none, where it differs in what it may not, and where
-    another process trains in the job's own `output`.
+    another process trains in the job's own `output`, or a run of this very job.
     """
     if resume is False:
         return None
     if resume or asked.by_folder:
         return _wanted(asked, force)
     for run in _candidates(asked):
-        if asked.job.output is not None and run.state() == "running":
+        if run.state() == "running" and (asked.job.output or _same(asked, run, lambda _: None)):
             raise rundir.in_use(run.path)  # here, where nothing has been loaded yet
         if run.state() == "unfinished" and (found := _same(asked, run, note)):
             anew = "another output=… starts" if asked.job.output else "--no-resume starts"

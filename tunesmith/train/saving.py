@@ -125,7 +125,12 @@ class Saver:
             self._prune()
         except Exception as failure:
             error = _why(failure)
-            log.error("the checkpoint of step %d: %s", contents.step, error, exc_info=failure)
+            told = isinstance(
+                failure, TunesmithError | OSError
+            )  # by its words; of others the place is wanted
+            log.error(
+                "the checkpoint of step %d: %s", contents.step, error, exc_info=None if told else failure
+            )
         self._took = time.monotonic() - begun
         self._ended = Saved(contents.step, error, best is not None)
 

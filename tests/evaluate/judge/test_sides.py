@@ -20,7 +20,7 @@ from tunesmith.evaluate.blind.folder import open_test
 from tunesmith.evaluate.blind.ratings import append
 from tunesmith.evaluate.judge.prompts import language_of, pair_prompt
 from tunesmith.evaluate.judge.replies import Malformed, read_pair
-from tunesmith.evaluate.judge.sections import read_judgements
+from tunesmith.evaluate.results import read_results
 from tunesmith.evaluate.votes import cohen_kappa
 from tunesmith.rundir import RunDir, read_jsonl
 
@@ -48,7 +48,7 @@ def test_a_base_and_its_run_answer_here_and_an_endpoint_judges(place: Path) -> N
     assert "<question>\n問題" in first
     lines = read_jsonl(Path(content["predictions"]))
     assert [line["id"] for line in lines] == ["0", "1", "2", "3"]
-    (found,) = read_judgements(RunDir(run))
+    (found,) = (one for one in read_results(RunDir(run)) if one["kind"] == "judgement")
     assert found["n"] == content["n"]
     shown = CliRunner().invoke(runs_app, ["show", str(run)])
     assert "The judge" in shown.stdout

@@ -265,7 +265,7 @@ document.addEventListener("keydown", (event) => {
   event.preventDefault();
 });
 
-// The one-time link's key isn't left in the address, where a screenshot or the history would show it.
+// The link's key isn't left in the address, where a screenshot or the history would show it.
 if (test.server && location.search) history.replaceState(null, "", "/");
 state.language = (navigator.language || "en").toLowerCase().startsWith("zh") ? "zh" : "en";
 draw();

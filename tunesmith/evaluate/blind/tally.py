@@ -14,7 +14,7 @@ from typing import Any
 
 from tunesmith.evaluate.blind.ratings import Rater
 from tunesmith.evaluate.statistics import Interval, mcnemar, wilson
-from tunesmith.evaluate.votes import Duel, cohen_kappa, krippendorff_alpha, wins_needed
+from tunesmith.evaluate.votes import Duel, cohen_kappa, krippendorff_alpha
 
 
 @dataclass(frozen=True)
@@ -61,21 +61,11 @@ def figures(votes: Sequence[Votes], key: Mapping[str, Any]) -> dict[str, Any]:
     counted = [one for one in votes if one.counted]
     items = [place["id"] for place in key["items"] if place["repeat_of"] is None]
     duel = _duel([majority([v.first[item] for v in counted if item in v.first]) for item in items])
-    share, decided = duel.share, duel.decided
     return {
         "n": duel.n,
         "items": len(items),
         "alike": len(key["alike"]),
-        "wins": duel.wins,
-        "losses": duel.losses,
-        "ties": duel.ties,
-        "decided": decided,
-        "share": share.to_json() if share else None,
-        "p_value": duel.p_value,
-        "wins_needed": wins_needed(decided) if decided else None,
-        "needed": duel.needed,
-        "preferred": duel.preferred,
-        "verdict": duel.verdict,
+        **duel.to_json(),
         "raters": [_rater(one, len(key["items"])) for one in votes],
         "agreement": _agreement(counted, items),
         "repeats": _repeats(counted),

@@ -7,7 +7,7 @@ malformed, on either side, is left out and counted.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tunesmith.evaluate.judge.asking import Outcome
@@ -93,13 +93,9 @@ def figures(rows: Sequence[Mapping[str, Any]], rubric: Rubric, sides: str) -> di
         raised = holm([1.0 if one.p_value is None else one.p_value for one in results[1:]])
         tests = [results[0].p_value, *raised]
         for name, result, p_value in zip(names, results, tests, strict=True):
-            told = verdict(_with_p(result, p_value), len(graded))
+            told = verdict(replace(result, p_value=p_value), len(graded))
             found[name] |= {**result.to_json(), "verdict": told}
     return {"n": len(graded), "criteria": found}
-
-
-def _with_p(result: Any, p_value: float | None) -> Any:
-    return type(result)(result.difference, result.wins, result.losses, result.ties, p_value, result.binary)
 
 
 def _scores(outcome: Outcome, rubric: Rubric) -> dict[str, float]:

@@ -29,6 +29,7 @@ from tunesmith.evaluate.judge.notes import notes_on
 from tunesmith.evaluate.judge.prompts import GRADE, PAIR, Language, language_of, sha256
 from tunesmith.evaluate.judge.replies import pair_schema, read_pair, read_scores, scores_schema
 from tunesmith.evaluate.judge.rubric import Rubric, read_rubric
+from tunesmith.evaluate.report.write import renew_report
 from tunesmith.evaluate.results import beside
 from tunesmith.evaluate.run import ANSWERS, made_by, worklog_answers
 from tunesmith.infer.answerer import Answerer, answerer
@@ -82,6 +83,7 @@ def judge(
         write_lines(output, lines)
         file = beside(output, ".json")
         write_json(file, content)
+        renew_report(file)
     return Judged(content, file)
 
 

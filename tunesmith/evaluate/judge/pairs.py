@@ -15,7 +15,7 @@ from tunesmith.evaluate.blind.answers import Pair
 from tunesmith.evaluate.judge.asking import Outcome
 from tunesmith.evaluate.judge.prompts import Language, pair_prompt
 from tunesmith.evaluate.statistics import Interval, mcnemar, wilson
-from tunesmith.evaluate.votes import Duel, wins_needed
+from tunesmith.evaluate.votes import Duel
 
 Side = Literal["a", "b", "tie"]
 
@@ -62,19 +62,9 @@ def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     judged = [row for row in rows if row["verdict"] is not None]
     counts = Counter(row["verdict"] for row in judged)
     duel = Duel(counts["b"], counts["a"], counts["tie"])
-    share, decided = duel.share, duel.decided
     return {
         "n": duel.n,
-        "wins": duel.wins,
-        "losses": duel.losses,
-        "ties": duel.ties,
-        "decided": decided,
-        "share": share.to_json() if share else None,
-        "p_value": duel.p_value,
-        "wins_needed": wins_needed(decided) if decided else None,
-        "needed": duel.needed,
-        "preferred": duel.preferred,
-        "verdict": duel.verdict,
+        **duel.to_json(),
         "orders": _orders(judged),
         "first_position": _first_position(judged),
         "longer": _longer(judged),

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.evaluate.results import interval
+from tunesmith.evaluate.numbers import interval
 from tunesmith.evaluate.section import Section
-from tunesmith.rundir import RunDir
 
 
 def sections(content: Mapping[str, Any]) -> list[Section]:
-    """What a judgement's JSON says."""
+    """What a judgement's JSON says; nothing of any other result."""
+    if content["kind"] != "judgement":
+        return []
     found = [_graded(content) if content["mode"] == "rubric" else _pairs(content), _judge(content)]
     if content.get("people"):
         found.append(_people(content["people"]))
@@ -25,20 +25,6 @@ def title(content: Mapping[str, Any]) -> str:
     sides = ",  ".join(f"{side.upper()} = {content[side]['model']}" for side in "ab" if side in content)
     data, judge = Path(str(content["data"])).name, content["judge"]["model"]
     return f"{data}, n = {content['n']}:  {sides};  judge: {judge}"
-
-
-def read_judgements(run: RunDir) -> list[dict[str, Any]]:
-    """Every judgement in a run's eval/, by file name; damaged files are left out here."""
-    found = []
-    for file in sorted(run.eval.glob("*.json")):
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            if isinstance(content, dict) and content.get("kind") == "judgement":
-                title(content), sections(content)
-                found.append({"file": str(file), **content})
-        except (OSError, ValueError, LookupError, TypeError):
-            continue
-    return found
 
 
 def _pairs(content: Mapping[str, Any]) -> Section:

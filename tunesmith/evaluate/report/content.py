@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from tunesmith.evaluate.numbers import finite
 from tunesmith.evaluate.report.figures import Figure, Value
 from tunesmith.evaluate.report.result import Told
 
@@ -31,8 +31,8 @@ def content(
         "results": [_result(result) for result in results],
         **({"blind": list(blind)} if blind else {}),
     }
-    finite: dict[str, Any] = _finite(told)
-    return finite
+    found: dict[str, Any] = finite(told)
+    return found
 
 
 def _training(training: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,6 +46,8 @@ def _training(training: Mapping[str, Any]) -> dict[str, Any]:
         "peak_memory_bytes": history.peak_memory,
         "loss": [[point.step, point.value] for point in history.loss],
         "valid_loss": [[point.step, point.value] for point in history.valid],
+        "scores": {name: [[p.step, p.value] for p in points] for name, points in history.scores.items()},
+        "answers": history.answers,
     }
 
 
@@ -78,6 +80,8 @@ def _result(result: Told) -> dict[str, Any]:
         "notes": result.notes,
         "sections": [asdict(section) for section in result.sections],
         "settings": dict(result.settings),
+        **({"judge": result.judge} if result.judge else {}),
+        **({"found": result.found} if result.found else {}),
         "rows": result.rows,
     }
 
@@ -97,12 +101,3 @@ def _figure(figure: Figure) -> dict[str, Any]:
 
 def _value(value: Value) -> dict[str, float | None]:
     return {"value": value.value, "low": value.low, "high": value.high}
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinities as null: JSON has no word for them."""
-    if isinstance(value, Mapping):
-        return {str(key): _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

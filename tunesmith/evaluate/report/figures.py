@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tunesmith.evaluate.metrics import METRICS
-from tunesmith.evaluate.results import cost_of, short
+from tunesmith.evaluate.numbers import short
+from tunesmith.evaluate.results import cost_of
 from tunesmith.evaluate.statistics import Interval, mean_interval, wilson
 
 Better = Literal["higher", "lower", "neither"]

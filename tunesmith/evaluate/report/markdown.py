@@ -12,9 +12,14 @@ from tunesmith.evaluate.markdown import escaped, fenced, joined, table
 from tunesmith.evaluate.report.figures import Figure, Value, number, shown
 from tunesmith.evaluate.report.labels import in_chinese as label_in_chinese
 from tunesmith.evaluate.report.result import Group, Told
-from tunesmith.evaluate.report.rows import Changes
+from tunesmith.evaluate.report.rows import Changes, failure
 
 SHOWN_ROWS = 20
+KINDS = {
+    "comparison": "Before and after",
+    "judgement": "Judged by a model",
+    "benchmark": "Public benchmarks",
+}
 
 CHINESE = {
     "figure": "指标",
@@ -23,6 +28,8 @@ CHINESE = {
     "value [95 %]": "数值 [95 %]",
     "Before and after": "前后对比",
     "Evaluation": "评测",
+    "Judged by a model": "模型评判",
+    "Public benchmarks": "公开基准",
     "By group": "分组",
     "Changes row by row": "逐行变化",
     "worse": "更差",
@@ -46,6 +53,8 @@ CHINESE = {
     "tokens": "token 数",
     "validation loss": "验证损失",
     "empty": "空",
+    "no answer, the call failed": "没有回答：调用失败",
+    "judge": "评判模型",
 }
 NOTE = (
     "Intervals are 95 % ones over these rows; another training seed would give another model, which they "
@@ -96,6 +105,10 @@ class _Writer:
             ("model", training["model"]),
             ("steps", str(history.steps)),
             ("validation loss", " → ".join(losses)),
+            *(
+                (name, " → ".join(f"{end.value:.3f}" for end in ends if end) + f" (n = {history.answers})")
+                for name, ends in history.changes.items()
+            ),
             ("time", self.say(cost["time"])),
             ("peak memory", cost["memory"]),
             ("tokens", cost["tokens"]),
@@ -105,20 +118,21 @@ class _Writer:
         yield from table(("", ""), [(self.say(name), value) for name, value in rows if value])
 
     def result(self, result: Told) -> Iterator[str]:
-        kind = self.say("Before and after" if result.kind == "comparison" else "Evaluation")
-        yield f"## {kind} · {escaped(result.data or result.file)}"
+        yield f"## {self.say(KINDS.get(result.kind, 'Evaluation'))} · {escaped(result.data or result.file)}"
         yield ""
         if result.kind == "damaged":
             yield escaped(f"{result.file}: {result.error}")
             yield ""
             return
         sides = f"A = {result.a}, B = {result.b}" if result.a else result.b
-        yield escaped(f"n = {result.n:,}. {sides}")
+        judge = f"; {self.say('judge')}: {result.judge}" if result.judge else ""
+        yield escaped(f"n = {result.n:,}. {sides}{judge}")
         yield ""
         for note in result.notes:
             yield escaped(self.say(note))
             yield ""
-        yield from self.figures(result)
+        if result.figures:
+            yield from self.figures(result)
         if result.a:
             yield self.say(NOTE)
             yield ""
@@ -201,7 +215,10 @@ class _Writer:
             sides = [("A", row["a"]), ("B", row["b"])] if result.a else [(self.say("answer"), row)]
             for side, answer in sides:
                 text = str(answer.get("prediction") or "")
-                yield f"{side}" + ("" if text.strip() else f" ({self.say('empty')})")
+                why = failure(answer)
+                what = "empty" if why is None else "no answer, the call failed"
+                told = f"{self.say(what)}: {why}" if why else self.say(what)
+                yield f"{side}" + ("" if text.strip() else f" ({escaped(told)})")
                 yield from fenced(text)
             for reference in (row.get("references") or [])[:3]:
                 yield self.say("reference")

@@ -48,6 +48,7 @@ def page(
         name=name,
         training=training,
         results=[_seen(result) for result in results],
+        several=sum(result.kind == "comparison" for result in results) > 1,
         blind=[_of_blind(content) for content in blind],
     )
 

@@ -13,7 +13,7 @@ from tunesmith.evaluate.report.figures import (
     comparison_figures,
     evaluation_figures,
 )
-from tunesmith.evaluate.report.rows import Changes, changes, read_rows
+from tunesmith.evaluate.report.rows import Changes, changes, measures, read_rows
 from tunesmith.evaluate.results import pairs
 from tunesmith.evaluate.section import Section
 from tunesmith.evaluate.section_sources import sections
@@ -31,7 +31,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Told:
-    """A result: a comparison of two (`a` and `b` are names), an evaluation of `b`, or a damaged file."""
+    """A result: a comparison of two (`a` and `b` are names), an evaluation of `b`, what a judge said of two
+    or of `b`, a benchmark of `b`, or a damaged file. The latter three have sections and no figures.
+    """
 
     kind: str
     data: str
@@ -47,6 +49,8 @@ class Told:
     sections: list[Section] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
     settings: list[tuple[str, str]] = field(default_factory=list)
+    judge: str = ""
+    found: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
 
 
@@ -58,6 +62,10 @@ def told(result: Mapping[str, Any]) -> list[Told]:
     rows = read_rows(result)
     if result["kind"] == "evaluation":
         return [_evaluation(result, data, file, rows)]
+    if result["kind"] == "judgement":
+        return [_judgement(result, data, file, rows)]
+    if result["kind"] == "benchmark":
+        return [_benchmark(result, file)]
     return [_comparison(pair, data, file, _paired(rows, pair)) for pair in pairs(result)]
 
 
@@ -101,6 +109,36 @@ def _comparison(pair: Mapping[str, Any], data: str, file: str, rows: list[dict[s
         rows=rows,
         settings=_settings([("A", pair["a"]), ("B", pair["b"])]),
     )
+
+
+def _judgement(result: Mapping[str, Any], data: str, file: str, rows: list[dict[str, Any]]) -> Told:
+    return Told(
+        "judgement",
+        data,
+        file,
+        int(result["n"]),
+        a=_name(result["a"]) if "b" in result else None,
+        b=_name(result["b" if "b" in result else "a"]),
+        primary=next(iter(measures(rows)), None),
+        sections=sections(result),
+        rows=rows,
+        judge=_name(result["judge"]),
+        found=_found(result),
+    )
+
+
+def _benchmark(result: Mapping[str, Any], file: str) -> Told:
+    tasks = result["tasks"].values()
+    n = sum(int(task["n"] or 0) for task in tasks)
+    names = ", ".join(result["tasks"])
+    return Told("benchmark", names, file, n, b=_name(result), sections=sections(result), found=_found(result))
+
+
+def _found(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a result that has no figures of ours, without how it came about."""
+    how = ("kind", "file", "sides", "made_by", "predictions", "data")
+    found: dict[str, Any] = short_paths({key: value for key, value in result.items() if key not in how})
+    return found
 
 
 def _groups(result: Mapping[str, Any]) -> list[Group]:

@@ -79,7 +79,8 @@
       }
       const answers = row.answers.length - 1;
       switch (state.show) {
-        case "empty": return row.answers.some((text) => !text[0].trim());
+        case "empty": return row.answers.some((text, at) => !text[0].trim() && row.failed[at] === null);
+        case "failed": return hasFailed(row);
         case "cut": return row.cut[answers];
         case "better": return gain(row, measure) > SAME;
         case "worse": return gain(row, measure) < -SAME;
@@ -117,6 +118,10 @@
     return text[0].length + text[1];
   }
 
+  function hasFailed(row) {
+    return row.failed.some((why) => why !== null);
+  }
+
   function shown(data, paired) {
     const measured = data.measures.length > 0;
     return [
@@ -125,6 +130,7 @@
       ...(paired ? [["identical", "the same answer", "回答相同"]] : []),
       ["empty", "an empty answer", "有空回答"],
       ["cut", "cut at the limit", "因长度上限中断"],
+      ...(data.rows.some(hasFailed) ? [["failed", "no answer, the call failed", "没有回答：调用失败"]] : []),
     ];
   }
 
@@ -170,7 +176,7 @@
     line(texts, both("prompt", "提示"), row.prompt, words, "text");
     row.answers.forEach((text, at) => {
       const name = paired ? document.createTextNode("AB"[at]) : both("answer", "回答");
-      const told = line(texts, name, text, words, at === row.answers.length - 1 ? "text after" : "text");
+      const told = line(texts, name, text, words, at === row.answers.length - 1 ? "text after" : "text", row.failed[at]);
       if (row.cut[at]) {
         told.append(" ", flag("cut at the limit", "因长度上限中断"));
       }
@@ -211,11 +217,15 @@
     return Number.isInteger(value) ? String(value) : value.toFixed(3);
   }
 
-  function line(texts, name, text, words, style) {
+  function line(texts, name, text, words, style, failed = null) {
     const label = element("dt");
     label.append(name);
     const told = element("dd", style);
-    if (text[0].trim()) {
+    if (failed !== null) {
+      const none = element("span", "empty");
+      none.append(both("no answer, the call failed", "没有回答：调用失败"));
+      told.append(none, " " + failed);
+    } else if (text[0].trim()) {
       told.append(...marked(text[0], words));
     } else {
       const empty = element("span", "empty");

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.evaluate.judge.rows import as_compared
 from tunesmith.evaluate.report.figures import Better, better, loss_of
 from tunesmith.redact import short_paths, without_secrets
 from tunesmith.rundir import read_jsonl
@@ -41,8 +42,14 @@ class Changes:
 
 
 def read_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The lines beside a result, redacted; empty where the file is gone."""
-    return [_clean(line) for line in read_jsonl(Path(result["file"]).with_suffix(".jsonl"))]
+    """The lines beside a result, redacted; empty where the file is gone, and of a benchmark.
+
+    Those of a judgement are in the form of a comparison's or an evaluation's, with the judge's scores.
+    """
+    if result["kind"] == "benchmark":  # the harness's own lines, each task's otherwise
+        return []
+    lines = [_clean(line) for line in read_jsonl(Path(result["file"]).with_suffix(".jsonl"))]
+    return [as_compared(line) for line in lines] if result["kind"] == "judgement" else lines
 
 
 def _clean(value: Any) -> Any:
@@ -68,17 +75,18 @@ def changes(rows: Sequence[Mapping[str, Any]]) -> list[Changes]:
 
 
 def measures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of what each row is measured by: loss, and the scores."""
-    answers = (row.get("b") or row for row in rows)
-    first = next((answer for answer in answers if answer.get("finish") != "error"), {})
-    return [*(["loss"] if loss_of(first) is not None else []), *(first.get("scores") or {})]
+    """Names of what rows are measured by: loss, and the scores. A row whose call failed has none."""
+    sides = [row.get("b") or row for row in rows]
+    scores = dict.fromkeys(name for side in sides for name in side.get("scores") or {})
+    return [*(["loss"] if any(loss_of(side) is not None for side in sides) else []), *scores]
 
 
 def row_block(rows: Sequence[Mapping[str, Any]], primary: str | None = None) -> dict[str, Any]:
     """What the page's script is given: {"measures", "primary", "groups", "limit", "left_out", "rows": […]}.
 
-    A row is {"id", "prompt", "references", "answers": [A, B] or [B], "cut": [bool, …], "scores": [[A, B], …]
-    in the order of the measures, "groups": [value, …]}; numbers that aren't there are null.
+    A row is {"id", "prompt", "references", "answers": [A, B] or [B], "cut": [bool, …], "failed": [null or
+    why, …], "scores": [[A, B], …] in the order of the measures, "groups": [value, …]}; numbers that aren't
+    there are null.
     """
     kept, names = rows[:MOST_ROWS], measures(rows)
     limit = text_limit(kept)
@@ -109,9 +117,15 @@ def _row(row: Mapping[str, Any], names: Sequence[str], columns: Sequence[str], l
         "references": [cut(text, limit) for text in (row.get("references") or [])[:3]],
         "answers": [cut(side.get("prediction"), limit) for side in sides],
         "cut": [side.get("finish") == "length" for side in sides],
+        "failed": [failure(side) for side in sides],
         "scores": [[_rounded(_score(side, name)) for side in sides] for name in names],
         "groups": [str(groups.get(column, "")) for column in columns],
     }
+
+
+def failure(answer: Mapping[str, Any]) -> str | None:
+    """Why there is no answer, where a call failed: an empty one would be the model's."""
+    return str(answer.get("error") or "") if answer.get("finish") == "error" else None
 
 
 def cut(text: Any, limit: int) -> list[Any]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from tunesmith.evaluate.drawing import curve_svg
+from tunesmith.evaluate.drawing import curve_svg, score_svg
 from tunesmith.evaluate.history import History, duration, model_name, read
 from tunesmith.evaluate.report.data import counts, named
 from tunesmith.evaluate.report.loading import loading
@@ -41,6 +41,10 @@ def story(run: RunDir) -> dict[str, Any]:
         "cost": _cost(history),
         "wide": curve_svg(history, width=760, height=330),
         "narrow": curve_svg(history, width=400, height=330),
+        "scores": [
+            (name, *(score_svg(name, points, history.steps, width=width, height=170) for width in (760, 400)))
+            for name, points in history.scores.items()
+        ],
     }
 
 

@@ -17,8 +17,8 @@ from tunesmith.evaluate.report.markdown import markdown
 from tunesmith.evaluate.report.page import page
 from tunesmith.evaluate.report.result import Told, told
 from tunesmith.evaluate.report.training import story
-from tunesmith.evaluate.results import read_result, read_results
-from tunesmith.rundir import RunDir, open_run
+from tunesmith.evaluate.results import KINDS, read_result, read_results
+from tunesmith.rundir import RunDir, is_run, open_run
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def report(
     format: Format | None = None,
     language: Language = "en",
 ) -> Path:
-    """Write the report of a run, or of a result of `evaluate` or `compare` (its .json); returns its path.
+    """Write the report of a run, or of a result (its .json); returns its path.
 
     `format` is html, md or json; without it `output`'s ending says, else it is html. `language` (en, zh) is
     that of Markdown: a page has both. Default places: RUN/report.html, RESULT.report.html.
@@ -67,8 +67,14 @@ def write_report(run: RunDir) -> Path:
     return run.report_file
 
 
+def renew_report(result: Path) -> Path | None:
+    """Write the report of the run in whose eval/ a result was written; None where it belongs to no run."""
+    run = RunDir(result.parent.parent)
+    return write_report(run) if result.parent == run.eval and is_run(run.path) else None
+
+
 def subject(source: RunDir | str | Path) -> Subject:
-    """What there is to report at a path: a run's folder, or a result of `eval` or `compare` (.json, .jsonl).
+    """What there is to report at a path: a run's folder, or a result's file (.json, .jsonl).
 
     Raises UsageError for anything else, RunError for a folder without a run.
     """
@@ -81,10 +87,10 @@ def subject(source: RunDir | str | Path) -> Subject:
         return of_run(open_run(path))
     result = read_result(path)
     if result is None or result["kind"] == "damaged":
-        why = "it isn't what `eval` and `compare` write" if result is None else str(result["error"])
+        why = "it isn't a result" if result is None else str(result["error"])
         raise UsageError(
             f"{path} can't be reported: {why}.",
-            fix="Give a run, or the figures (.json) that `tunesmith eval` or `compare` wrote.",
+            fix="Give a run, or figures (.json) of `tunesmith eval`, `compare`, `judge` or `benchmark`.",
         )
     parts = told(result)
     name = " → ".join(filter(None, (parts[0].a, parts[-1].b)))
@@ -92,8 +98,8 @@ def subject(source: RunDir | str | Path) -> Subject:
 
 
 def of_run(run: RunDir) -> Subject:
-    """A run with its results, comparisons first: they are what the reader came for."""
-    results = sorted(read_results(run), key=lambda result: result["kind"] != "comparison")
+    """A run with its results by kind, damaged ones first."""
+    results = sorted(read_results(run), key=lambda result: ("damaged", *KINDS).index(result["kind"]))
     parts = [part for result in results for part in told(result)]
     return Subject(run.path.resolve().name, run.path / "report", parts, run, reports_of(run))
 
