@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -28,6 +28,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, strict=True, allow_inf_nan=False
     )
+    listed_by: ClassVar[str] = "tunesmith train --settings"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -182,7 +183,7 @@ def build(
         raise SettingsError(
             f"{count} wrong{where}.",
             details=details,
-            fix="`tunesmith train --settings` lists every setting with its default.",
+            fix=f"`{cls.listed_by}` lists every setting with its default.",
         ) from None
 
 

@@ -46,7 +46,8 @@ def check_some(name: str, rows: Mapping[int, Mapping[str, Any]]) -> None:
         raise GenerateError(
             f"{name} answered none of {counted(len(rows), 'row')}.",
             details=list(reasons),
-            fix="The same command asks again.",
+            fix="Check the URL and the model's name if these words aren't an OpenAI-compatible server's. "
+            "The same command asks again.",
         )
 
 

@@ -269,7 +269,8 @@ def _load(chat: Chat, rest: str) -> str:
     chat.turns = [(said[i][1], said[i + 1][1]) for i in range(0, len(said), 2)]
     other = content.get("model") not in (None, chat.model.name)
     note = f" It was held with {content['model']}." if other else ""
-    return f"Loaded: {counted(len(chat.turns), 'turn')}, with system prompt and settings.{note}"
+    also = "system prompt and settings" if system else "settings"
+    return f"Loaded: {counted(len(chat.turns), 'turn')}, with {also}.{note}"
 
 
 def _file(rest: str, word: str) -> Path:

@@ -10,7 +10,7 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError
 from pydantic import model_validator as validator
@@ -68,6 +68,7 @@ class Sampling(Settings):
 
     # Strict: `num_beams: true` isn't 1, and NaN is no temperature.
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    listed_by: ClassVar[str] = "tunesmith generate --settings"
 
     max_new_tokens: int | None = Field(
         None, ge=1, description=f"tokens in an answer at most; {NEW_TOKENS} unless max_length is set"
