@@ -101,6 +101,12 @@ def test_all_problems_at_once() -> None:
     assert len(details) == 6
 
 
+def test_where_settings_are_listed_is_said_for_this_command() -> None:
+    with pytest.raises(SettingsError) as caught:
+        build(Sampling, {"temprature": 1})
+    assert "`tunesmith generate --settings`" in caught.value.fix
+
+
 def test_neutral_beam_settings_contradict_nothing() -> None:
     build(
         Sampling, {"num_beams": 1, "early_stopping": False, "length_penalty": 1.0, "num_return_sequences": 1}

@@ -18,7 +18,15 @@ from tests.model import tiny_gguf
 from tunesmith.device import Device
 from tunesmith.errors import ModelError
 from tunesmith.model import gguf_file
-from tunesmith.model.load import end_ids, fingerprint, load_model, load_tokenizer, local_folder, outline
+from tunesmith.model.load import (
+    end_ids,
+    fingerprint,
+    first_use,
+    load_model,
+    load_tokenizer,
+    local_folder,
+    outline,
+)
 from tunesmith.model.source import resolve
 
 FP32 = Device(torch.device("cpu"), torch.float32, "CPU")
@@ -55,6 +63,14 @@ def test_a_gguf_file_gives_the_model_and_tokenizer_it_was_written_from(file, hom
     assert capfd.readouterr() == ("", "")
     # the same model whether it is named by the file or by its copy
     assert fingerprint(source) == fingerprint(resolve(str(folder)))
+
+
+def test_who_waits_for_the_copy_is_told(file):
+    source = resolve(str(file))
+    assert "unpacked to bf16, once" in str(first_use(source))
+    local_folder(source)
+    assert first_use(source) is None
+    assert first_use(resolve(str(local_folder(source)))) is None
 
 
 def test_its_outline_may_be_asked_for_before_there_is_a_copy(file):
