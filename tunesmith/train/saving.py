@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunesmith.device import available_memory
-from tunesmith.disk import free_space
+from tunesmith.disk import disk_errors, free_space
 from tunesmith.errors import RunError, TunesmithError, lacks_memory
 from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint
@@ -118,16 +118,16 @@ class Saver:
             self._check_space(contents)
             mmap.mmap(-1, CUSHION).close()  # while it can be said: libraries end a process that has none left
             for journal in (self._training.metrics, self._training.samples):
-                journal.sync()
+                with disk_errors(journal.file):
+                    journal.sync()
             folder = checkpoint.write(self._run, contents, self._training.made_from)
             log.info("checkpoint %s, %s", folder.name, size(contents.bytes))
             self.best = best or self.best
             self._prune()
         except Exception as failure:
             error = _why(failure)
-            told = isinstance(
-                failure, TunesmithError | OSError
-            )  # by its words; of others the place is wanted
+            # What has words of its own is told by them; of anything else the place is wanted.
+            told = isinstance(failure, TunesmithError)
             log.error(
                 "the checkpoint of step %d: %s", contents.step, error, exc_info=None if told else failure
             )
