@@ -26,7 +26,7 @@ from tunesmith.train.listener import Lines, figures, has_room, one_line
 __all__ = ["TrainingProgress", "one_line"]
 
 # The least columns of a terminal in which a part of the line is shown: step, loss and time left always are.
-WORDS, SPEED, ELAPSED, RATE, BAR = 50, 60, 78, 86, 98
+WORDS, SPEED, ELAPSED, RATE, BAR = 50, 60, 70, 78, 90
 
 
 class TrainingProgress(Lines):
@@ -41,9 +41,8 @@ class TrainingProgress(Lines):
             _From(console, BAR, BarColumn(bar_width=None)),
             TextColumn("{task.fields[figures]}", markup=False),
             _From(console, ELAPSED, TimeElapsedColumn()),
-            _From(console, ELAPSED, TextColumn("so far,")),
-            _From(console, WORDS, TextColumn("left")),
             _Left(table_column=Column(no_wrap=True)),
+            _From(console, WORDS, TextColumn("left")),
             console=console,
             disable=not console.is_terminal,
             transient=False,
