@@ -98,6 +98,11 @@ class Conversation:
         return "\n".join(f"{turn.role}: {turn.content}" for turn in turns)
 
     @property
+    def last_asked(self) -> str:
+        """The text of the last user turn before the answer; empty where there is none."""
+        return next((turn.content for turn in reversed(self.prompt.messages) if turn.role == "user"), "")
+
+    @property
     def answer(self) -> str | None:
         """The last assistant turn's text, or None where the row has no answer."""
         last = self.messages[-1] if self.messages else None

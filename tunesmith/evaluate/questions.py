@@ -84,7 +84,7 @@ def choose_metrics(named: Named | Sequence[Named] | None, questions: Questions) 
         named = GENERAL
     if named is None:
         form = METRICS["verse_form"].score
-        verses = all(form(row.references[0], (), _last_words(row)) for row in questions.conversations)
+        verses = all(form(row.references[0], (), row.last_asked) for row in questions.conversations)
         named = [*DEFAULT_METRICS, *(("verse_form",) if verses else ())]
     elif isinstance(named, str | Metric) or callable(named):
         named = [named]
@@ -131,7 +131,3 @@ def with_groups(
 
 def _text(value: object) -> str:
     return "" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _last_words(row: Conversation) -> str:
-    return next((turn.content for turn in reversed(row.prompt.messages) if turn.role == "user"), "")

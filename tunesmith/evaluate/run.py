@@ -280,8 +280,6 @@ def scored(
     choices: Sequence[RowLoss] | None = None,
 ) -> RowResult:
     """A row with its scores. `completion` None: nothing was answered, as no metric looks at answers."""
-    asked = [turn.content for turn in conversation.prompt.messages if turn.role == "user"]
-    question = asked[-1] if asked else ""
     scores = {}
     said, wanted = "", conversation.references
     chosen: str | None = None  # by the first metric of choices
@@ -293,7 +291,7 @@ def scored(
             assert choices is not None
             said, wanted = likeliest(conversation, choices, per_byte=metric.evidence == "likeliest_per_byte")
             chosen = said if chosen is None else chosen
-        scores[metric.name] = metric.score(said, wanted, question)
+        scores[metric.name] = metric.score(said, wanted, conversation.last_asked)
     return RowResult(
         conversation.key,
         conversation.question,

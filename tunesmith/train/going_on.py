@@ -62,8 +62,7 @@ def begin(continued: Continued, note: Note) -> Start:
         notes.append(text)
         note(text)
 
-    for folder in (run.path, run.checkpoints):
-        remove_leftovers(folder)
+    remove_leftovers(run.checkpoints)
     contents, damaged = checkpoint.newest(run)
     if contents is None and damaged and not continued.force:
         raise RunError(

@@ -122,7 +122,7 @@ def _of_training(
     if not training.replies:
         return found
     found["copied"] = _copied(a, b, training.replies)
-    asked = [_last_asked(row) for row in conversations]
+    asked = [row.last_asked for row in conversations]
     questions = covers(asked, [row.question for row in training.replies])
     truths = covers([row.references[0] for row in b.rows], [row.answer for row in training.replies])
     found["coverage"] = _coverage(metric, b.rows, questions, truths)
@@ -262,7 +262,3 @@ def _told(result: Paired, n: int, *, lower_is_better: bool, documents: int | Non
 
 def _share(cover: Cover | None) -> float:
     return 0.0 if cover is None else cover.share
-
-
-def _last_asked(row: Conversation) -> str:
-    return next((turn.content for turn in reversed(row.prompt.messages) if turn.role == "user"), "")
