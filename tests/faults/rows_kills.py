@@ -19,7 +19,7 @@ SHORT = {"train__max_steps": 8, "train__save_every": 2, "train__eval_every": 4}
 
 def random_kills(place: Place) -> Tally:
     """Kill runs at random instants, go on with the same command, kill again, until they are finished."""
-    tally, chance, wanted = Tally(), random.Random(11), place.many(200, 4)
+    tally, chance, wanted = Tally(), random.Random(11), place.many(200, 3)
     whole = uninterrupted(place, "forty")
     most_lost = runs = 0
     while tally.injected < wanted:
