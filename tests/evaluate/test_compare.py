@@ -20,7 +20,7 @@ from tunesmith.errors import DataError, ModelError, SettingsError, UsageError
 from tunesmith.evaluate import sides
 from tunesmith.evaluate.answerers import Base
 from tunesmith.evaluate.compare import Comparison, compare
-from tunesmith.evaluate.measure import measure_one, measure_two
+from tunesmith.evaluate.measure import measure_one, measure_several
 from tunesmith.evaluate.metrics import METRICS
 from tunesmith.evaluate.questions import choose_metrics, read_questions
 from tunesmith.evaluate.run import evaluate
@@ -117,8 +117,8 @@ def test_run_against_its_base_from_one_load(place: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(sides, "load_model", counted)
     found = read_questions(str(place / "valid.jsonl"))
-    result = measure_two(
-        str(place / "runs/lora"), None, found, choose_metrics(None, found), SHORT, dtype="fp32"
+    result = measure_several(
+        (str(place / "runs/lora"),), found, choose_metrics(None, found), SHORT, dtype="fp32"
     )
     assert loads == [str(place / "qwen2")]
     assert isinstance(result.measured, Comparison)
@@ -164,8 +164,8 @@ def test_the_adapter_is_on_again_after_the_base_has_answered(place: Path, tmp_pa
 def test_a_fully_tuned_run_is_compared_with_its_real_base(place: Path) -> None:
     train(place, "full", adapter={"type": "full"})
     found = read_questions(str(place / "valid.jsonl"))
-    result = measure_two(
-        str(place / "runs/full"), None, found, choose_metrics(None, found), SHORT, dtype="fp32"
+    result = measure_several(
+        (str(place / "runs/full"),), found, choose_metrics(None, found), SHORT, dtype="fp32"
     )
     base = measure_one(str(place / "qwen2"), found, choose_metrics(None, found), SHORT, dtype="fp32",
                        output=place / "base.jsonl")  # fmt: skip
@@ -183,7 +183,7 @@ def test_a_base_that_changed_after_full_tuning_is_refused(tmp_path: Path) -> Non
     save_file({name: tensor + 1 for name, tensor in tensors.items()}, weights, metadata={"format": "pt"})
     found = read_questions(str(tmp_path / "valid.jsonl"))
     with pytest.raises(ModelError, match="was tuned from another base") as refused:
-        measure_two(str(run), None, found, ALL, SHORT, dtype="fp32")
+        measure_several((str(run),), found, ALL, SHORT, dtype="fp32")
     assert "tunesmith compare MODEL" in refused.value.fix
     assert not list(run.glob("eval/*"))
 
@@ -220,7 +220,7 @@ def test_rows_that_were_trained_on_are_counted(place: Path, tmp_path: Path) -> N
 def test_one_name_that_is_no_run_has_no_base(place: Path) -> None:
     found = read_questions(str(place / "valid.jsonl"))
     with pytest.raises(UsageError, match="no base to be compared with"):
-        measure_two(str(place / "qwen2"), None, found, ALL, SHORT)
+        measure_several((str(place / "qwen2"),), found, ALL, SHORT)
 
 
 def test_rows_without_an_answer_are_refused_by_line(tmp_path: Path) -> None:
@@ -293,7 +293,7 @@ def test_an_output_never_replaces_what_is_no_result(place: Path, tmp_path: Path,
     model = str(place / "qwen2")
     for attempt in (
         lambda: measure_one("no-such-model", found, ALL, SHORT, output=tmp_path / "notes.jsonl"),
-        lambda: measure_two("no-such-model", model, found, ALL, SHORT, output=tmp_path / "notes.json"),
+        lambda: measure_several(("no-such-model", model), found, ALL, SHORT, output=tmp_path / "notes.json"),
     ):
         with pytest.raises(UsageError, match="would overwrite") as refused:
             attempt()
@@ -309,7 +309,7 @@ def test_an_output_may_be_an_earlier_result(place: Path, tmp_path: Path) -> None
         found = read_questions(str(place / "valid.jsonl"), limit=limit)
         result = measure_one(model, found, ALL, SHORT, output=output, dtype="fp32")
         assert result.content["n"] == limit
-        result = measure_two(model, model, found, ALL, SHORT, output=output, dtype="fp32")
+        result = measure_several((model, model), found, ALL, SHORT, output=output, dtype="fp32")
         assert result.content["n"] == limit
 
 
@@ -337,7 +337,7 @@ def test_a_limit_overwrites_no_figures_of_all_rows(place: Path, tmp_path: Path) 
         found = read_questions(file, limit=limit)
         results = (
             measure_one(run, found, ALL, SHORT, dtype="fp32"),
-            measure_two(run, None, found, ALL, SHORT, dtype="fp32"),
+            measure_several((run,), found, ALL, SHORT, dtype="fp32"),
         )
         names.append(tuple(result.file.name for result in results))
     assert names == [("valid.eval.json", "valid.json"), ("valid-2.eval.json", "valid-2.json")] * 2
@@ -354,6 +354,6 @@ def test_models_of_one_name_overwrite_nothing(
     again = str(tmp_path / "a" / "m")
     names = [measure_one(m, found, ALL, SHORT, dtype="fp32").file.name for m in ("a/m", "b/m", "a/m/", again)]
     assert names == [f"m.valid{n}.eval.json" for n in ("", "-2", "", "")]
-    names = [measure_two(x, y, found, ALL, SHORT, dtype="fp32").file.name
+    names = [measure_several((x, y), found, ALL, SHORT, dtype="fp32").file.name
              for x, y in (("a/m", "b/m"), ("b/m", "a/m"), ("a/m", "b/m"))]  # fmt: skip
     assert names == [f"m-m.valid{n}.json" for n in ("", "-2", "")]

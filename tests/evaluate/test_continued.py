@@ -11,7 +11,7 @@ import pytest
 from tests.evaluate.made_run import Scripted, couplets
 from tunesmith.errors import GenerateError
 from tunesmith.evaluate.answerers import Watch
-from tunesmith.evaluate.measure import Result, measure_one, measure_two
+from tunesmith.evaluate.measure import Result, measure_one, measure_several
 from tunesmith.evaluate.metrics import METRICS
 from tunesmith.evaluate.questions import read_questions
 from tunesmith.evaluate.run import evaluate
@@ -135,7 +135,7 @@ def test_compare_goes_on_in_the_loss_of_the_base_and_in_the_answers_of_the_run(
     base, seen, told = str(place / "qwen2"), list[tuple[str, int]](), list[str]()
 
     def attempt(output: str, watch: Watch | None = None) -> Result:
-        return measure_two(run, None, found, ALL, SHORT, output=tmp_path / output, dtype="fp32",
+        return measure_several((run,), found, ALL, SHORT, output=tmp_path / output, dtype="fp32",
                            forgetting=False, watch=watch, note=told.append)  # fmt: skip
 
     whole = attempt("whole.jsonl")

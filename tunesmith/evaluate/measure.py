@@ -135,18 +135,6 @@ def measure_several(
         return _saved(result, questions, place.run, _learnt(names, questions), asked)
 
 
-def measure_two(
-    a: str,
-    b: str | None,
-    questions: Questions,
-    metrics: Sequence[Metric],
-    sampling: Sampling,
-    **options: Any,
-) -> Result:
-    """`measure_several` of two, or of a run (b None) and its base."""
-    return measure_several((a,) if b is None else (a, b), questions, metrics, sampling, **options)
-
-
 def _saved(
     result: Evaluation | Comparison,
     questions: Questions,

@@ -10,7 +10,7 @@ import pytest
 
 from tests.evaluate.findings.conftest import ANSWERS
 from tunesmith.evaluate.findings import sections
-from tunesmith.evaluate.measure import measure_one, measure_two
+from tunesmith.evaluate.measure import measure_one, measure_several
 from tunesmith.evaluate.questions import choose_metrics, read_questions
 from tunesmith.infer.config import Sampling
 
@@ -20,8 +20,8 @@ def measured(
 ) -> dict[str, Any]:
     found = read_questions(str(eight / data))
     chosen, short = choose_metrics("f1_char", found), Sampling(max_new_tokens=90)
-    result = measure_two(
-        str(eight / "runs" / name), None, found, chosen, short, output=output, dtype="fp32",
+    result = measure_several(
+        (str(eight / "runs" / name),), found, chosen, short, output=output, dtype="fp32",
         **{"forgetting": False, **options},
     )  # fmt: skip
     kept: dict[str, Any] = json.loads(result.file.read_text(encoding="utf-8"))

@@ -15,7 +15,7 @@ from tunesmith.evaluate.compare import compared
 from tunesmith.evaluate.findings.collect import collect
 from tunesmith.evaluate.findings.general import NAME
 from tunesmith.evaluate.findings.probes import Probes
-from tunesmith.evaluate.measure import Result, measure_two
+from tunesmith.evaluate.measure import Result, measure_several
 from tunesmith.evaluate.metrics import METRICS
 from tunesmith.evaluate.questions import choose_metrics, read_questions
 from tunesmith.infer.config import Sampling
@@ -90,8 +90,8 @@ def test_a_kill_while_they_are_asked_costs_nothing(eight: Path, tmp_path: Path, 
             raise Stop
 
     def attempt(watch: Watch) -> Result:
-        return measure_two(
-            run, None, found, choose_metrics("f1_char", found), Sampling(max_new_tokens=90),
+        return measure_several(
+            (run,), found, choose_metrics("f1_char", found), Sampling(max_new_tokens=90),
             output=tmp_path / "out.jsonl", dtype="fp32", watch=watch, note=told.append,
         )  # fmt: skip
 
