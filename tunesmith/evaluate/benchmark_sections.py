@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tunesmith.evaluate.section import Section
+from tunesmith.evaluate.section import Quoted, Section
 
 COLUMNS = ("task", "metric", "value", "standard error", "n")
 
@@ -24,8 +24,8 @@ def sections(content: Mapping[str, Any]) -> list[Section]:
         how.append("Prompts are written by the chat template.")
     rows = [
         (
-            task,
-            metric,
+            Quoted(task),
+            Quoted(metric),
             f"{one['value']:.4f}",
             f"{one['stderr']:.4f}" if "stderr" in one else "",
             "" if figures["n"] is None else str(figures["n"]),

@@ -6,6 +6,7 @@ import re
 
 from tunesmith.evaluate.findings.sentences import phrases
 from tunesmith.evaluate.judge import chinese as judged
+from tunesmith.evaluate.section import Quoted
 
 _TEMPLATES = (("its server", "其服务器的模板"), ("model's own", "模型自带的模板"))
 # Whole texts or their parts; what isn't known stays English.
@@ -115,6 +116,8 @@ _PHRASES = [
 
 def in_chinese(text: str) -> str:
     """The sentence in Chinese, or as it is where it isn't one of ours."""
+    if isinstance(text, Quoted):
+        return text
     for english, chinese in _PHRASES:
         if found := english.match(text):
             return found.expand(chinese)

@@ -60,8 +60,9 @@ def both(english: str, chinese: str) -> Markup:
 
 def told(text: Any) -> Markup:
     """A sentence of ours in both languages; anything else as it is."""
-    chinese = in_chinese(str(text))
-    return escape(str(text)) if chinese == str(text) else both(str(text), chinese)
+    english = text if isinstance(text, str) else str(text)
+    chinese = in_chinese(english)
+    return escape(english) if chinese == english else both(english, chinese)
 
 
 def data_block(content: Any) -> Markup:

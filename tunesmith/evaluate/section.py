@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+class Quoted(str):
+    """A text of a person, a model or a file: it stays as it is in every language."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True)
 class Section:
     """A title, sentences under it, and rows of a table under `columns`; each may be empty."""

@@ -11,6 +11,7 @@ import pytest
 from tunesmith.evaluate.chinese import in_chinese
 from tunesmith.evaluate.findings import sections
 from tunesmith.evaluate.findings.sentences import SENTENCES, phrases
+from tunesmith.evaluate.pages import told as told_in_page
 from tunesmith.evaluate.section import Section
 
 DIFFERENCE = {"value": -0.25, "low": -0.4, "high": -0.1}
@@ -96,6 +97,29 @@ def test_every_word_of_ours_is_there_in_chinese(result: dict[str, Any]) -> None:
             numbers = re.compile(r"\d[\d.,]*\d|\d")
             assert sorted(numbers.findall(chinese)) == sorted(numbers.findall(text)), text
         assert all(len(row) == len(section.columns) for row in section.rows)
+
+
+def test_what_people_and_models_wrote_stays_as_it_is() -> None:
+    """An answer may be one of our own words ("lower"): in the Chinese report it is still the answer."""
+    row = {
+        **SIDES,
+        "id": "loss",
+        "references": ["lower"],
+        "a": "criterion",
+        "b": "calls",
+        "prompt": "overall",
+    }
+    lost = {"id": "en-01", "question": "task", "answer": "higher", "a": "value", "b": "seconds"}
+    result = with_part("changed", worst=[row], most_better=[row], most_worse=[])
+    result["findings"]["forgetting"] = {**FOUND["forgetting"], "lost": [lost]}
+    written = {"loss", "lower", "criterion", "calls", "overall", "task", "higher", "value", "seconds"}
+    cells = [
+        cell for section in sections(result) for line in section.rows for cell in line if cell in written
+    ]
+    assert len(cells) >= 10
+    assert [in_chinese(cell) for cell in cells] == cells
+    assert [told_in_page(cell) for cell in cells] == cells
+    assert in_chinese("lower") == "更低"
 
 
 def test_all_sentences_are_used_and_have_the_same_values_in_both_languages() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunesmith.evaluate.findings.sentences import say
-from tunesmith.evaluate.section import Section
+from tunesmith.evaluate.section import Quoted, Section
 from tunesmith.words import duration
 
 KNEW_LITTLE = 6
@@ -63,7 +63,7 @@ def _forgetting(found: Row) -> Section:
     told.append(say("languages", **by))
     told.append(say("took", time=duration(part["seconds"])))
     rows = [
-        (say(what), _short(row["question"]), row["answer"], _short(row["a"]), _short(row["b"]))
+        (say(what), _short(row["question"]), Quoted(row["answer"]), _short(row["a"]), _short(row["b"]))
         for what in ("lost", "gained")
         for row in part[what]
     ]
@@ -81,7 +81,13 @@ def _copied(found: Row) -> Section:
     if training["gone"]:
         told.append(say("gone", gone=training["gone"]))
     rows = [
-        (row["id"], str(row["length"]), _short(row["text"]), f"{row['cover']:.0%}", _place(row["origin"]))
+        (
+            Quoted(row["id"]),
+            str(row["length"]),
+            _short(row["text"]),
+            f"{row['cover']:.0%}",
+            _place(row["origin"]),
+        )
         for row in part["rows"][:SHOWN]
     ]
     return _section("copied", told, ("row", "length", "copied_text", "of_answer", "from_row"), rows)
@@ -115,7 +121,7 @@ def _invention(found: Row) -> Section:
     told.append(say("not_held", n=part["n"], missing=part["not_held"]))
     rows = [
         (
-            row["id"],
+            Quoted(row["id"]),
             f"{row['score']:.2f}",
             _short(row["b"]),
             _short(row["reference"]),
@@ -146,7 +152,13 @@ def _changed(found: Row) -> Section:
 
 def _worst(found: Row) -> Section:
     rows = [
-        (row["id"], f"{row['score_b']:.2f}", _last_line(row["prompt"]), _short(row["b"]), _reference(row))
+        (
+            Quoted(row["id"]),
+            f"{row['score_b']:.2f}",
+            _last_line(row["prompt"]),
+            _short(row["b"]),
+            _reference(row),
+        )
         for row in found["changed"]["worst"]
     ]
     return _section("worst", [], ("row", "score", "question", "said", "reference"), rows)
@@ -164,27 +176,27 @@ def _section(
 
 def _sides(row: Row) -> tuple[str, ...]:
     scores = f"{row['score_a']:.2f} → {row['score_b']:.2f}"
-    return row["id"], scores, _short(row["a"]), _short(row["b"]), _reference(row)
+    return Quoted(row["id"]), scores, _short(row["a"]), _short(row["b"]), _reference(row)
 
 
-def _reference(row: Row) -> str:
+def _reference(row: Row) -> Quoted:
     return _short(row["references"][0])
 
 
-def _short(text: str) -> str:
+def _short(text: str) -> Quoted:
     """A text on one line, cut."""
     line = " ".join(text.split())
-    return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"
+    return Quoted(line if len(line) <= LONGEST else line[: LONGEST - 1] + "…")
 
 
-def _last_line(prompt: str) -> str:
+def _last_line(prompt: str) -> Quoted:
     """What tells prompts apart that begin with one instruction."""
     return _short(prompt.strip().rpartition("\n")[2])
 
 
-def _place(origin: str) -> str:
+def _place(origin: str) -> Quoted:
     """File and line of a row; the folders stand in the JSON."""
-    return origin.rpartition("/")[2]
+    return Quoted(origin.rpartition("/")[2])
 
 
 def _percent(value: Mapping[str, float]) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.evaluate.numbers import interval
-from tunesmith.evaluate.section import Section
+from tunesmith.evaluate.section import Quoted, Section
 
 
 def sections(content: Mapping[str, Any]) -> list[Section]:
@@ -43,7 +43,10 @@ def _graded(content: Mapping[str, Any]) -> Section:
     columns = ("criterion", "A", "B", "B - A [95 %]", "verdict") if two else ("criterion", "score [95 %]")
     rows: list[tuple[str, ...]] = []
     for name, one in content["criteria"].items():
-        label = name if "weight" not in one or one["weight"] == 1 else f"{name} (x{one['weight']:g})"
+        # The mean of all criteria has no weight and is ours; the names of the others are the rubric's.
+        label = name
+        if "weight" in one:
+            label = Quoted(name if one["weight"] == 1 else f"{name} (x{one['weight']:g})")
         if two:
             difference = interval(one["difference"], sign=True)
             scores = (f"{one['a']['value']:.2f}", f"{one['b']['value']:.2f}")

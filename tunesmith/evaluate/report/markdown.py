@@ -13,6 +13,7 @@ from tunesmith.evaluate.report.figures import Figure, Value, number, shown
 from tunesmith.evaluate.report.labels import in_chinese as label_in_chinese
 from tunesmith.evaluate.report.result import Group, Told
 from tunesmith.evaluate.report.rows import Changes, failure
+from tunesmith.evaluate.section import Quoted
 
 SHOWN_ROWS = 20
 KINDS = {
@@ -90,7 +91,7 @@ class _Writer:
 
     def say(self, text: str) -> str:
         """One of our own words or sentences; names of metrics and what others wrote stay as they are."""
-        if self.language == "en":
+        if self.language == "en" or isinstance(text, Quoted):
             return text
         if text in CHINESE:
             return CHINESE[text]
