@@ -197,6 +197,15 @@ def _with(row: Any, choice: str) -> Any:
     return type(row)(row.messages, row.origin, references=(choice,))
 
 
+def test_the_loss_of_choices_is_that_of_the_right_texts(place: Path, tmp_path: Path) -> None:
+    data, run = str(write_rows(tmp_path / "c.jsonl", CHOICES)), str(place / "runs/lora")
+    named = [{**row, "output": text} for row, text in zip(CHOICES, ("乙。", "好好好好", "五"), strict=True)]
+    texts = str(write_rows(tmp_path / "named.jsonl", named))
+    letters = tunesmith.evaluate(run, data, metrics="choices", dtype="fp32").content["loss"]
+    answers = tunesmith.evaluate(run, texts, metrics="length", dtype="fp32", max_new_tokens=1).content["loss"]
+    assert letters == pytest.approx(answers, rel=1e-5)
+
+
 def test_a_question_shared_by_its_choices_changes_no_loss(place: Path) -> None:
     model = load(str(place / "runs/lora"), dtype="fp32")
     question = Message("user", "這是一個很長的問題，" * 12)

@@ -75,6 +75,20 @@ def by_row(losses: Mapping[int, RowLoss], conversations: Sequence[Conversation])
     return found
 
 
+def right_losses(
+    conversations: Sequence[Conversation], losses: Sequence[Sequence[RowLoss]]
+) -> list[RowLoss] | None:
+    """The loss of each row's right choice; None where a row's answer is none of its choices."""
+    right = [(choices_of(row), right_choice(row)) for row in conversations]
+    if any(choice is None for _, choice in right):
+        return None
+    return [
+        of_row[choices.index(choice)]
+        for (choices, choice), of_row in zip(right, losses, strict=True)
+        if choice is not None
+    ]
+
+
 def likeliest(row: Conversation, losses: Sequence[RowLoss], *, per_byte: bool) -> tuple[str, tuple[str, ...]]:
     """The text of the choice with the smallest loss, and the right one's, as a metric's references."""
     sizes = [loss.nll_sum / (max(1, loss.bytes) if per_byte else 1) for loss in losses]

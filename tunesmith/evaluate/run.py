@@ -19,7 +19,7 @@ from tunesmith.data.prompts import prompts_sha256
 from tunesmith.device import peak_memory
 from tunesmith.errors import GenerateError
 from tunesmith.evaluate.answerers import Base, Note, Watch, tell
-from tunesmith.evaluate.choices import likeliest, losses_in, worklog_choices
+from tunesmith.evaluate.choices import likeliest, losses_in, right_losses, worklog_choices
 from tunesmith.evaluate.cost import spent
 from tunesmith.evaluate.failures import Failed, check_some, failed_rows
 from tunesmith.evaluate.figures import figure, losses_of
@@ -152,19 +152,21 @@ def measured(
         note(other)
     if not worklog.empty:
         note(f"{model.name}: {worklog.size()} were there already.")
-    _worklog_losses(worklog, model, conversations, watch)
+    answering = answers_are_asked(metrics)
+    if answering:
+        _worklog_losses(worklog, model, conversations, watch)
     choices = None
     if any(metric.evidence != "answer" for metric in metrics):
         worklog_choices(worklog, model, conversations, watch)
         choices = losses_in(worklog, conversations)
     before = sum(row.get("spent", row["seconds"]) for row in worklog.rows(ANSWERS).values())
     begun = time.monotonic()
-    answering = answers_are_asked(metrics)
     if answering:
         worklog_answers(worklog, model, conversations, watch)
         check_some(model.name, worklog.rows(ANSWERS))
     seconds = before + time.monotonic() - begun if answering else None
-    losses = [RowLoss(**row) for _, row in sorted(worklog.rows(LOSSES).items())] or None
+    # The loss of "B" says nothing where B's text is what was scored.
+    losses = right_losses(conversations, choices) if choices and not answering else _losses(worklog)
     answers = [_completion(row) for _, row in sorted(worklog.rows(ANSWERS).items())] if answering else None
     rows = [
         scored(
@@ -209,6 +211,10 @@ def _bare_loss(rows: Sequence[RowResult]) -> dict[str, float]:
     found = total(losses)
     bits = {"bits_per_byte": found.bits_per_byte} if found.bits_per_byte else {}
     return {"loss": found.loss, "perplexity": found.perplexity, **bits}
+
+
+def _losses(worklog: Worklog) -> list[RowLoss] | None:
+    return [RowLoss(**row) for _, row in sorted(worklog.rows(LOSSES).items())] or None
 
 
 def _worklog_losses(
