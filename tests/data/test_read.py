@@ -277,6 +277,7 @@ def test_a_broken_utf_16_file_names_the_byte(tmp_path: Path) -> None:
         ('instruction,output\na,b\n"a"b,c\n', ("rows.csv:3", "closing quote")),
         ("instruction,instruction\na,b\n", ("rows.csv:1", "twice")),
         ("instruction,,output\na,b,c\n", ("rows.csv:1", "column 2")),
+        (",instruction,output\n0,a,b\n", ("rows.csv:1", "column 1", "index=False")),
         ("a" * 200 + ",b\nc,d\n", ("isn't a header",)),
         ("instruction,output\n", ("no rows",)),
     ],
