@@ -85,7 +85,7 @@ def _check_header(names: Sequence[str], where: str) -> None:
     fix = "The first line must name the columns, for example: instruction,input,output"
     if empty := [str(number) for number, name in enumerate(names, 1) if not name]:
         if empty == ["1"]:
-            fix = "It is probably the rows' numbers: name it, or write the file without it (pandas: index=False)."
+            fix = "They are probably the rows' numbers: name them, or leave them out (pandas: index=False)."
         raise DataError(f"{where}: the header has no name for column {', '.join(empty)}.", fix=fix)
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{where}: the header names {', '.join(map(repr, doubled))} twice.", fix=fix)
