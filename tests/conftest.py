@@ -1,9 +1,14 @@
-"""Tests never reach the network, and keep their downloads and caches out of the user's home."""
+"""No test reaches the network or leaves files in the user's home; commands start from a process that is warm."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+from tests.warm import Warm
 
 # Before any import of transformers: huggingface_hub reads these once.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,3 +17,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 else:  # workers share what is made here
     os.environ["TUNESMITH_HOME"] = tempfile.mkdtemp(prefix="tunesmith-tests-")
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """Starts commands of tunesmith as processes that have imported everything already."""
+    with Warm() as started:
+        yield started

@@ -19,6 +19,7 @@ import torch
 
 from tests.families import save_tiny
 from tests.infer.made_run import made_run
+from tests.warm import Warm
 from tunesmith.cli import chat as cli_chat
 from tunesmith.cli.console import write
 from tunesmith.infer.local import load
@@ -112,14 +113,13 @@ def test_what_cannot_work_is_told_and_ends(
 class Terminal:
     """The real command at a real pseudo-terminal."""
 
-    def __init__(self, place: Path, *words: str, environment: dict[str, str] | None = None) -> None:
-        self.master, slave = pty.openpty()
-        self.process = subprocess.Popen(
-            [*COMMAND, *words], cwd=place, env={**PLAIN, **(environment or {})},
-            stdin=slave, stdout=slave, stderr=slave,
-            start_new_session=True, preexec_fn=_take_terminal,
+    def __init__(self, warm: Warm, place: Path, *words: str, **variables: str) -> None:
+        self.master, self.slave = pty.openpty()
+        terminal = Path(os.ttyname(self.slave))
+        self.process = warm.start(
+            "chat", *words, folder=place, given=terminal, printed=terminal,
+            variables={"TERM": "xterm", "LC_ALL": "C.UTF-8", **variables},
         )  # fmt: skip
-        os.close(slave)
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.seen = ""
 
@@ -143,21 +143,16 @@ class Terminal:
 
     def end(self) -> int:
         """The exit code."""
-        return self.process.wait(30)
+        assert self.process.ends_within(30)
+        return self.process.exit_code()
 
     def stop(self) -> None:
         """End it, if it hasn't ended, and close the terminal."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGKILL)
-            self.process.wait()
+        if self.process.alive():
+            self.process.send(signal.SIGKILL)
+            self.process.exit_code()
+        os.close(self.slave)
         os.close(self.master)
-
-
-def _take_terminal() -> None:
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C reaches the process
 
 
 def never_written(place: Path) -> int:
@@ -175,9 +170,9 @@ def never_written(place: Path) -> int:
 CTRL_C, CTRL_D = "\x03", "\x04"
 
 
-def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves(place: Path) -> None:
+def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves(warm: Warm, place: Path) -> None:
     words = ["max_new_tokens=480", "do_sample=false", f"eos_token_id={never_written(place)}"]
-    terminal = Terminal(place, "run", *words, "--dtype", "fp32")
+    terminal = Terminal(warm, place, "run", *words, "--dtype", "fp32")
     try:
         terminal.until("/help lists the commands")
         terminal.until("> ")
@@ -206,10 +201,9 @@ def test_ctrl_c_stops_an_answer_and_ctrl_d_leaves(place: Path) -> None:
         terminal.stop()
 
 
-def test_wide_characters_blocks_and_history_at_a_terminal(place: Path, tmp_path: Path) -> None:
-    home = {"TUNESMITH_HOME": str(tmp_path)}
+def test_wide_characters_blocks_and_history_at_a_terminal(warm: Warm, place: Path, tmp_path: Path) -> None:
     words = ["run", "max_new_tokens=2", "do_sample=false", "--dtype", "fp32"]
-    first = Terminal(place, *words, environment=home)
+    first = Terminal(warm, place, *words, TUNESMITH_HOME=str(tmp_path))
     try:
         first.until("> ")
         # Backspace takes a whole character and an arrow key goes over one, however wide they are.
@@ -236,7 +230,7 @@ def test_wide_characters_blocks_and_history_at_a_terminal(place: Path, tmp_path:
     history = tmp_path / "chat_history"
     assert "你世好" in history.read_text(encoding="utf-8")
     assert history.stat().st_mode & 0o077 == 0, "for its owner alone"
-    second = Terminal(place, *words, environment=home)
+    second = Terminal(warm, place, *words, TUNESMITH_HOME=str(tmp_path))
     try:
         second.until("> ")
         time.sleep(0.3)

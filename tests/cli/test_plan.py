@@ -13,11 +13,13 @@ import pytest
 import yaml
 
 from tests.train.test_run import make_job
+from tests.warm import Warm
 
 MAIN = "import sys; from tunesmith.cli.main import main; main()"
 
 
-def tunesmith(*words: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def cold(*words: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`tunesmith WORDS` by an interpreter of its own, which reads variables as it imports."""
     environment = {**os.environ, "COLUMNS": "160", **variables}
     return subprocess.run(
         [sys.executable, "-c", MAIN, *map(str, words)],
@@ -33,8 +35,8 @@ def job(tmp_path: Path) -> Path:
     return file
 
 
-def test_with_three_real_steps(job: Path) -> None:
-    done = tunesmith("plan", job, cwd=job.parent)
+def test_with_three_real_steps(warm: Warm, job: Path) -> None:
+    done = warm.call("plan", job, cwd=job.parent)
     assert done.returncode == 0, done.stderr
     assert "measured in three steps" in done.stdout
     assert "memory, peak" in done.stdout
@@ -42,8 +44,8 @@ def test_with_three_real_steps(job: Path) -> None:
     assert "It fits." in done.stderr
 
 
-def test_json_is_one_object(job: Path) -> None:
-    done = tunesmith("plan", job, "--no-probe", "--json", cwd=job.parent)
+def test_json_is_one_object(warm: Warm, job: Path) -> None:
+    done = warm.call("plan", job, "--no-probe", "--json", cwd=job.parent)
     told = json.loads(done.stdout)
     assert done.returncode == 0
     assert told["fits"] is True
@@ -55,53 +57,55 @@ def test_json_is_one_object(job: Path) -> None:
 
 
 @pytest.mark.slow  # two processes that plan; tests/train/test_plan.py has the same within one
-def test_what_does_not_fit_ends_with_2_and_the_words_of_a_job_that_does(job: Path) -> None:
+def test_what_does_not_fit_ends_with_2_and_the_words_of_a_job_that_does(warm: Warm, job: Path) -> None:
     words = ["model=Qwen/Qwen2.5-7B-Instruct", "train.dtype=bf16", "--memory", "12GB"]
-    done = tunesmith("plan", job, *words, cwd=job.parent)
+    done = warm.call("plan", job, *words, cwd=job.parent)
     assert done.returncode == 2
     assert "It doesn't fit" in done.stderr
     fitting = done.stdout.splitlines()[-1].split()
     assert all("=" in word for word in fitting)
-    assert tunesmith("plan", job, *words, *fitting, cwd=job.parent).returncode == 0
+    assert warm.call("plan", job, *words, *fitting, cwd=job.parent).returncode == 0
 
 
-def test_a_run_s_folder_is_planned_by_its_job(job: Path) -> None:
+def test_a_run_s_folder_is_planned_by_its_job(warm: Warm, job: Path) -> None:
     run = job.parent / "run"
     run.mkdir()
     content = yaml.safe_load(job.read_text(encoding="utf-8"))
     (run / "job.yaml").write_text(yaml.safe_dump({"job": content, "versions": {}}), encoding="utf-8")
-    done = tunesmith("plan", run, "--no-probe", cwd=job.parent)
+    done = warm.call("plan", run, "--no-probe", cwd=job.parent)
     assert done.returncode == 0, done.stderr
     assert "memory, peak" in done.stdout
-    done = tunesmith("plan", job.parent / "model", "--no-probe", cwd=job.parent)
+    done = warm.call("plan", job.parent / "model", "--no-probe", cwd=job.parent)
     assert "isn't the folder of a run" in done.stderr
 
 
 @pytest.mark.slow  # three plans, 20 s
-def test_memory_is_told_in_the_unit_that_it_was_taken_for_and_what_auto_does_is_said(job: Path) -> None:
+def test_memory_is_told_in_the_unit_that_it_was_taken_for_and_what_auto_does_is_said(
+    warm: Warm, job: Path
+) -> None:
     words = ["model=Qwen/Qwen2.5-0.5B-Instruct", "train.dtype=bf16", "data.max_length=1024"]
-    free = tunesmith("plan", job, *words, "--memory", "80GB", cwd=job.parent)
+    free = warm.call("plan", job, *words, "--memory", "80GB", cwd=job.parent)
     assert "of 80.00 GiB" in free.stdout
     assert "a card with 80.00 GiB" in free.stderr
     assert "checkpoint_activations" not in free.stderr
-    peak = json.loads(tunesmith("plan", job, *words, "--memory", "80GB", "--json", cwd=job.parent).stdout)
+    peak = json.loads(warm.call("plan", job, *words, "--memory", "80GB", "--json", cwd=job.parent).stdout)
     tight = f"{peak['memory']['peak'] * 0.99 / 2**20:.0f}MB"
-    done = tunesmith("plan", job, *words, "--memory", tight, cwd=job.parent)
+    done = warm.call("plan", job, *words, "--memory", tight, cwd=job.parent)
     assert "train.checkpoint_activations=true" in done.stderr
 
 
 def test_without_network_one_line_says_so(job: Path) -> None:
     words = ["--no-probe", "--card", "4090", "model=Qwen/Qwen2.5-7B-Instruct", "train.dtype=bf16"]
     environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
-    done = tunesmith("plan", job, *words, cwd=job.parent, **environment)
+    done = cold("plan", job, *words, cwd=job.parent, **environment)
     assert "Retry" not in done.stderr
     assert "thrown while" not in done.stderr
     assert "The hub can't be reached" in done.stderr
     assert "built-in table" in done.stdout
 
 
-def test_a_card_that_is_not_known_is_told_before_anything_is_counted(job: Path) -> None:
-    done = tunesmith("plan", job, "--card", "4091", cwd=job.parent)
+def test_a_card_that_is_not_known_is_told_before_anything_is_counted(warm: Warm, job: Path) -> None:
+    done = warm.call("plan", job, "--card", "4091", cwd=job.parent)
     assert done.returncode == 2
     assert "Counting" not in done.stderr
 
@@ -118,8 +122,8 @@ def test_a_card_that_is_not_known_is_told_before_anything_is_counted(job: Path) 
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_wrong_input_is_one_message(job: Path, words: list[str], said: str) -> None:
-    done = tunesmith("plan", *words, cwd=job.parent)
+def test_wrong_input_is_one_message(warm: Warm, job: Path, words: list[str], said: str) -> None:
+    done = warm.call("plan", *words, cwd=job.parent)
     assert done.returncode in (1, 2)
     assert said in done.stderr
     assert "Traceback" not in done.stderr

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, Qwen3MoeConfig
 
 from tests.e2e.conftest import Ended, qa_rows, write_jsonl
 from tests.families import save_tiny, tiny_tokenizer
+from tests.warm import Warm
 
 
 @dataclass(frozen=True)
@@ -338,24 +339,19 @@ def test_there_are_more_than_forty_cases() -> None:
     assert len({case.name for case in CASES}) == len(CASES) >= 40
 
 
-LIMITED = """
-import resource, signal, sys
-from tunesmith.cli.main import main
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
-main()
-"""
-
-
-def test_a_disk_that_fills_up_leaves_no_half_written_weights(place: Path, models: Path) -> None:
+def test_a_disk_that_fills_up_leaves_no_half_written_weights(
+    warm: Warm, tmp_path_factory: pytest.TempPathFactory, place: Path, models: Path
+) -> None:
     job(model=str(models / "qwen2"), adapter={"type": "full"})(place)
     # Room for the records, not for the weights.
-    command = [sys.executable, "-c", LIMITED, "20000", "train", "job.yaml"]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=place, check=False)
-    assert ended.returncode == 1, ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert "can't be written" in ended.stderr
-    assert "What to do" in ended.stderr
+    ended = warm.run(
+        "train", "job.yaml", folder=place, printed=tmp_path_factory.mktemp("full") / "printed",
+        before=["tests.faults.system", "limit_file_size", 20_000],
+    )  # fmt: skip
+    assert ended.code == 1, ended.printed
+    assert "Traceback" not in ended.printed
+    assert "can't be written" in ended.printed
+    assert "What to do" in ended.printed
     left = {p.name for p in (place / "run").iterdir()}
     assert not left & {"adapter", "model"}
     assert [

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -16,6 +13,7 @@ import pytest
 import tunesmith
 from tests.evaluate.conftest import rows, write_rows
 from tests.openai_server import Call, Odd, served
+from tests.warm import Warm
 from tunesmith.errors import DataError, GenerateError
 from tunesmith.evaluate.chinese import in_chinese
 from tunesmith.evaluate.predicted import read_predictions
@@ -113,7 +111,7 @@ def test_generate_keeps_failed_rows_and_resume_asks_them_alone(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("verb", ["eval", pytest.param("generate", marks=pytest.mark.slow)])
-def test_a_kill_asks_nothing_twice(tmp_path: Path, verb: str) -> None:
+def test_a_kill_asks_nothing_twice(warm: Warm, tmp_path: Path, verb: str) -> None:
     data = str(write_rows(tmp_path / "valid.jsonl", rows(30)))
     with served(lambda call: Odd(text=right(call), seconds=0.15)) as server:
         words = {
@@ -129,17 +127,16 @@ def test_a_kill_asks_nothing_twice(tmp_path: Path, verb: str) -> None:
                 "4",
             ],
         }[verb]
-        process = started(tmp_path, words)
+        printed = tmp_path / "printed"
+        process = warm.start(*words, folder=tmp_path, printed=printed)
         part = tmp_path / "out.jsonl.partial"
         wait_for(lambda: part.exists() and part.read_bytes().count(b"\n") > 6)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
         time.sleep(0.3)  # what was under way ends at the server
         kept = {line["at"] for line in read_jsonl(part)[1:]}
         before = len(server.calls)
-        done = started(tmp_path, [*words, *(["--resume"] if verb == "generate" else [])])
-        told = done.communicate()[1]
-        assert done.returncode == 0, told
+        done = warm.call(*words, *(["--resume"] if verb == "generate" else []), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
         asked_again = Counter(call.asked for call in server.calls[before:])
     assert len(kept) > 5
     assert set(asked_again) == {f"問題{at}？" for at in range(30) if at not in kept}
@@ -149,13 +146,6 @@ def test_a_kill_asks_nothing_twice(tmp_path: Path, verb: str) -> None:
     ]
 
 
-def started(folder: Path, words: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tunesmith.cli.main", *words],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
 def wait_for(true: Any, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not true():
@@ -163,17 +153,16 @@ def wait_for(true: Any, seconds: float = 60) -> None:
         time.sleep(0.02)
 
 
-def test_wrong_settings_and_keys_are_told_before_anything_is_asked(tmp_path: Path) -> None:
+def test_wrong_settings_and_keys_are_told_before_anything_is_asked(warm: Warm, tmp_path: Path) -> None:
     data = str(write_rows(tmp_path / "valid.jsonl", rows(3)))
     with served(right) as server:
         for words, says in (
             (["compare", "smollm2-135m", server.name, "--data", data, "top_k=3", "temperature=1"], "top_k"),
             (["eval", f"{server.name}@NO_SUCH_KEY", "--data", data], "NO_SUCH_KEY, which isn't set"),
         ):
-            process = started(tmp_path, words)
-            told = process.communicate()[1]
-            assert process.returncode == 2
-            assert says in told
+            done = warm.call(*words, cwd=tmp_path)
+            assert done.returncode == 2
+            assert says in done.stderr
         assert server.calls == []
     assert json.dumps([file.name for file in tmp_path.iterdir()]) == '["valid.jsonl"]'
 

@@ -20,8 +20,8 @@ import torch
 
 from tests.faults import rows_disk, rows_files, rows_kills, rows_loop, rows_runs, system
 from tests.faults.kept import keep, kept, state_of
-from tests.faults.processes import ROOT, Warm
 from tests.faults.tally import Outcome, Place, Row, count, markdown
+from tests.warm import ROOT, Warm
 
 ROWS = (
     Row(

@@ -16,7 +16,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.faults.processes import ROOT
+from tests.warm import ROOT
 
 LIMIT = 900  # seconds; a row that hangs without its guard has failed too
 

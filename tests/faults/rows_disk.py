@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults import system
-from tests.faults.processes import Ended
 from tests.faults.rows_kills import SHORT, arming, count_calls
 from tests.faults.same_end import check_one_error, check_same_end, uninterrupted
 from tests.faults.tally import Place, Tally
 from tests.faults.tiny_job import TinyJob, tiny_job
+from tests.warm import Ended
 from tunesmith.errors import RunError
 from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.families import WHOLE_TILES, save_tiny
-from tests.faults.processes import Child, Ended
 from tests.faults.tally import Place, Tally
 from tests.infer.made_run import made_run
+from tests.warm import Child, Ended
 from tunesmith.model import native
 from tunesmith.worklog import read
 

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.faults.processes import Ended
 from tests.faults.same_end import check_same_end, uninterrupted
 from tests.faults.tally import Place, Tally
 from tests.faults.tiny_job import TinyJob, tiny_job
 from tests.train.test_loop import training, weights
+from tests.warm import Ended
 from tunesmith.data.batch import Batch
 from tunesmith.errors import TrainError
 from tunesmith.train.listener import Silent

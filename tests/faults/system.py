@@ -9,10 +9,10 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from tests.warm.ending import AT_END
 from tunesmith import disk
 from tunesmith.train import checkpoint
 
@@ -23,8 +23,6 @@ KINDS = {
 }  # fmt: skip
 ANY = sum(KINDS.values())
 KILL_BEFORE, KILL_AFTER = -1, -2
-AT_END: list[Callable[[], object]] = []
-"""What a child does before it ends (warm.py)."""
 
 
 def compiler() -> str | None:
@@ -40,7 +38,7 @@ def build(folder: Path) -> Path:
     return library
 
 
-# What follows is called in the child, before the command (warm.py).
+# What follows is called in the child, before the command (tests/warm/server.py).
 
 
 def arm(folder: str, kinds: int, at: int, action: int, forever: bool, counted: str) -> None:

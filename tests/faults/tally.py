@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults.processes import Warm
+from tests.warm import Warm
 from tunesmith.errors import TunesmithError
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from tests.faults import system
 from tests.faults.matrix import NEEDS_CALLS, ROWS
-from tests.faults.processes import Warm
 from tests.faults.tally import Place, Row
+from tests.warm import Warm
 
 
 @pytest.fixture(scope="module")

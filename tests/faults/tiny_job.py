@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.families import save_tiny
-from tests.faults.processes import Child
 from tests.faults.tally import Place
+from tests.warm import Child
 from tunesmith.rundir import RunDir
 
 STEPS, SAVE_EVERY = 40, 3

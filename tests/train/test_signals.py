@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.faults.processes import Warm
 from tests.faults.tally import Place
 from tests.faults.tiny_job import TinyJob, tiny_job
 from tests.train.stopping import assert_same_end
+from tests.warm import Warm
 from tunesmith.train import checkpoint
 from tunesmith.train.config import load_job
 from tunesmith.train.resume import RunError, asked_for, choose
@@ -22,9 +21,8 @@ STEPS = 14
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with Warm() as warm:
-        yield Place(tmp_path_factory.mktemp("signals"), warm, full=False)
+def place(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("signals"), warm, full=False)
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +15,7 @@ import pytest
 
 import tunesmith
 from tests.openai_server import Call, Odd, Reply, served
+from tests.warm import Warm
 from tunesmith.errors import GenerateError, RunError, UsageError
 from tunesmith.evaluate.judge.measure import Judged
 from tunesmith.evaluate.judge.sections import sections, title
@@ -174,7 +172,7 @@ def test_equal_and_missing_answers_cost_no_call(tmp_path: Path) -> None:
     assert len(read_jsonl(tmp_path / "out.jsonl")) == 8
 
 
-def test_a_kill_during_judging_asks_nothing_twice(tmp_path: Path) -> None:
+def test_a_kill_during_judging_asks_nothing_twice(warm: Warm, tmp_path: Path) -> None:
     a, b = (
         answers(tmp_path / "a.jsonl", lambda i: f"甲{i}"),
         answers(tmp_path / "b.jsonl", lambda i: f"乙{i}"),
@@ -182,17 +180,15 @@ def test_a_kill_during_judging_asks_nothing_twice(tmp_path: Path) -> None:
     wise = of_content(lambda first, _: first.startswith("乙"))
     with served(lambda call: Odd(text=str(wise(call)), seconds=0.15)) as server:
         words = ["judge", a, b, "--judge", server.name, "--output", "out.jsonl", "--json"]
-        command = [sys.executable, "-m", "tunesmith.cli.main", *words]
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = warm.start(*words, folder=tmp_path, printed=tmp_path / "printed")
         part, end = tmp_path / "out.jsonl.partial", time.monotonic() + 60
         while not part.exists() or part.read_bytes().count(b"\n") < 12:
             assert time.monotonic() < end
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
         time.sleep(0.4)
         kept, before = len(read_jsonl(part)) - 1, len(server.calls)
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        done = warm.call(*words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         again = Counter(call.asked for call in server.calls[before:])
     assert kept >= 11

@@ -1,4 +1,4 @@
-"""Commands of tunesmith as processes of their own, to be killed: started from a warm one (warm.py)."""
+"""Commands of tunesmith as processes of their own, started from a warm one (server.py)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +30,7 @@ class Warm:
             "PYTHONPATH": f"{package}{os.pathsep}{ROOT}",
             **({"LD_PRELOAD": str(preload)} if preload else {}),
         }
-        command = [sys.executable, "-m", "tests.faults.warm"]
+        command = [sys.executable, "-m", "tests.warm.server"]
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, text=True, env=environment, cwd=package
@@ -47,12 +48,26 @@ class Warm:
         self._process.wait(PATIENCE)
         self._process.stdout.close()
 
-    def start(self, *words: object, folder: Path, printed: Path, before: Sequence[Any] = ()) -> Child:
-        """Start `tunesmith WORDS`; `before` names a function that the child calls first, with arguments."""
+    def start(
+        self,
+        *words: object,
+        folder: Path,
+        printed: Path,
+        errors: Path | None = None,
+        given: str | Path = os.devnull,
+        variables: Mapping[str, str] | None = None,
+        before: Sequence[Any] = (),
+    ) -> Child:
+        """Start `tunesmith WORDS` in a folder, what it prints going to `printed`, or in part to `errors`.
+
+        `given` is its stdin, `variables` are environment variables that no import has read. `before` names
+        a function that the child calls first, with arguments.
+        """
         request = {
             "words": list(map(str, words)),
             "folder": str(folder),
-            "printed": str(printed),
+            "streams": [str(given), str(printed), str(errors or printed)],
+            "variables": dict(variables or {}),
             "before": list(before),
         }
         return Child(self, self.ask(request)["pid"], printed)
@@ -60,6 +75,16 @@ class Warm:
     def run(self, *words: object, folder: Path, printed: Path, before: Sequence[Any] = ()) -> Ended:
         """The same to its end."""
         return self.start(*words, folder=folder, printed=printed, before=before).wait()
+
+    def call(self, *words: object, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+        """`tunesmith WORDS` to its end, as `subprocess.run` gives it, on a page of 160 columns."""
+        variables = {"COLUMNS": "160", **variables}
+        with tempfile.TemporaryDirectory() as folder:
+            out, errors = Path(folder, "out"), Path(folder, "errors")
+            ended = self.start(*words, folder=cwd, printed=out, errors=errors, variables=variables).wait()
+            return subprocess.CompletedProcess(
+                words, ended.code, ended.printed, errors.read_text(encoding="utf-8", errors="replace")
+            )
 
     def ask(self, request: dict[str, Any]) -> Any:
         """Send a request and read the answer."""
@@ -99,15 +124,19 @@ class Child:
 
     def wait(self) -> Ended:
         """Wait for its end."""
-        status = self.warm.ask({"wait": self.pid})["status"]
-        return Ended(
-            os.waitstatus_to_exitcode(status), self.file.read_text(encoding="utf-8", errors="replace")
-        )
+        return Ended(self.exit_code(), self.file.read_text(encoding="utf-8", errors="replace"))
+
+    def exit_code(self) -> int:
+        """Wait for its end, reading nothing: what it printed went to a terminal."""
+        return os.waitstatus_to_exitcode(self.warm.ask({"wait": self.pid})["status"])
 
     def alive(self) -> bool:
         """Whether it has not ended yet."""
-        state = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-        return state != "Z"
+        try:
+            state = Path(f"/proc/{self.pid}/stat").read_text(encoding="utf-8")
+        except FileNotFoundError:  # it was waited for
+            return False
+        return state.rpartition(")")[2].split()[0] != "Z"
 
     def ends_within(self, seconds: float) -> bool:
         """Whether it ends in that time."""
