@@ -1,4 +1,4 @@
-"""No test reaches the network or leaves files in the user's home; commands start from a process that is warm."""
+"""No test reaches the network or leaves files in the user's home; commands start from a warm process."""
 
 from __future__ import annotations
 
