@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 else:  # workers share what is made here
     os.environ["TUNESMITH_HOME"] = tempfile.mkdtemp(prefix="tunesmith-tests-")
+
+
+def pytest_collection_finish() -> None:
+    """All is imported: millions of objects that no later collection of garbage need look at."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,7 @@ def test_the_same_command_asks_the_failed_rows_alone(tmp_path: Path) -> None:
         assert measures(read_jsonl(output)) == ["f1_char", "exact_match"]
         broken.remove("問題5？")
         second = tunesmith.evaluate(server.name, data, output=output, note=told.append)
-        assert [call.asked for call in server.calls[8:]] == ["問題0？", "問題5？"]
+        assert sorted(call.asked for call in server.calls[8:]) == ["問題0？", "問題5？"]
         assert second.content["n"] == 7
         assert told == [f"{server.name}: 6 of 8 answers were there already."]
         broken.clear()
