@@ -88,8 +88,7 @@ def measure_predictions(
     place = outputs.of_predictions(output, predictions.name, questions)
     with claim(place.predictions, AGAIN) as held:
         result = measured(held, predictions, questions.conversations, metrics, watch=watch, note=note)
-        told = [predictions.told] if predictions.told else []
-        return _saved(replace(result, seconds=None), questions, None, told, None)
+        return _saved(replace(result, seconds=None), questions, None, [*predictions.told], None)
 
 
 def measure_several(

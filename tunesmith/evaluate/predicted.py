@@ -2,7 +2,7 @@
 
 A line has an answer, and as it likes `id`, a prompt, references (a text or a list) and columns for groups.
 Each tool has its own names for them (LLaMA-Factory: prompt, predict, label); those taken are told. Where the
-lines lack references, a file of rows has them, joined by `id`. Imports no torch.
+lines lack references, a file of rows has them (joining.py). Imports no torch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from tunesmith.data.prompts import REFERENCES
 from tunesmith.data.read import read_file
 from tunesmith.errors import DataError
+from tunesmith.evaluate.joining import ids, joined
 from tunesmith.evaluate.questions import Questions, with_groups
 from tunesmith.records import Completion, Conversation, Message
 
@@ -31,11 +32,11 @@ NEEDS_TRUTH = ("response", "output")
 
 @dataclass(frozen=True)
 class Predictions:
-    """The answers of a file as a Completer: `name` is the file, `told` which of its columns were taken."""
+    """The answers of a file as a Completer: `name` is the file, `told` how it was read and joined."""
 
     name: str
     answers: tuple[Completion, ...]
-    told: str = ""
+    told: tuple[str, ...] = ()
 
     def complete(self, conversations: Sequence[Conversation]) -> Iterator[list[Completion]]:
         """The answer to each conversation, which says by `meta["line"]` where it stands."""
@@ -52,19 +53,22 @@ def read_predictions(
 ) -> tuple[Questions, Predictions]:
     """The questions that a file of predictions answers, and the answers.
 
-    `rows` has references, prompts and columns by id where the file lacks them; then each of its rows must
-    have one prediction. Raises DataError naming every line without a prediction or a reference, and ids that
-    come twice or on one side alone.
+    `rows` has references, prompts and columns where the file lacks them; then each of its rows must have one
+    prediction (joining.py). Raises DataError naming every line without a prediction or a reference, and ids
+    that come twice or on one side alone.
     """
     found, answers, bad = [], [], []
     file = read_file(path)
     keys = _Keys.of([row.value for row in file.rows if isinstance(row.value, dict)], joined=rows is not None)
     bad += [str(row) for row in file.bad]
     known = {row.key: row for row in rows.conversations} if rows is not None else {}
+    named, how = ids(file.rows), ""
+    if rows is not None and file.rows:
+        named, how = joined(file.rows, rows, keys.prompt, keys.truths)
     for at, row in enumerate(file.rows):
         value: dict[str, Any] = row.value if isinstance(row.value, dict) else {}
         prediction = value.get(keys.answer)
-        name = str(value.get("id", at))
+        name = named[at]
         of_rows = known.get(name)
         references = _references(value, keys.truths) or (of_rows.references if of_rows else ())
         if not isinstance(prediction, str):
@@ -81,7 +85,11 @@ def read_predictions(
         answers.append(_completion(value, prediction))
     bad += _twice([row.key for row in found], path)
     answered = {row.id for row in found}
-    bad += [f"{path}: no prediction for the row {name}" for name in known if name not in answered]
+    if lacking := [name for name in known if name not in answered]:
+        shown = ", ".join(lacking[:10]) + (", …" if len(lacking) > 10 else "")
+        bad.append(
+            f"{path}: no prediction for {len(lacking)} of {len(known)} rows: {shown} (--limit takes fewer)"
+        )
     if bad or not found:
         raise DataError(
             f"{path} can't be scored." if bad else f"{path} holds no predictions.",
@@ -91,8 +99,9 @@ def read_predictions(
             "--data FILE.",
         )
     files = (path, *(rows.files if rows is not None else ()))
-    questions = Questions(path, Path(path).stem, with_groups(found, by, document), files)
-    return questions, Predictions(path, tuple(answers), keys.told(rows))
+    elsewhere = "" if rows is not None else ", or give the file of rows that has it: --data FILE"
+    questions = Questions(path, Path(path).stem, with_groups(found, by, document, elsewhere), files)
+    return questions, Predictions(path, tuple(answers), tuple(filter(None, (keys.told(rows), how))))
 
 
 @dataclass(frozen=True)
