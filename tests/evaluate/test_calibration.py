@@ -51,10 +51,8 @@ class Compared:
     """What `compare` says of scores: a real comparison, whose rows are replaced draw after draw."""
 
     def __init__(self, folder: Path) -> None:
-        row = Conversation(
-            (Message("user", "問"),), Origin("rows", 1, 0), references=("答",), meta={"line": 0}
-        )
-        sides = [Predictions(name, (Completion("答", "stop", 0, 0),)) for name in "AB"]
+        row = Conversation((Message("user", "問"),), Origin("rows", 1, 0), references=("答",))
+        sides = [Predictions(name, {row.key: Completion("答", "stop", 0, 0)}) for name in "AB"]
         self.comparison = compare(*sides, [row], [METRICS["exact_match"]], output=folder / "p.jsonl")
 
     def says(self, a: Floats, b: Floats, metric: Metric, documents: Sequence[str] = ()) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 import tunesmith
-from tests.evaluate.conftest import write_rows
-from tunesmith.errors import DataError, SettingsError
+from tests.evaluate.conftest import place, write_rows
+from tunesmith.errors import DataError, SettingsError, UsageError
 from tunesmith.evaluate.chinese import in_chinese
+
+__all__ = ["place"]
 
 ROWS: list[dict[str, Any]] = [
     {"instruction": f"第{i}题？", "output": f"答案{i}", "category": "ab"[i % 2]} for i in range(6)
@@ -147,3 +149,38 @@ def test_rows_all_alike_are_not_certain_where_others_differ() -> None:
     # By Wilson's interval of 0 in 3 so many may be 5 instead of 1.
     assert (alike["value"], alike["low"]) == (1.0, 1.0)
     assert alike["high"] == pytest.approx(1 + 4 * 0.5615, abs=0.001)
+
+
+def test_files_of_answers_are_compared_with_each_other_and_with_a_run(place: Path) -> None:
+    half, none = answers(), [{**line, "predict": "不知道"} for line in answers()]
+    a, b = (
+        str(write_rows(Path(f"{name}.jsonl").absolute(), lines))
+        for name, lines in (("a", none), ("b", half[::-1]))
+    )
+    content = tunesmith.compare(a, b, data="rows.jsonl", metrics="exact_match", by="category").content
+    figures = content["metrics"]["exact_match"]
+    assert (figures["a"], figures["b"], figures["wins"], figures["losses"]) == (0.0, 0.5, 3, 0)
+    assert content["groups"]["category"]["b"]["metrics"]["exact_match"]["b"] == 0.0
+    assert not {"seconds", "loss"} & {*content["b"], *content["a"]}
+    assert sum("joined" in note for note in content["notes"]) == 2
+    run = str(place / "runs/lora")
+    content = tunesmith.compare(
+        a, run, data="rows.jsonl", metrics="exact_match", dtype="fp32", max_new_tokens=2
+    ).content
+    assert (content["a"]["model"], content["b"]["model"]) == (a, run)
+    assert "seconds" in content["b"]
+    assert "forgetting" not in content["findings"], "a file can't be asked"
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "said"),
+    [
+        (("a.jsonl",), {}, "has no base"),
+        (("a.jsonl", "a.jsonl"), {"temperature": 0.5}, "temperature would change nothing"),
+        (("a.jsonl", "a.jsonl"), {"forgetting": True}, "can't be asked"),
+    ],
+)
+def test_what_files_of_answers_cannot_do_is_told(names: tuple[str, ...], options: Any, said: str) -> None:
+    write_rows(Path("a.jsonl").absolute(), answers())
+    with pytest.raises(UsageError, match=said):
+        tunesmith.compare(*names, data="rows.jsonl", metrics="exact_match", **options)

@@ -7,7 +7,7 @@ lines lack references, a file of rows has them (joining.py). Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,13 +35,18 @@ class Predictions:
     """The answers of a file as a Completer: `name` is the file, `told` how it was read and joined."""
 
     name: str
-    answers: tuple[Completion, ...]
+    answers: Mapping[str, Completion]
     told: tuple[str, ...] = ()
 
     def complete(self, conversations: Sequence[Conversation]) -> Iterator[list[Completion]]:
-        """The answer to each conversation, which says by `meta["line"]` where it stands."""
+        """The answer to each conversation, by its key."""
         for conversation in conversations:
-            yield [self.answers[int(conversation.meta["line"])]]
+            yield [self.answers[conversation.key]]
+
+
+def is_predictions(name: str) -> bool:
+    """Whether a name of a model is that of a file of answers."""
+    return name.endswith(".jsonl") and Path(name).expanduser().is_file()
 
 
 def read_predictions(
@@ -57,7 +62,9 @@ def read_predictions(
     prediction (joining.py). Raises DataError naming every line without a prediction or a reference, and ids
     that come twice or on one side alone.
     """
-    found, answers, bad = [], [], []
+    found: list[Conversation] = []
+    answers: dict[str, Completion] = {}
+    bad: list[str] = []
     file = read_file(path)
     keys = _Keys.of([row.value for row in file.rows if isinstance(row.value, dict)], joined=rows is not None)
     bad += [str(row) for row in file.bad]
@@ -80,9 +87,9 @@ def read_predictions(
         else:
             asked = of_rows or Conversation((Message("user", str(value.get(keys.prompt, ""))),), row.origin)
             columns = {**asked.meta.get("columns", {}), **value}
-            meta = {"columns": columns, "line": at, "number": at}
+            meta = {"columns": columns, "number": at}
             found.append(replace(asked, id=name, origin=row.origin, references=references, meta=meta))
-        answers.append(_completion(value, prediction))
+            answers[name] = _completion(value, prediction)
     bad += _twice([row.key for row in found], path)
     answered = {row.id for row in found}
     if lacking := [name for name in known if name not in answered]:
@@ -101,7 +108,7 @@ def read_predictions(
     files = (path, *(rows.files if rows is not None else ()))
     elsewhere = "" if rows is not None else ", or give the file of rows that has it: --data FILE"
     questions = Questions(path, Path(path).stem, with_groups(found, by, document, elsewhere), files)
-    return questions, Predictions(path, tuple(answers), tuple(filter(None, (keys.told(rows), how))))
+    return questions, Predictions(path, answers, tuple(filter(None, (keys.told(rows), how))))
 
 
 @dataclass(frozen=True)
@@ -148,13 +155,13 @@ def _references(value: dict[str, Any], columns: Sequence[str]) -> tuple[str, ...
     return ()
 
 
-def _completion(value: dict[str, Any], prediction: object) -> Completion:
+def _completion(value: dict[str, Any], prediction: str) -> Completion:
     """The answer with what the line says of it; tokens that it doesn't tell are 0."""
     tokens, seconds = value.get("tokens"), value.get("seconds")
     if value.get("finish") == "error":
         return Completion("", "error", 0, 0, error=str(value.get("error") or "no reason is given"))
     return Completion(
-        prediction if isinstance(prediction, str) else "",
+        prediction,
         "length" if value.get("finish") == "length" else "stop",
         0,
         tokens if isinstance(tokens, int) else 0,

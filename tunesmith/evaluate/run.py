@@ -25,6 +25,7 @@ from tunesmith.evaluate.failures import Failed, check_some, failed_rows
 from tunesmith.evaluate.figures import figure, losses_of, settled
 from tunesmith.evaluate.metrics import Metric, is_empty
 from tunesmith.evaluate.perplexity import Loss, RowLoss, answer_losses, intervals, total
+from tunesmith.evaluate.predicted import Predictions
 from tunesmith.evaluate.row import RowResult
 from tunesmith.infer.local import LocalModel
 from tunesmith.infer.predictions import answered
@@ -165,7 +166,9 @@ def measured(
     if answering:
         worklog_answers(worklog, model, conversations, watch)
         check_some(model.name, worklog.rows(ANSWERS))
-    seconds = before + time.monotonic() - begun if answering else None
+    # Answers of a file took their time elsewhere.
+    timed = answering and not isinstance(model, Predictions)
+    seconds = before + time.monotonic() - begun if timed else None
     # The loss of "B" says nothing where B's text is what was scored.
     losses = right_losses(conversations, choices) if choices and not answering else _losses(worklog)
     answers = [_completion(row) for _, row in sorted(worklog.rows(ANSWERS).items())] if answering else None
