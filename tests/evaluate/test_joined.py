@@ -11,6 +11,7 @@ import tunesmith
 from tests.evaluate.conftest import place, write_rows
 from tunesmith.errors import DataError, SettingsError, UsageError
 from tunesmith.evaluate.chinese import in_chinese
+from tunesmith.evaluate.results import title
 
 __all__ = ["place"]
 
@@ -58,6 +59,7 @@ def test_prompts_join_lines_in_any_order() -> None:
 def test_templates_around_prompts_are_joined_by_order_and_that_is_said() -> None:
     content = scored(answers("system\nuser\n第{i}题？\nassistant\n", label="答案{i}"))
     assert content["metrics"]["exact_match"]["value"] == 0.5
+    assert (content["data"], title(content)) == ("rows.jsonl", f"rows.jsonl, n = 6:  {content['model']}")
     (note,) = (note for note in content["notes"] if "joined" in note)
     assert note.endswith("by the order of lines, as no line has an `id`.")
     assert "按行的顺序" in in_chinese(note)

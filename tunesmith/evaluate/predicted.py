@@ -107,7 +107,8 @@ def read_predictions(
         )
     files = (path, *(rows.files if rows is not None else ()))
     elsewhere = "" if rows is not None else ", or give the file of rows that has it: --data FILE"
-    questions = Questions(path, Path(path).stem, with_groups(found, by, document, elsewhere), files)
+    data = path if rows is None else rows.path
+    questions = Questions(data, Path(path).stem, with_groups(found, by, document, elsewhere), files)
     return questions, Predictions(path, answers, tuple(filter(None, (keys.told(rows), how))))
 
 
