@@ -95,6 +95,20 @@ def test_fewer_lines_than_rows_are_refused_with_the_limit_that_helps() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        answers()[::-1],  # joined by prompts
+        answers("user\n第{i}题？\n"),  # by order
+        [{"id": i, **line} for i, line in enumerate(answers())][::-1],
+    ],
+    ids=["prompts", "order", "ids"],
+)
+def test_a_limit_leaves_out_the_answers_to_other_rows(lines: list[dict[str, Any]]) -> None:
+    content = scored(lines, limit=3)
+    assert (content["n"], content["metrics"]["exact_match"]["value"]) == (3, pytest.approx(2 / 3))
+
+
 def test_columns_that_stand_in_the_rows_are_said_to() -> None:
     file = write_rows(Path("p.jsonl").absolute(), answers(label="答案{i}"))
     with pytest.raises(DataError, match="no column 'category'") as refused:

@@ -27,17 +27,17 @@ def joined(
 ) -> tuple[list[str], str]:
     """The key of the row that each line answers, and the sentence that says how that is known.
 
-    `prompt` and `truths` are the columns of the lines that hold prompts and references. Raises DataError
-    where it can't be known.
+    `prompt` and `truths` are the columns of the lines that hold prompts and references. Lines may answer the
+    rows beyond a limit, too. Raises DataError where it can't be known.
     """
     values = _values(lines)
     if any("id" in value for value in values):
         return ids(lines), ""
-    path = lines[0].origin.path
-    by_prompt = _by_prompt(values, rows.conversations, prompt)
+    path, all_rows = lines[0].origin.path, [*rows.conversations, *rows.rest]
+    by_prompt = _by_prompt(values, all_rows, prompt)
     if by_prompt is not None:
         return by_prompt, f"{path} is joined to {rows.path} by prompts, as no line has an `id`."
-    if len(values) != len(rows.conversations):
+    if len(values) not in (len(rows.conversations), len(all_rows)):
         less = len(values) < len(rows.conversations)
         raise DataError(
             f"{path} has {len(values)} lines without an `id`, {rows.path} {len(rows.conversations)} rows: "
@@ -45,7 +45,8 @@ def joined(
             fix="Give lines and rows an `id`"
             + (f", or take as many rows: --limit {len(values)}." if less else "."),
         )
-    pairs = zip(lines, values, rows.conversations, strict=True)
+    answered = all_rows[: len(values)]
+    pairs = zip(lines, values, answered, strict=True)
     bad = [said for line, value, row in pairs if (said := _contradiction(line, value, row, prompt, truths))]
     if bad:
         raise DataError(
@@ -53,7 +54,7 @@ def joined(
             details=bad,
             fix="Give lines and rows an `id`, or write the rows' own prompts into the lines.",
         )
-    keys = [row.key for row in rows.conversations]
+    keys = [row.key for row in answered]
     return keys, f"{path} is joined to {rows.path} by the order of lines, as no line has an `id`."
 
 

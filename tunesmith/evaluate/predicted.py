@@ -59,16 +59,18 @@ def read_predictions(
     """The questions that a file of predictions answers, and the answers.
 
     `rows` has references, prompts and columns where the file lacks them; then each of its rows must have one
-    prediction (joining.py). Raises DataError naming every line without a prediction or a reference, and ids
-    that come twice or on one side alone.
+    prediction (joining.py), and those beyond its limit may. Raises DataError naming every line without a
+    prediction or a reference, and ids that come twice or on one side alone.
     """
     found: list[Conversation] = []
     answers: dict[str, Completion] = {}
     bad: list[str] = []
     file = read_file(path)
     keys = _Keys.of([row.value for row in file.rows if isinstance(row.value, dict)], joined=rows is not None)
-    bad += [str(row) for row in file.bad]
+    if file.bad:
+        raise DataError(f"{path} has lines that can't be read.", details=[str(row) for row in file.bad])
     known = {row.key: row for row in rows.conversations} if rows is not None else {}
+    beyond = {row.key for row in rows.rest} if rows is not None else set()
     named, how = ids(file.rows), ""
     if rows is not None and file.rows:
         named, how = joined(file.rows, rows, keys.prompt, keys.truths)
@@ -76,6 +78,8 @@ def read_predictions(
         value: dict[str, Any] = row.value if isinstance(row.value, dict) else {}
         prediction = value.get(keys.answer)
         name = named[at]
+        if name in beyond:
+            continue
         of_rows = known.get(name)
         references = _references(value, keys.truths) or (of_rows.references if of_rows else ())
         if not isinstance(prediction, str):

@@ -26,12 +26,15 @@ NO_VALUE = "(none)"
 
 @dataclass(frozen=True)
 class Questions:
-    """Rows with answers, from a file. `name` is what result files are called; `files` were all read."""
+    """Rows with answers, from a file. `name` is what result files are called, `files` were all read, and
+    `rest` are the rows beyond a limit.
+    """
 
     path: str
     name: str
     conversations: list[Conversation]
     files: tuple[str, ...] = ()
+    rest: tuple[Conversation, ...] = ()
 
     @cached_property
     def sha256(self) -> str:
@@ -59,6 +62,7 @@ def read_questions(
     rows = read_prompts(data)
     if references is not None:
         rows = read_references(references, rows)
+    rest = () if limit is None else tuple(rows[limit:])
     rows = rows[:limit]
     unanswered = [row for row in rows if not any(reference.strip() for reference in row.references)]
     if unanswered:
@@ -70,7 +74,7 @@ def read_questions(
     if not rows:
         raise DataError(f"{data} holds no rows.", fix="Give a file with at least one row.")
     files = [*files_of(data), *(files_of(references) if references is not None else [])]
-    return Questions(data, Path(data).stem, with_groups(rows, by, document), tuple(files))
+    return Questions(data, Path(data).stem, with_groups(rows, by, document), tuple(files), rest)
 
 
 def choose_metrics(named: Named | Sequence[Named] | None, questions: Questions) -> list[Metric]:
