@@ -127,14 +127,12 @@ class Terminal:
         """Everything up to and with `text`, which must come."""
         end = time.monotonic() + seconds
         while text not in self.seen:
-            ready, _, _ = select.select([self.master], [], [], max(0, end - time.monotonic()))
-            assert ready, f"{text!r} didn't come; there was {self.seen!r}"
-            try:
-                data = os.read(self.master, 65536)
-            except OSError:
-                data = b""
-            assert data, f"it ended before {text!r}; there was {self.seen!r}"
-            self.seen += self.decoder.decode(data)
+            alive = self.process.alive()
+            ready, _, _ = select.select([self.master], [], [], 0.5)
+            assert ready or alive, f"it ended before {text!r}; there was {self.seen!r}"
+            assert ready or time.monotonic() < end, f"{text!r} didn't come; there was {self.seen!r}"
+            if ready:
+                self.seen += self.decoder.decode(os.read(self.master, 65536))
         before, _, self.seen = self.seen.partition(text)
         return before + text
 

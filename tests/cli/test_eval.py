@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluate.conftest import place
+from tests.evaluate.conftest import place, write_rows
 from tunesmith.cli.main import main
 from tunesmith.rundir import read_jsonl
 
@@ -112,7 +112,7 @@ def test_the_same_seed_gives_the_same_answers(tunesmith: Run, tmp_path: Path) ->
         (("runs/lora", "--data", "valid.jsonl", "--metric", "mine.py:f"), 2, "there is no file mine.py"),
         (("--predictions", "valid.jsonl"), 1, "no text under `prediction`"),
         (("qwen2", "--predictions", "valid.jsonl", "seed=1"), 2, "neither a model nor sampling"),
-        (("--predictions", "valid.jsonl", "--limit", "2"), 2, "--limit doesn't go"),
+        (("--predictions", "valid.jsonl", "--limit", "2"), 2, "--limit takes the first rows of --data"),
         (("--predictions", "valid.jsonl", "--references", "short.txt"), 2, "goes with --data"),
     ],
 )
@@ -161,3 +161,17 @@ def test_predictions_are_scored_and_shown_by_group(tunesmith: Run, tmp_path: Pat
     result = json.loads(out)
     assert result["groups"]["科目"]["歷史"]["n"] == 1
     assert result["signatures"]["bleu_zh"].endswith("version:2.6.0")
+
+
+def test_predictions_of_the_first_rows_alone(tunesmith: Run, tmp_path: Path) -> None:
+    rows = [{"instruction": f"第{i}题？", "output": f"答{i}"} for i in range(4)]
+    write_rows(tmp_path / "rows.jsonl", rows)
+    lines = [{"predict": f"答{i}", "prompt": f"<user>第{i}题？"} for i in range(2)]
+    write_rows(tmp_path / "p.jsonl", lines)
+    words = ("--predictions", str(tmp_path / "p.jsonl"), "--data", str(tmp_path / "rows.jsonl"))
+    code, _, err = tunesmith("eval", *words)
+    assert (code, "--limit 2" in err) == (1, True)
+    output = ("--output", str(tmp_path / "scored"))
+    code, out, err = tunesmith("eval", *words, "--limit", "2", "--json", *output)
+    assert code == 0, err
+    assert json.loads(out)["metrics"]["exact_match"]["value"] == 1.0

@@ -342,6 +342,8 @@ def test_a_limit_overwrites_no_figures_of_all_rows(place: Path, tmp_path: Path) 
         names.append(tuple(result.file.name for result in results))
     every, few = ("valid.eval.json", "valid.json"), ("valid-2.eval.json", "valid-2.json")
     assert names == [every, few, every]
+    again = measure_one(run, read_questions(file, limit=2), ALL, SHORT, dtype="fp32")
+    assert again.file.name == "valid-2.eval.json"
     assert json.loads((tmp_path / "run/eval/valid.json").read_text(encoding="utf-8"))["n"] == 8
 
 

@@ -68,7 +68,7 @@ def test_templates_around_prompts_are_joined_by_order_and_that_is_said() -> None
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        (answers("user\n第{i}题？\n")[::-1], "it answers 'user 第5题？', the row there asks '第0题？'"),
+        (answers("user\n第{i}题？\n")[::-1], "it answers 'user 第5题？', the row asks '第0题？'"),
         (
             [{"predict": "好", "label": f"答案{5 - i}"} for i in range(6)],
             "its reference is '答案5', the row's '答案0'",
@@ -76,7 +76,7 @@ def test_templates_around_prompts_are_joined_by_order_and_that_is_said() -> None
     ],
 )
 def test_another_order_is_refused(lines: list[dict[str, Any]], said: str) -> None:
-    with pytest.raises(DataError, match="aren't in the same order") as refused:
+    with pytest.raises(DataError, match="in the same places") as refused:
         scored(lines)
     assert len(refused.value.details) == 6
     assert said in refused.value.details[0]
@@ -91,7 +91,7 @@ def test_fewer_lines_than_rows_are_refused_with_the_limit_that_helps() -> None:
     with pytest.raises(DataError) as refused:
         scored([{"id": "0", "predict": "答案0"}])
     assert list(refused.value.details) == [
-        f"{Path('p.jsonl').absolute()}: no prediction for 5 of 6 rows: 1, 2, 3, 4, 5 (--limit takes fewer)"
+        f"{Path('p.jsonl').absolute()}: no prediction for 5 of 6 rows: 1, 2, 3, 4, 5"
     ]
 
 
@@ -130,6 +130,125 @@ def test_references_that_a_metric_cannot_read_are_no_wrong_answers(metric: str) 
     assert "五个工作日" in refused.value.details[0]
 
 
+TRANSLATED: list[dict[str, Any]] = [
+    {"instruction": "翻译", "input": f"词{i}", "output": f"w{i}"} for i in range(4)
+]
+TALKS: list[dict[str, Any]] = [
+    {
+        "messages": [
+            {"role": "user", "content": f"讲故事{i}"},
+            {"role": "assistant", "content": "从前"},
+            {"role": "user", "content": "继续"},
+            {"role": "assistant", "content": f"后来{i}"},
+        ]
+    }
+    for i in range(4)
+]
+
+
+INPUTS = [{"instruction": "翻译", "input": f"词{i}", "predict": f"w{i}"} for i in range(4)]
+TURNS = [{"messages": talk["messages"][:3], "predict": f"后来{i}"} for i, talk in enumerate(TALKS)]
+TEMPLATES = [
+    {"prompt": f"user\n讲故事{i}\nassistant\n从前\nuser\n继续\n", "predict": f"后来{i}"} for i in range(4)
+]
+REFERENCES = [{"predict": f"答案{i}", "references": [f"答案{i}"]} for i in range(4)]
+LABELS = [{"predict": f"答案{i}", "label": f"<think>\n\n</think>\n\n答案{i}"} for i in range(4)]
+PLACES = [{"id": i, "prompt": f"第{i}题？", "predict": f"答案{i}"} for i in range(4)]
+JOINED = [(TRANSLATED, INPUTS), (TALKS, TURNS)]
+BY_PLACE = [(TALKS, TEMPLATES), (ROWS[:4], REFERENCES), (ROWS[:4], LABELS), (ROWS[:4], PLACES)]
+
+
+@pytest.mark.parametrize(("rows", "lines"), [*JOINED, *BY_PLACE])
+def test_lines_are_scored_against_their_own_rows(rows: Any, lines: list[dict[str, Any]]) -> None:
+    write_rows(Path("rows.jsonl").absolute(), rows)
+    assert scored(lines)["metrics"]["exact_match"]["value"] == 1.0
+    if (rows, lines) in JOINED:
+        assert scored(lines[::-1])["metrics"]["exact_match"]["value"] == 1.0
+
+
+@pytest.mark.parametrize(("rows", "lines"), BY_PLACE)
+def test_lines_in_other_places_are_refused(rows: Any, lines: list[dict[str, Any]]) -> None:
+    write_rows(Path("rows.jsonl").absolute(), rows)
+    moved = [
+        {**line, **({"id": at} if "id" in line else {})} for at, line in enumerate(lines[1:] + lines[:1])
+    ]
+    with pytest.raises(DataError, match="in the same places") as refused:
+        scored(moved)
+    assert len(refused.value.details) == 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "lines", "said"),
+    [
+        (
+            [{**row, "id": i // 2} for i, row in enumerate(ROWS)],
+            [{"id": 0, "predict": "x"}],
+            "ids that come more",
+        ),
+        (ROWS, [{"id": 0, "predict": "x"}, {"predict": "y"}], "1 of 2 lines of .* have no `id`"),
+        (ROWS, [*answers(), {"prompt": "第9题？", "predict": "x"}], "1 of 7 lines of .* answer no row"),
+        (
+            ROWS,
+            [{"instruction": row["instruction"], "output": row["output"]} for row in ROWS],
+            "own references",
+        ),
+        (ROWS, [], "is empty"),
+    ],
+)
+def test_what_cannot_be_joined_is_refused(
+    rows: list[dict[str, Any]], lines: list[dict[str, Any]], said: str
+) -> None:
+    write_rows(Path("rows.jsonl").absolute(), rows)
+    with pytest.raises(DataError, match=said) as refused:
+        scored(lines)
+    assert refused.value.fix
+
+
+def test_ids_that_are_null_or_empty_are_none_and_a_failed_row_needs_no_text() -> None:
+    for none in (None, ""):
+        assert (
+            scored([{"id": none, **line} for line in answers()[::-1]])["metrics"]["exact_match"]["value"]
+            == 0.5
+        )
+    failed = [*answers()[:5], {"prompt": "第5题？", "predict": None, "finish": "error", "error": "HTTP 500"}]
+    content = scored(failed)
+    assert (content["n"], content["failed"]) == (5, 1)
+
+
+def test_references_of_the_rows_are_taken_and_others_are_counted() -> None:
+    content = scored([{**line, "label": "X"} for line in answers()])
+    assert content["metrics"]["exact_match"]["value"] == 0.5
+    (note,) = (note for note in content["notes"] if "other references" in note)
+    assert note.startswith("6 lines of")
+    assert "有 6 行的参考答案" in in_chinese(note)
+
+
+def test_answers_written_anew_are_not_taken_from_an_interrupted_call() -> None:
+    file = str(write_rows(Path("a.jsonl").absolute(), answers()))
+    stop = True
+
+    def own(prediction: str, references: list[str]) -> float:
+        if stop:
+            raise ValueError
+        return float(prediction in references)
+
+    with pytest.raises(SettingsError):
+        tunesmith.compare(file, file, data="rows.jsonl", metrics=[own])
+    stop = False
+    write_rows(Path(file), [{**line, "predict": f"答案{i}"} for i, line in enumerate(answers())])
+    content = tunesmith.compare(file, file, data="rows.jsonl", metrics=[own]).content
+    assert content["a"]["metrics"]["own"]["value"] == 1.0
+
+
+def test_an_output_never_replaces_the_answers_of_a_side() -> None:
+    a = str(write_rows(Path("a.jsonl").absolute(), answers()))
+    b = tunesmith.evaluate(predictions=a, data="rows.jsonl", output="b.jsonl").content["predictions"]
+    before = Path(b).read_bytes()
+    with pytest.raises(UsageError, match="would overwrite"):
+        tunesmith.compare(a, b, data="rows.jsonl", output=b)
+    assert Path(b).read_bytes() == before
+
+
 def test_an_own_score_of_0_and_1_has_the_intervals_of_shares() -> None:
     def right(prediction: str, references: list[str]) -> bool:
         return prediction in references
@@ -140,7 +259,8 @@ def test_an_own_score_of_0_and_1_has_the_intervals_of_shares() -> None:
     def text(prediction: str, references: list[str]) -> str:  # noqa: ARG001
         return "0.5"
 
-    file = str(write_rows(Path("p.jsonl").absolute(), answers()))
+    lines = [{**line, "predict": line["predict"].replace("不知道", "不")} for line in answers()]
+    file = str(write_rows(Path("p.jsonl").absolute(), lines))
     content = tunesmith.evaluate(
         predictions=file, data="rows.jsonl", metrics=["exact_match", right, size], by="category"
     ).content
@@ -148,8 +268,14 @@ def test_an_own_score_of_0_and_1_has_the_intervals_of_shares() -> None:
     for metrics in (content["metrics"], groups["a"]["metrics"], groups["b"]["metrics"]):
         assert metrics["right"] == metrics["exact_match"]
         assert metrics["right"]["low"] < metrics["right"]["high"]
-        # 3 characters each: all alike in a group, but they aren't everywhere
-        assert metrics["size"]["low"] <= metrics["size"]["value"] <= metrics["size"]["high"]
+    # 3 characters in a, 1 in b: of the three rows of each as many as Wilson's 0 in 3 has may be the other.
+    ends = [
+        (groups[name]["metrics"]["size"]["low"], groups[name]["metrics"]["size"]["high"]) for name in "ab"
+    ]
+    assert ends == [
+        pytest.approx((3 - 2 * 0.5615, 3), abs=0.001),
+        pytest.approx((1, 1 + 2 * 0.5615), abs=0.001),
+    ]
     with pytest.raises(SettingsError, match=r"'0\.5' is a text, not a number"):
         tunesmith.evaluate(predictions=file, data="rows.jsonl", metrics=[text])
 

@@ -32,6 +32,7 @@ class Warm:
         }
         command = [sys.executable, "-m", "tests.warm.server"]
         pipe = subprocess.PIPE
+        self.running: set[int] = set()
         self._process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, text=True, env=environment, cwd=package
         )
@@ -44,6 +45,8 @@ class Warm:
     ) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        for pid in self.running:  # whose test failed before it ended
+            os.kill(pid, signal.SIGKILL)
         self._process.stdin.close()
         self._process.wait(PATIENCE)
         self._process.stdout.close()
@@ -70,7 +73,9 @@ class Warm:
             "variables": dict(variables or {}),
             "before": list(before),
         }
-        return Child(self, self.ask(request)["pid"], printed)
+        child = Child(self, self.ask(request)["pid"], printed)
+        self.running.add(child.pid)
+        return child
 
     def run(self, *words: object, folder: Path, printed: Path, before: Sequence[Any] = ()) -> Ended:
         """The same to its end."""
@@ -128,7 +133,10 @@ class Child:
 
     def exit_code(self) -> int:
         """Wait for its end, reading nothing: what it printed went to a terminal."""
-        return os.waitstatus_to_exitcode(self.warm.ask({"wait": self.pid})["status"])
+        status = self.warm.ask({"wait": self.pid, "seconds": PATIENCE})["status"]
+        assert status is not None, f"{self.pid} runs on after {PATIENCE:.0f} s"
+        self.warm.running.discard(self.pid)
+        return os.waitstatus_to_exitcode(status)
 
     def alive(self) -> bool:
         """Whether it has not ended yet."""

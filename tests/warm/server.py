@@ -2,7 +2,7 @@
 takes milliseconds instead of seconds, so that hundreds can be killed. Requests and answers are lines of JSON:
 
     {"words": […], "folder": …, "streams": [FILE, FILE, FILE], "variables": {…}, "before": […]}    {"pid": …}
-    {"wait": pid}                                                                              {"status": …}
+    {"wait": pid, "seconds": …}                                              {"status": …}, null if it runs on
 
 `streams` are stdin, stdout and stderr; a terminal as stdin becomes the child's own, which then leads a
 session. `before` names a module, one of its functions and arguments: what the child calls first.
@@ -19,6 +19,7 @@ import json
 import os
 import sys
 import termios
+import time
 import traceback
 from contextlib import suppress
 from typing import Any
@@ -44,7 +45,7 @@ def serve() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "wait" in request:
-            answer = {"status": os.waitpid(request["wait"], 0)[1]}
+            answer = {"status": _ended(request["wait"], request["seconds"])}
         else:
             pid = os.fork()
             if pid == 0:
@@ -52,6 +53,18 @@ def serve() -> None:
             answer = {"pid": pid}
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
+
+
+def _ended(pid: int, seconds: float) -> int | None:
+    """The status of a child that ends in that time."""
+    end = time.monotonic() + seconds
+    while True:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return status
+        if time.monotonic() > end:
+            return None
+        time.sleep(0.002)
 
 
 def _child(request: dict[str, Any]) -> None:

@@ -50,6 +50,11 @@ def evaluate(
     `watch(what, done, rows)` is told of each row, `note` what an interrupted call had done already.
     """
     if predictions is not None:
+        if sampling or template is not None or dtype != "auto":
+            idle = [*sampling, *(["template"] if template else []), *(["dtype"] if dtype != "auto" else [])]
+            raise UsageError(
+                f"The answers are there already: {', '.join(idle)} would change nothing.", fix="Leave it out."
+            )
         rows = read_questions(data, references, limit) if isinstance(data, str) else data
         questions, answers = read_predictions(predictions, rows, by=_listed(by), document=document)
         return measure.measure_predictions(

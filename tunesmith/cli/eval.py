@@ -147,9 +147,10 @@ def _check_alone(
             f"{', '.join([*names, *sampling.given()])}).",
             fix="Leave them out: the answers are there already.",
         )
-    if limit is not None:
+    if limit is not None and data is None:
         raise UsageError(
-            "--limit doesn't go with --predictions: every answer is scored.", fix="Leave it out."
+            "--limit takes the first rows of --data; of --predictions alone every answer is scored.",
+            fix="Leave it out, or give the rows too.",
         )
     if references is not None and data is None:
         raise UsageError(

@@ -73,6 +73,10 @@ _PHRASES = [
         ),
         (r"Taken: answers from (`.+`), references from (.+)\.$", r"所取的列：回答 \1，参考 \2。"),
         (
+            r"(\d+) lines of (.+) have other references than their rows; those of (.+) are taken\.$",
+            r"\2 中有 \1 行的参考答案与数据不同；以 \3 的为准。",
+        ),
+        (
             r"(.+) is joined to (.+) by prompts, as no line has an `id`\.$",
             r"\1 没有 `id`，按提示与 \2 对应。",
         ),

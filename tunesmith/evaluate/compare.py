@@ -19,6 +19,7 @@ from tunesmith.errors import UsageError
 from tunesmith.evaluate.answerers import Note, Watch
 from tunesmith.evaluate.cost import Meter
 from tunesmith.evaluate.failures import answered_by_all
+from tunesmith.evaluate.figures import settled
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.pairing import differences, unlike
 from tunesmith.evaluate.row import RowResult
@@ -140,6 +141,8 @@ def compared(
         for at in order or range(len(sides))
     }
     results, left_out = answered_by_all([done[at] for at in range(len(sides))])
+    known = tuple(settled(metrics, [result.rows for result in results]))
+    results = [replace(result, metrics=known) for result in results]
     notes = [
         told
         for at, other in enumerate(results[1:], 1)

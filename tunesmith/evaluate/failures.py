@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.errors import GenerateError
@@ -46,7 +47,9 @@ def check_some(name: str, rows: Mapping[int, Mapping[str, Any]]) -> None:
         raise GenerateError(
             f"{name} answered none of {counted(len(rows), 'row')}.",
             details=list(reasons),
-            fix="Check the URL and the model's name if these words aren't an OpenAI-compatible server's. "
+            fix="Ask the model again."
+            if Path(name).suffix in (".jsonl", ".json")
+            else "Check the URL and the model's name if these words aren't an OpenAI-compatible server's. "
             "The same command asks again.",
         )
 
@@ -86,7 +89,9 @@ def answered_by_all(results: Sequence[Evaluation]) -> tuple[list[Evaluation], li
         return list(results), notes
     count = results[0].n + len(results[0].failed)
     if len(left_out) == count:
-        raise GenerateError("No row was answered by all.", details=notes, fix="The same command asks again.")
+        raise GenerateError(
+            "No row was answered by all.", details=notes, fix="The same command asks endpoints again."
+        )
     kept = []
     for result in results:
         places = [at for at in range(count) if at not in result.failed]

@@ -16,7 +16,7 @@ from tunesmith.evaluate.statistics import Interval, Paired, holm, mean_interval,
 
 def settled(metrics: Sequence[Metric], sides: Sequence[Sequence[RowResult]]) -> list[Metric]:
     """The metrics with what only their scores of all rows and models tell: that those of one without bounds
-    are all 0 or 1, or between which ends they lie.
+    are 0 and 1 and nothing else, or between which ends they lie.
     """
     return [metric if metric.top is not None else _settled(metric, sides) for metric in metrics]
 
@@ -112,7 +112,7 @@ def _settled(metric: Metric, sides: Sequence[Sequence[RowResult]]) -> Metric:
     scores = {row.scores[metric.name] for rows in sides for row in rows}
     if not scores:
         return metric
-    if metric.least is None and scores <= {0.0, 1.0}:
+    if metric.least is None and scores == {0.0, 1.0}:
         return replace(metric, binary=True, least=0.0, top=1.0)
     return replace(metric, seen=(min(scores), max(scores)))
 

@@ -115,10 +115,12 @@ def measure_several(
     """
     _check_sampling(sampling)
     check_endpoints(names, sampling, dtype=dtype, template=template)
-    outputs.check(output, questions)
     with_base = with_base or len(names) == 1
     check_count(len(names) + with_base)
-    given = _given(names, questions, sampling, forgetting=forgetting)
+    ends = {names[-1], *([] if with_base else names[:1])}
+    idle = [*sampling.given(), *(["template"] if template else []), *(["dtype"] if dtype != "auto" else [])]
+    given = _given(names, questions, idle, asked=ends if forgetting else set())
+    outputs.check(output, replace(questions, files=(*questions.files, *given)))
     sides = sides_of(
         names, given, with_base=with_base, dtype=dtype, template=template, sampling=sampling, note=note
     )
@@ -141,23 +143,26 @@ def measure_several(
 
 
 def _given(
-    names: Sequence[str], questions: Questions, sampling: Sampling, *, forgetting: bool | None
+    names: Sequence[str], questions: Questions, idle: Sequence[str], *, asked: set[str]
 ) -> dict[str, Predictions]:
-    """The answers of those names that are files. Raises UsageError where they can't be compared as asked."""
+    """The answers of those names that are files. `idle` are settings that need a model, `asked` those sides
+    that are to answer general questions.
+
+    Raises UsageError where they can't be compared as asked, and what reading them raises.
+    """
     files = [name for name in names if is_predictions(name)]
     if files and len(names) == 1:
         raise UsageError(
             f"{files[0]} holds answers, and has no base to be compared with.",
             fix=f"Name a second side; or score it: tunesmith eval --predictions {files[0]} --data FILE.",
         )
-    if forgetting and {names[0], names[-1]} & {*files}:
+    if asked & {*files}:
         raise UsageError("A file of answers can't be asked general questions.", fix="Leave out --forgetting.")
-    if len(files) == len(names) and sampling.given():
+    if len(files) == len(names) and idle:
         raise UsageError(
-            f"All answers are there already: {', '.join(sampling.given())} would change nothing.",
-            fix="Leave the sampling settings out.",
+            f"All answers are there already: {', '.join(idle)} would change nothing.", fix="Leave it out."
         )
-    return {name: read_predictions(name, questions)[1] for name in files}
+    return {name: read_predictions(str(Path(name).expanduser()), questions)[1] for name in files}
 
 
 def _saved(

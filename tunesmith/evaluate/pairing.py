@@ -18,7 +18,6 @@ from tunesmith.evaluate.figures import (
     documents_of,
     figure,
     losses_of,
-    settled,
     verdicts,
 )
 from tunesmith.evaluate.metrics import Metric
@@ -37,7 +36,7 @@ def differences(sides: Sequence[Evaluation], figures: Sequence[Mapping[str, Any]
     """
     a, *others = sides
     shown_a, *shown = (one["metrics"] for one in figures)
-    metrics = settled(a.metrics, [side.rows for side in sides])
+    metrics = a.metrics
     results = [[difference(metric, a.rows, b.rows) for metric in metrics] for b in others]
     raised = corrected(results)
     several = len(others) > 1

@@ -58,7 +58,9 @@ def read_questions(
     Raises DataError naming every row without an answer.
     """
     if is_general(data) and references is None:
-        return Questions(NAME, NAME, with_groups(general_rows()[:limit], by, document))
+        rows = general_rows()
+        rest = () if limit is None else tuple(rows[limit:])
+        return Questions(NAME, NAME, with_groups(rows[:limit], by, document), rest=rest)
     rows = read_prompts(data)
     if references is not None:
         rows = read_references(references, rows)

@@ -75,7 +75,7 @@ class Evaluation:
         low, high}, …}, "groups": {column: {value: {"n", "metrics", …}}}}; JSON knows no None here: figures
         that could not be had are left out.
         """
-        metrics = settled(self.metrics, [self.rows])
+        metrics = self.metrics
         content: dict[str, Any] = {
             "kind": "evaluation",
             "model": self.model,
@@ -187,6 +187,7 @@ def measured(
     failed = failed_rows(conversations, answers) if answers is not None else {}
     # Asked again they may come; what stands in a file of predictions stays as it is.
     worklog.unfinished = bool(failed) and isinstance(model, RemoteModel)
+    metrics = settled(metrics, [rows])
     return Evaluation(model.name, rows, tuple(metrics), loss, seconds, _facts(model), held.output, failed)
 
 
@@ -330,7 +331,9 @@ def made_by(model: Completer) -> dict[str, Any]:
     """All of a model that decides what it answers."""
     if isinstance(model, Base):
         return {**model.tuned.facts(), "model": model.name, "adapter": "off"}
-    return model.facts() if isinstance(model, LocalModel | RemoteModel) else {"model": model.name}
+    if isinstance(model, LocalModel | RemoteModel | Predictions):
+        return model.facts()
+    return {"model": model.name}
 
 
 def _facts(model: Completer) -> dict[str, Any]:

@@ -291,8 +291,8 @@ def rows_needed(result: Paired | Interval, n: int) -> int | None:
 
 
 def of_differences(seen: Ends | None) -> Ends | None:
-    """The ends of differences of two scores whose ends these are."""
-    return None if seen is None else (seen[0] - seen[1], seen[1] - seen[0])
+    """How far apart two such scores were at most, both ways; twice that, as none of them is a bound."""
+    return None if seen is None else (2 * (seen[0] - seen[1]), 2 * (seen[1] - seen[0]))
 
 
 def of_all_alike(value: float, bounds: Ends, n: int) -> Ends:

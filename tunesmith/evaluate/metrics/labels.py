@@ -84,6 +84,18 @@ def read_yes_no(text: str) -> bool | None:
     return None
 
 
+def says_yes_no(reference: str) -> bool:
+    """Whether a reference is a yes or a no: its first words, up to a mark, and few of them.
+
+    >>> says_yes_no("不是，学校不提供。"), says_yes_no("可以在网上办理，五个工作日内完成")
+    (True, False)
+    """
+    clause = re.split(
+        r"[,:;.!?，：；。！？\n]", unicodedata.normalize("NFKC", reference).strip(), maxsplit=1
+    )[0]
+    return read_yes_no(clause) is not None and len(tokens(clause)) <= 4
+
+
 def choice(prediction: str, references: Sequence[str], prompt: str = "") -> float:  # noqa: ARG001
     """1 if the letter that the answer chooses is a reference's."""
     letter = read_letter(prediction)
@@ -109,6 +121,16 @@ def read_letter(text: str) -> str | None:
     alone = set(re.findall(r"(?<![A-Za-z0-9])([B-HJ])(?![A-Za-z0-9'])", answer))
     alone |= set(re.findall(r"(?<![A-Za-z0-9])([AI])(?![A-Za-z0-9']| (?!or\b|and\b)[a-z])", answer))
     return alone.pop() if len(alone) == 1 else None
+
+
+def says_letter(reference: str) -> bool:
+    """Whether a reference names a choice by its letter: alone, before a mark, or behind "答案", "answer", ….
+
+    >>> says_letter("B"), says_letter("（C）"), says_letter("B. Paris"), says_letter("Vitamin B deficiency")
+    (True, True, True, False)
+    """
+    text = unicodedata.normalize("NFKC", reference).strip()
+    return bool(re.match(r"[\W_]*[A-Ja-j][\W_]*$|[\W_]*[A-J]\s*[.,:;)\]、。]", text) or _CHOSEN.search(text))
 
 
 def _label(text: str) -> tuple[str, ...]:
@@ -140,10 +162,10 @@ _CHOSEN = re.compile(
 LABELS = (
     Metric(
         "yes_no", yes_no, True, "yes or no, read from the answer, as the reference says",
-        reads=lambda reference: read_yes_no(reference) is not None,
+        reads=says_yes_no,
     ),
     Metric(
         "choice", choice, True, "the letter of a multiple choice, read from the answer",
-        reads=lambda reference: read_letter(reference) is not None,
+        reads=says_letter,
     ),
 )  # fmt: skip

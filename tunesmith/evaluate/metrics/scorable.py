@@ -44,6 +44,6 @@ def _check_references(metric: Metric, conversations: Sequence[Conversation]) -> 
         raise DataError(
             f"{len(bad)} of {len(conversations)} rows can't be scored by `{metric.name}` "
             f"({metric.description}): no reference of theirs says it.",
-            details=[f"{row.origin}: its answer is {row.references[0][:60]!r}" for row in bad],
+            details=[f"{row.origin}: the reference is {row.references[0][:60]!r}" for row in bad],
             fix="Use a metric for free text (f1_char, exact_match), or give these rows such references.",
         )
