@@ -127,6 +127,16 @@ def test_what_cannot_be_streamed() -> None:
     assert len(found) == 2
 
 
+def test_what_changes_nothing_is_said() -> None:
+    (told,) = build(Sampling, {"seed": 3, "num_beams": 2}).useless()
+    assert told.startswith("seed=3 changes nothing")
+    assert build(Sampling, {"seed": 3, "top_k": 5}).useless() == []
+    scores = build(Sampling, {"logprobs": 2})
+    assert "`tunesmith generate`" in scores.useless()[0]
+    assert scores.useless(logprobs=True) == []
+    assert "logprobs" in scores.streaming_conflicts()[0]
+
+
 def test_chat_defaults_give_way() -> None:
     assert for_chat({}).given() == {"temperature": 0.7, "top_p": 0.9}
     assert for_chat({"temperature": 0.2}).given() == {"temperature": 0.2, "top_p": 0.9}

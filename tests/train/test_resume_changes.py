@@ -167,9 +167,7 @@ def test_an_unfinished_run_of_another_length_is_refused_with_what_would_change(p
     job = write_job(place, train={"schedule": "cosine"})
     crash(job)
     shorter = "train.max_steps=5"
-    with pytest.raises(
-        RunError, match="tang-1 is unfinished, and its schedule cosine is laid over 6 steps"
-    ) as e:
+    with pytest.raises(RunError, match="tang-1 is unfinished, and its schedule cosine has 6 steps") as e:
         train(job, shorter, resume=True)
     length, rate = e.value.details
     assert length == "train.max_steps: 6 in the run, 5 now: 6 -> 5 steps"

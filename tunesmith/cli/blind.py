@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import tunesmith
-from tunesmith.cli.console import err, json_option, out, print_json, print_table, table, write
+from tunesmith.cli.console import err, json_option, out, print_json, print_table, table, told, write
 from tunesmith.cli.generate import progress
 from tunesmith.cli.report import STDOUT, LanguageOption
 from tunesmith.disk import write_atomic
@@ -81,7 +81,10 @@ def new_(
     """Draw rows, let both models answer, and seal which is which."""
     settings = [word for word in words if "=" in word and not Path(word).exists()]
     names = [word for word in words if word not in settings]
-    sampling = build(Sampling, parse_overrides(settings)).given()
+    chosen = build(Sampling, parse_overrides(settings))
+    for line in chosen.useless():
+        told(line)
+    sampling = chosen.given()
     if len(names) != 2:
         raise UsageError(
             f"`tunesmith blind new` takes two models, runs or files (given: {', '.join(names) or 'none'}).",

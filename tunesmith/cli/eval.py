@@ -10,7 +10,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 import tunesmith
-from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
+from tunesmith.cli.console import err, json_option, out, print_json, print_table, table, told
 from tunesmith.cli.findings import FindingsOption, tell_findings
 from tunesmith.errors import UsageError
 from tunesmith.evaluate.metrics import NAMES, Metric
@@ -199,6 +199,8 @@ def split(words: list[str]) -> tuple[list[str], Sampling]:
     names = [word for word in words if word not in settings]
     sampling = build(Sampling, parse_overrides(settings))
     check_endpoints(names, sampling)
+    for line in sampling.useless():
+        told(line)
     return names, sampling
 
 

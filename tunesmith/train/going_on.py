@@ -196,7 +196,7 @@ def _check_length(continued: Continued, start: Start, ready: Prepared, tell: Not
         changes = [f"{line}: {before} -> {steps} steps" for line in continued.lengths]
         if not continued.force:
             raise RunError(
-                f"{run.path} is unfinished, and its schedule {settings.schedule} is laid over {before} steps.",
+                f"{run.path} is unfinished, and its schedule {settings.schedule} has {before} steps.",
                 details=[*changes, f"learning rate: laid over {steps} steps from here, {rates}"],
                 fix="Give the length as it was, and make the run longer when it is finished; or train anew "
                 "(another output=…, or --no-resume); --force goes on with the new length.",

@@ -6,8 +6,8 @@
                                     While it is being trained that is refused; --no-resume begins another
 
 Settings that change a run's result, or what its checkpoints hold, are refused with what differs. `--force`
-goes on with the former. A run may always be saved more often, or tracked elsewhere. A finished one may be made
-longer; an unfinished one only where its steps so far are those of the other length (going_on.py decides).
+goes on with the former. A run may always be saved more often, or tracked elsewhere. A finished one may be
+made longer; an unfinished one only where its steps so far are those of that length (going_on.py decides).
 """
 
 from __future__ import annotations
