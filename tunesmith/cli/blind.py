@@ -20,6 +20,7 @@ from tunesmith.evaluate.blind.new import ITEMS, REPEATS, Made, Request, new
 from tunesmith.evaluate.blind.ratings import read_raters
 from tunesmith.evaluate.blind.tables import RATER_COLUMNS, rater_rows, summary_rows
 from tunesmith.evaluate.formats import check_replaceable
+from tunesmith.evaluate.wins import wins_needed
 from tunesmith.infer.config import Sampling
 from tunesmith.model.config import Dtype
 from tunesmith.records import Conversation
@@ -219,9 +220,17 @@ def _tell_made(made: Made) -> None:
     if made.alike:
         err.print(f"{counted(made.alike, 'row')} with the same answer from both left out: nothing to choose.")
     if made.pairs < 20:
-        err.print("That is few: with 20 votes that aren't ties, 15 wins are needed for p < 0.05.")
+        err.print(_few(made.pairs))
     err.print(f"Next: tunesmith blind serve {made.test.path}   (raters on this machine)")
     err.print(f"or:   tunesmith blind page {made.test.path}    (one file for raters elsewhere)")
+
+
+def _few(pairs: int) -> str:
+    """What so small a test can show at most, in the report's own figures."""
+    wins = wins_needed(pairs)
+    if wins is None:
+        return f"That is too few: {counted(pairs, 'vote')} can't show a difference; 6 for one side can."
+    return f"That is few: if none of {pairs} is a tie, {wins} wins are needed for p < 0.05."
 
 
 def _made_json(made: Made) -> dict[str, Any]:
