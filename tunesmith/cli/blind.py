@@ -10,7 +10,7 @@ import typer
 
 import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, table, told, write
-from tunesmith.cli.generate import progress
+from tunesmith.cli.counting import answering
 from tunesmith.cli.report import STDOUT, LanguageOption
 from tunesmith.disk import write_atomic
 from tunesmith.errors import RunError, UsageError
@@ -96,7 +96,7 @@ def new_(
 
     def answer(name: str, prompts: Sequence[Conversation], file: Path) -> None:
         err.print(f"{counted(len(prompts), 'answer')} by {name}")
-        with progress(len(prompts)) as watch:
+        with answering(len(prompts)) as watch:
             tunesmith.generate(
                 name,
                 prompts,

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, table, told, typed, write
+from tunesmith.cli.counting import answering
 from tunesmith.cli.settings_list import show_answer_settings
 from tunesmith.data.prompts import read_prompts
 from tunesmith.errors import GenerateError, UsageError
@@ -41,8 +39,6 @@ Examples:
   tunesmith generate --settings                  every setting: meaning, default, what it doesn't go with
 Without settings an answer is greedy and has 512 tokens at most.
 """
-
-SECONDS_BETWEEN_LINES = 10.0
 
 
 @app.command(epilog=EXAMPLES)
@@ -101,7 +97,7 @@ def generate(
         _show_answers(answerer, asked, as_json)
         return
     prompts = read_prompts(input or "")
-    with progress(len(prompts)) as watch:
+    with answering(len(prompts)) as watch:
         summary = tunesmith.generate(
             model, prompts, output, existing=existing, dtype=dtype, template=template,
             batch_size=batch_size, watch=watch, note=told, **sampling.given(),
@@ -183,36 +179,6 @@ def _quoted(one: Mapping[str, Any]) -> str:
 
 def _rounded(one: Mapping[str, Any]) -> str:
     return f"{one['logprob']:.3f}"
-
-
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[Summary], None]]:
-    """A bar with the time left; where stderr is no terminal, a line every ten seconds."""
-    bar = Progress(
-        TextColumn("answers"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}", markup=False),
-        TimeRemainingColumn(),
-        console=err,
-        disable=not err.is_terminal,
-        transient=True,
-    )
-    task = bar.add_task("", total=total, speed="")
-    last = time.monotonic()
-
-    def watch(summary: Summary) -> None:
-        nonlocal last
-        done = summary.resumed + summary.answered
-        speed = f"{summary.tokens_per_second:,.0f} tokens/s"
-        bar.update(task, completed=done, speed=speed)
-        if not err.is_terminal and time.monotonic() - last > SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            left = summary.seconds / summary.answered * (total - done)
-            err.print(f"{done} of {total} answers, {speed}, {left:.0f} s left")
-
-    with bar:
-        yield watch
 
 
 def _told(summary: Summary) -> str:
