@@ -72,7 +72,7 @@ CONFLICTS: list[tuple[dict[str, Any], str]] = [
     ({"num_beams": True}, "num_beams must be a valid integer"),
     ({"num_beams": 2.5}, "num_beams must be a valid integer"),
     ({"max_new_tokens": 0}, "max_new_tokens must be greater than or equal to 1"),
-    ({"temprature": 1}, "unknown setting 'temprature'; did you mean 'temperature'?"),
+    ({"temprature": 1}, "unknown setting 'temprature' (did you mean 'temperature'?)"),
 ]
 
 

@@ -92,7 +92,7 @@ def test_a_fully_tuned_run_has_no_base_inside(place: Path, base: Path) -> None:
 
 
 def test_a_base_has_no_adapter_to_switch_off(base: Path) -> None:
-    with pytest.raises(ModelError, match="without an adapter"), loaded(base).base():
+    with pytest.raises(ModelError, match="a model by itself"), loaded(base).base():
         pass
 
 

@@ -58,7 +58,7 @@ def resolve(info: Path, name: str) -> Resolved:
     entry = entries.get(name)
     if entry is None:
         raise SettingsError(
-            f"{file} has no data set {name!r}{nearest(name, list(entries))}",
+            f"{file} has no data set {name!r}{nearest(name, list(entries))}.",
             fix=f"Names in it: {', '.join(list(entries)[:20]) or 'none'}.",
         )
     where = f"{file}, {name!r}"
@@ -78,7 +78,7 @@ def named(path: str) -> Resolved | None:
     Raises as `resolve`.
     """
     place = Path(path)
-    if "://" in path or place.exists() or place.name not in entries_beside(place):
+    if "://" in str(path) or place.exists() or place.name not in entries_beside(place):
         return None
     return resolve(place.parent, place.name)
 
@@ -138,7 +138,7 @@ def _contradictions(entry: Mapping[str, Any]) -> list[str]:
     formatting = entry.get("formatting") or "alpaca"
     if formatting not in FORMATTINGS:
         near = nearest(formatting, FORMATTINGS)
-        found.append(f"formatting {formatting!r} isn't known{near} ({', '.join(FORMATTINGS)})")
+        found.append(f"formatting {formatting!r} isn't known{near}; known: {', '.join(FORMATTINGS)}")
     source = _source(entry)
     if not source:
         found.append("it names no source: file_name, hf_hub_url or ms_hub_url")
