@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,6 +126,22 @@ def test_what_cannot_be_streamed() -> None:
     assert build(Sampling, {"temperature": 1}).streaming_conflicts() == []
     found = build(Sampling, {"num_beams": 3, "num_return_sequences": 2}).streaming_conflicts()
     assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("none.json", "there is no such file"), ("folder", "Is a directory"), ("gbk.json", "isn't UTF-8")],
+)
+def test_a_schema_that_cannot_be_read_is_told_by_its_name_once(tmp_path: Path, name: str, why: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "gbk.json").write_bytes('{"title": "白"}'.encode("gbk"))
+    with pytest.raises(SettingsError) as caught:
+        build(Sampling, {"json_schema": str(tmp_path / name)})
+    (told,) = caught.value.details
+    start = "json_schema must be a JSON schema, or a file with one; "
+    assert told.startswith(start)
+    assert why in told
+    assert told.count(name) == 1
 
 
 def test_what_changes_nothing_is_said() -> None:

@@ -56,8 +56,12 @@ def _as_schema(value: Any) -> Any:
         return value
     try:
         text = value if value.lstrip().startswith("{") else Path(value).expanduser().read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the schema can't be read: {error}") from error
+    except FileNotFoundError:
+        raise ValueError("must be a JSON schema, or a file with one; there is no such file") from None
+    except OSError as error:
+        raise ValueError(f"must be a JSON schema, or a file with one; {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError("must be a JSON schema, or a file with one; this one isn't UTF-8") from error
     try:
         return json.loads(text)
     except ValueError as error:
