@@ -174,6 +174,8 @@ def _show_scores(scores: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _quoted(one: Mapping[str, Any]) -> str:
+    if "\ufffd" in one["token"] and one["bytes"]:
+        return f"<{bytes(one['bytes']).hex(' ')}>"  # a part of a character
     return json.dumps(one["token"], ensure_ascii=False)
 
 
