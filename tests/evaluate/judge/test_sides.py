@@ -130,7 +130,9 @@ def test_a_judgement_without_a_rated_row_is_refused_before_the_judge_is_asked(tm
             ((a, others), N, "None of these answers were rated"),
         ):
             with pytest.raises(DataError, match=said):
-                tunesmith.judge(*sides, judge=server.name, blind=test.path, limit=limit)
+                tunesmith.judge(
+                    *sides, judge=server.name, blind=test.path, limit=limit, output=tmp_path / "out.jsonl"
+                )
         assert not server.calls
 
 
