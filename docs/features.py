@@ -50,9 +50,9 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ("data/test_read.py", "data/test_formats.py", "data/test_chat_rows.py", "data/test_check.py"),
     ),
     (
-        "LLaMA-Factory's `dataset_info.json`, as its users expect",
-        "按 LLaMA-Factory 的原义读取 `dataset_info.json`",
-        ("data/test_dataset_info.py",),
+        "LLaMA-Factory's `dataset_info.json`, as its users expect; its entries by their path, for every verb",
+        "按 LLaMA-Factory 的原义读取 `dataset_info.json`；所有命令都可用条目的路径指定数据",
+        ("data/test_dataset_info.py", "data/test_named_rows.py"),
     ),
     (
         "The model's own chat template, one renderer for training and chat; label mask checked against it",

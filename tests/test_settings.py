@@ -373,7 +373,7 @@ def test_a_wrong_setting_is_told_with_its_place(tmp_path: Path) -> None:
     both = told("train: {epochs: many}", "train.learning_rte=1")
     assert both.startswith("2 settings are wrong.")
     assert f"(it is 'many'), in {file}" in both
-    assert "did you mean 'train.learning_rate'?, on the command line" in both
+    assert "did you mean 'train.learning_rate'?), on the command line" in both
     # Each alone is right: the contradiction may be due to either place.
     mixed = told("train: {batch_size: 2}", "train.tokens_per_step=512")
     assert mixed.startswith(f"A setting is wrong in {file} and on the command line.")

@@ -202,10 +202,19 @@ def known_keys(cls: type[BaseModel], prefix: str = "") -> list[str]:
     return names
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean X?` for the closest known word, else the empty string."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+def nearest(word: str, known: Sequence[str], *, lead: str = "") -> str:
+    """` (did you mean 'X'?)` for the closest known word, else nothing; the sentence goes on after it.
+
+    `lead` is what all known words begin with, such as a slash: it makes none of them closer.
+    """
+    names = [one.removeprefix(lead) for one in known]
+    near = difflib.get_close_matches(word.removeprefix(lead), names, n=1, cutoff=0.6)
+    return meant(lead + near[0]) if near else ""
+
+
+def meant(word: str) -> str:
+    """` (did you mean 'X'?)`."""
+    return f" (did you mean {word!r}?)"
 
 
 def _describe(cls: type[BaseModel], problem: Any) -> str:
@@ -260,15 +269,15 @@ def _place(cls: type[BaseModel], problem: Any, typed: Mapping[str, Any], file: s
 def _suggestion(cls: type[BaseModel], path: Sequence[str]) -> str:
     known = known_keys(cls)
     others: Mapping[str, Sequence[str]] = getattr(cls, "ELSEWHERE", {})
-    if meant := [key for key, names in others.items() if path[-1] in names]:
-        return f"; here it is {meant[0]!r}"
+    if here := [key for key, names in others.items() if path[-1] in names]:
+        return f"; here it is {here[0]!r}"
     parent, wrong = ".".join(path[:-1]), path[-1]
     siblings = [k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == parent]
     if near := difflib.get_close_matches(wrong, siblings, n=1, cutoff=0.6):
-        return f"; did you mean {'.'.join([*path[:-1], near[0]])!r}?"
+        return meant(".".join([*path[:-1], near[0]]))
     # The right word in the wrong place (`epochs` beside `train`) is the commonest mistake.
     if elsewhere := [k for k in known if k.rpartition(".")[2] == wrong]:
-        return f"; did you mean {elsewhere[0]!r}?"
+        return meant(elsewhere[0])
     return nearest(".".join(path), known) or (f" (known here: {', '.join(siblings)})" if siblings else "")
 
 

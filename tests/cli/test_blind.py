@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli.test_eval import Run, tunesmith
 from tests.evaluate.blind.made_test import likes_b, made_test, rate, saved_file
-from tests.evaluate.conftest import place
+from tests.evaluate.conftest import place, write_rows
 from tunesmith.evaluate.blind.folder import open_test
 from tunesmith.rundir import read_jsonl
 
@@ -57,6 +57,26 @@ def test_two_models_from_drawing_to_the_report(tunesmith: Run, tmp_path: Path) -
     assert {row["row"]: row["b"] for row in report["rows"]} == answers
     assert (report["a"]["model"], report["b"]["model"]) == ("qwen2", "runs/lora")
     assert report["settings"]["temperature"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        (5, "That is too few: 5 votes can't show a difference"),
+        (6, "if none of 6 is a tie, 6 wins are needed"),
+        (15, "if none of 15 is a tie, 12 wins are needed"),
+        (20, ""),
+    ],
+)
+def test_how_many_wins_a_small_test_takes(tunesmith: Run, tmp_path: Path, pairs: int, said: str) -> None:
+    for side in "ab":
+        rows = [{"id": str(n), "prompt": f"问{n}", "prediction": f"{side}{n}"} for n in range(pairs)]
+        write_rows(tmp_path / f"{side}.jsonl", rows)
+    files = [str(tmp_path / f"{side}.jsonl") for side in "ab"]
+    code, _, err = tunesmith("blind", "new", *files, "--output", str(tmp_path / "test"))
+    assert code == 0, err
+    assert said in err
+    assert said or "few" not in err
 
 
 def test_a_report_in_the_terminal(tunesmith: Run, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tunesmith.cli.console import _Console, print_table, print_what_fits, printable, table
-from tunesmith.cli.eval import Watching
+from tunesmith.cli.counting import Watching, answering
 from tunesmith.cli.progress import TrainingProgress
+from tunesmith.infer.predictions import Summary
 
 
 def shown(value: object) -> str:
@@ -59,13 +60,36 @@ def test_names_of_models_are_no_markup(monkeypatch: pytest.MonkeyPatch, terminal
     console = _Console(
         file=file, width=100, markup=False, emoji=False, force_terminal=terminal, color_system=None
     )
-    monkeypatch.setattr("tunesmith.cli.eval.err", console)
+    monkeypatch.setattr("tunesmith.cli.counting.err", console)
     with Watching() as watch:
         watch("runs/a[/b] :smile:", 1, 2)
         watch("runs/a[/b] :smile:", 2, 2)
     print_table(table(("A: runs/a[/b]", "[red]"), [("x", "y")], title="[/i]"), console)
     assert file.getvalue().count("runs/a[/b]") >= 2
     assert "[red]" in file.getvalue()
+
+
+def test_a_log_is_told_of_a_long_part_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    file, clock = StringIO(), [0.0]
+    monkeypatch.setattr("tunesmith.cli.counting.err", _Console(file=file, width=100, markup=False))
+    monkeypatch.setattr("tunesmith.cli.counting.time.monotonic", lambda: clock[0])
+    with Watching() as watch:
+        for done in (20, *range(21, 61)):  # twenty were there already; four seconds a row
+            watch("base answers", done, 60)
+            clock[0] += 4.0
+        watch("loss", 0, 9)
+    said = file.getvalue().splitlines()
+    assert said[:3] == [
+        "base answers (60 rows)",
+        "base answers: 23 of 60, 2 min 28 s left",
+        "base answers: 26 of 60, 2 min 16 s left",
+    ]
+    assert len(said) == 1 + 39 // 3 + 1
+    assert said[-1] == "loss (9 rows)"
+    with answering(10) as told:
+        clock[0] += 11.0
+        told(Summary("out", 10, resumed=2, answered=4, tokens=110, seconds=11.0))
+    assert file.getvalue().splitlines()[-1] == "6 of 10 answers, 10 tokens/s, 11 s left"
 
 
 def test_the_share_of_what_is_trained_reads_as_a_number() -> None:

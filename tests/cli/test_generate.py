@@ -95,6 +95,29 @@ def test_one_prompt_answers_on_stdout(run: Run, models: Path) -> None:
     assert "[3]" in err
 
 
+def test_one_prompt_with_log_probabilities_shows_them_beside_the_answer(run: Run) -> None:
+    plain = run("--prompt", "你好")[1]
+    code, out, err = run("--prompt", "你好", "logprobs=2")
+    assert (code, out) == (0, plain)
+    line = json.loads(run("--prompt", "你好", "logprobs=2", "--json")[1])
+    rows = err.partition("likeliest there")[2].splitlines()[1:]
+    for one, row in zip(line["logprobs"], rows, strict=False):
+        cut = "\ufffd" in one["token"]
+        assert row.startswith(f"<{bytes(one['bytes']).hex(' ')}>" if cut else json.dumps(one["token"])[:2])
+        assert f"{one['logprob']:.3f}" in row
+        assert f"{one['top_logprobs'][1]['logprob']:.3f}" in row
+    many = ("temperature=3", "seed=1", "num_return_sequences=2", "logprobs=0")
+    err = run("--prompt", "你好", *many)[2]
+    assert err.count("log-probability") == 2
+    assert "likeliest there" not in err
+
+
+def test_a_seed_that_changes_nothing_is_told(run: Run) -> None:
+    told = "seed=1 changes nothing: no token is drawn"
+    assert told in run("--prompt", "Hi", "seed=1")[2]
+    assert "changes nothing" not in run("--prompt", "Hi", "seed=1", "temperature=0.5")[2]
+
+
 def test_one_prompt_of_bytes_that_are_not_utf8(run: Run) -> None:
     code, out, err = run("--prompt", "caf\udce9", "--system", "\udcff", "stop=\udcfe", "--json")
     assert (code, json.loads(out)["prompt"]) == (0, "system: \ufffd\nuser: caf\ufffd"), err

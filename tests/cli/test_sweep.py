@@ -52,6 +52,11 @@ def test_answers_side_by_side_figures_and_a_page(run: Run, tmp_path: Path) -> No
     assert run(*words, "--force")[0] == 0
 
 
+def test_what_changes_nothing_under_any_settings_is_told(run: Run) -> None:
+    assert "seed=4 changes nothing" in run("--prompt", "Hi", "seed=4", "do_sample=false")[2]
+    assert "changes nothing" not in run("--prompt", "Hi", "seed=4", "do_sample=false,true")[2]
+
+
 def test_json(run: Run) -> None:
     code, out, _ = run("--prompt", "Hi", "top_k=2,9", "--json")
     found = json.loads(out)

@@ -99,7 +99,7 @@ def test_marks_on_messages() -> None:
         ([Q, turn("  \n")], "the reply is empty (turn 2)"),
         ([turn("", "system"), turn(" ", "user"), turn("a")], "the prompt is empty (turn 2)"),
         ([Q, turn("t", "tool"), turn("a")], "turn 2, a turn of the tool, follows a turn of the user"),
-        ([turn("q", "usr"), turn("a")], "unknown role 'usr'; did you mean 'user'?"),
+        ([turn("q", "usr"), turn("a")], "unknown role 'usr' (did you mean 'user'?)"),
         ([Q, {"role": "assistant"}], "turn 2 of messages has no 'content'"),
         ([Q, {"content": "a"}], "turn 2 of messages has no 'role'"),
         ([Q, "a"], "turn 2 of messages is text"),

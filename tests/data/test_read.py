@@ -391,5 +391,5 @@ def test_missing_files_are_all_named_with_the_nearest_name(tmp_path: Path) -> No
     with pytest.raises(DataError) as caught:
         load([DataFile(path=name, weight=1.0) for name in names])
     message = str(caught.value)
-    assert re.search(r"trian.json: did you mean 'train.json'\?", message)
+    assert re.search(r"trian.json .did you mean 'train.json'\?.\.", message)
     assert "none/x.csv" in message

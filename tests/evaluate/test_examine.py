@@ -150,9 +150,9 @@ def test_the_best_by_a_metric_is_kept_and_told(
 @pytest.mark.parametrize(
     ("evaluate", "best", "error"),
     [
-        ({"metrics": ["f1_chr"]}, None, "no metric 'f1_chr'; did you mean 'f1_char'"),
+        ({"metrics": ["f1_chr"]}, None, r"no metric 'f1_chr' \(did you mean 'f1_char'\?\)\."),
         ({"metrics": ["f1_char"]}, "rouge_l", "rouge_l isn't measured by train.evaluate"),
-        ({"metrics": ["f1_char"]}, "rogue_l", "no metric 'rogue_l'; did you mean 'rouge_l'"),
+        ({"metrics": ["f1_char"]}, "rogue_l", r"no metric 'rogue_l' \(did you mean 'rouge_l'\?\)\."),
         ({"metrics": ["f1_char", "length"]}, "length", "neither more nor less is better"),
         ({"metrics": ["choices"]}, None, "8 of 8 rows can't be scored by `choices`"),
         ({"metrics": ["f1_char", "copied"], "prompts": "bare.jsonl"}, None, "2 of 2 rows .* which f1_char "),

@@ -73,8 +73,23 @@ def test_the_system_prompt(chat: Chat) -> None:
 
 def test_a_value_keeps_its_equals_signs(chat: Chat) -> None:
     for line, stop in (("/set stop ==END==", "==END=="), ("/set stop=a=b", "a=b"), ("/set stop x", "x")):
-        chat.command(line)
+        assert chat.command(line) == f"stop is {stop!r}."
         assert chat.model.sampling.stop == (stop,)
+    assert chat.command("/set stop 。") == "stop is '。'."
+    assert chat.command("/set stop default") == "stop is not set."
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("/compar x", "There is no command /compar (did you mean '/compare'?)."),
+        ("/bad", "There is no command /bad."),  # all begin with a slash, which makes none of them near
+    ],
+)
+def test_a_command_that_is_not_there(chat: Chat, line: str, said: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        chat.command(line)
+    assert caught.value.what == said
 
 
 def test_settings_change_and_stay_as_they_were_when_they_are_wrong(chat: Chat) -> None:
@@ -129,7 +144,7 @@ def test_base_switches_the_adapter_off_and_on(chat: Chat) -> None:
 
 def test_base_says_where_there_is_none(tmp_path: Path) -> None:
     plain = Chat(load(str(save_tiny("qwen2", tmp_path / "base")), dtype="fp32"))
-    with pytest.raises(ModelError, match="no base model inside"):
+    with pytest.raises(ModelError, match="has no adapter: it is no run but a model by itself"):
         plain.command("/base")
     assert plain.adapter_on
 
@@ -246,7 +261,7 @@ def test_both_answer_and_neither_is_remembered(chat: Chat) -> None:
 
 def test_a_model_without_an_adapter_has_nothing_to_compare(tmp_path: Path) -> None:
     alone = Chat(load(str(save_tiny("llama", tmp_path / "base")), dtype="fp32"), asked={"max_new_tokens": 2})
-    with pytest.raises(ModelError, match="no base model inside"):
+    with pytest.raises(ModelError, match="has no adapter: it is no run but a model by itself"):
         alone.command("/compare Hi")
 
 

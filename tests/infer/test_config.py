@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,7 +73,7 @@ CONFLICTS: list[tuple[dict[str, Any], str]] = [
     ({"num_beams": True}, "num_beams must be a valid integer"),
     ({"num_beams": 2.5}, "num_beams must be a valid integer"),
     ({"max_new_tokens": 0}, "max_new_tokens must be greater than or equal to 1"),
-    ({"temprature": 1}, "unknown setting 'temprature'; did you mean 'temperature'?"),
+    ({"temprature": 1}, "unknown setting 'temprature' (did you mean 'temperature'?)"),
 ]
 
 
@@ -125,6 +126,32 @@ def test_what_cannot_be_streamed() -> None:
     assert build(Sampling, {"temperature": 1}).streaming_conflicts() == []
     found = build(Sampling, {"num_beams": 3, "num_return_sequences": 2}).streaming_conflicts()
     assert len(found) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("none.json", "there is no such file"), ("folder", "Is a directory"), ("gbk.json", "isn't UTF-8")],
+)
+def test_a_schema_that_cannot_be_read_is_told_by_its_name_once(tmp_path: Path, name: str, why: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "gbk.json").write_bytes('{"title": "白"}'.encode("gbk"))
+    with pytest.raises(SettingsError) as caught:
+        build(Sampling, {"json_schema": str(tmp_path / name)})
+    (told,) = caught.value.details
+    start = "json_schema must be a JSON schema, or a file with one; "
+    assert told.startswith(start)
+    assert why in told
+    assert told.count(name) == 1
+
+
+def test_what_changes_nothing_is_said() -> None:
+    (told,) = build(Sampling, {"seed": 3, "num_beams": 2}).useless()
+    assert told.startswith("seed=3 changes nothing")
+    assert build(Sampling, {"seed": 3, "top_k": 5}).useless() == []
+    scores = build(Sampling, {"logprobs": 2})
+    assert "`tunesmith generate`" in scores.useless()[0]
+    assert scores.useless(logprobs=True) == []
+    assert "logprobs" in scores.streaming_conflicts()[0]
 
 
 def test_chat_defaults_give_way() -> None:

@@ -60,7 +60,7 @@ def test_what_is_no_schema_is_told(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="can't be followed"):
         generate(model, renderer, asked(), build(Sampling, {"json_schema": {"type": "nonsense"}}))
     for wrong, words in (
-        (str(tmp_path / "missing.json"), "can't be read"),
+        (str(tmp_path / "missing.json"), "there is no such file"),
         ("{not json", "isn't JSON"),
         (3, "json_schema"),
     ):

@@ -23,6 +23,7 @@ from tunesmith.errors import (
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.local import LocalModel, load
 from tunesmith.journal import Journal
+from tunesmith.model import saved
 from tunesmith.records import Conversation, Message, Origin
 from tunesmith.rundir import RunDir
 from tunesmith.settings import build
@@ -91,8 +92,25 @@ def test_a_fully_tuned_run_has_no_base_inside(place: Path, base: Path) -> None:
         pass
 
 
+def test_a_checkpoint_is_no_model_and_its_run_is_named(place: Path, base: Path) -> None:
+    made = made_run(place / "stopped", base)
+    step = made.checkpoints / "step-000015"
+    step.mkdir(parents=True)
+    for folder, what in ((step, "is a checkpoint,"), (made.checkpoints, "is a folder of checkpoints,")):
+        with pytest.raises(ModelError, match=what) as caught:
+            loaded(folder)
+        assert f"Give the run, {made.path}:" in caught.value.fix
+        assert ("train.max_steps=15" in caught.value.fix) == (folder == step)
+        with pytest.raises(ModelError, match=what):
+            saved.adapter_folder(folder)
+    made.adapter.rename(place / "elsewhere")
+    with pytest.raises(ModelError, match="is a checkpoint") as caught:
+        loaded(step)
+    assert f"tunesmith train {made.path} --resume" in caught.value.fix
+
+
 def test_a_base_has_no_adapter_to_switch_off(base: Path) -> None:
-    with pytest.raises(ModelError, match="without an adapter"), loaded(base).base():
+    with pytest.raises(ModelError, match="a model by itself"), loaded(base).base():
         pass
 
 

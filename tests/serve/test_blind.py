@@ -126,6 +126,9 @@ def test_the_guard_stands_before_every_route(
         {"Origin": "http://127.0.0.1:1"},
         {"Sec_Fetch_Site": "cross-site"},
         {"Sec_Fetch_Site": "same-site"},
+        {"Origin": None},
+        {"Origin": None, "Sec_Fetch_Site": "none"},
+        {"Origin": None, "Authorization": "Bearer wrong"},
     ],
 )
 @pytest.mark.parametrize("path", ["/rate", "/ratings", "/none"])
@@ -136,6 +139,17 @@ def test_another_site_changes_nothing(
     body = {"rater": "x", "item": item, "choice": "left"}
     assert client.ask("POST", path, body, **headers)[0] == 403
     assert not test.ratings_file.exists()
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Sec_Fetch_Site": "same-origin"}, {"Cookie": None, "Authorization": "Bearer {}"}]
+)
+def test_who_sends_no_origin_is_known_otherwise(
+    test: BlindTest, client: Client, headers: dict[str, str | None]
+) -> None:
+    sent = {name: value and value.format(client.token) for name, value in headers.items()}
+    body = {"rater": "x", "item": test.public()["items"][0]["id"], "choice": "left"}
+    assert client.ask("POST", "/rate", body, Origin=None, **sent)[0] == 204
 
 
 @pytest.mark.parametrize(

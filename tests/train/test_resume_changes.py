@@ -163,6 +163,33 @@ def test_a_finished_run_is_made_longer(place: Path, schedule: str) -> None:
         assert not same
 
 
+def test_an_unfinished_run_of_another_length_is_refused_with_what_would_change(place: Path) -> None:
+    job = write_job(place, train={"schedule": "cosine"})
+    crash(job)
+    shorter = "train.max_steps=5"
+    with pytest.raises(RunError, match="tang-1 is unfinished, and its schedule cosine has 6 steps") as e:
+        train(job, shorter, resume=True)
+    length, rate = e.value.details
+    assert length == "train.max_steps: 6 in the run, 5 now: 6 -> 5 steps"
+    assert re.match(r"learning rate: laid over 5 steps from here, the rate goes from \S+ at step 4 to ", rate)
+    assert "make the run longer when it is finished" in e.value.fix
+    with pytest.raises(RunError, match="is unfinished"):
+        train(job, "train.max_steps=12", resume=True)
+    run, told = train(job, shorter, resume=True, force=True)
+    assert f"Forced: {length}." in told
+    assert "The training is made shorter: 6 -> 5 steps. The schedule cosine is laid over all of them" in told
+    assert run.job()["steps"] == 5
+
+
+def test_an_unfinished_run_takes_another_length_where_its_steps_are_the_same(place: Path) -> None:
+    job = write_job(place, train={"schedule": "constant"})
+    other, _ = train(job, "train.max_steps=5", "output=other")
+    crash(job)
+    run, told = train(job, "train.max_steps=5", resume=True)
+    assert "made shorter: 6 -> 5 steps. The rates of the steps so far are those of the shorter" in told
+    assert lines(run) == lines(other)
+
+
 def test_a_length_that_changes_nothing_is_refused(place: Path) -> None:
     job = write_job(place)
     train(job)

@@ -9,7 +9,8 @@ import typer
 
 import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
-from tunesmith.cli.eval import DtypeOption, Watching
+from tunesmith.cli.counting import Watching
+from tunesmith.cli.eval import DtypeOption
 from tunesmith.errors import UsageError
 from tunesmith.evaluate.benchmark_sections import sections, title
 from tunesmith.evaluate.harness_extra import check_harness

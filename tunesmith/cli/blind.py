@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 import tunesmith
-from tunesmith.cli.console import err, json_option, out, print_json, print_table, table, write
-from tunesmith.cli.generate import progress
+from tunesmith.cli.console import err, json_option, out, print_json, print_table, table, told, write
+from tunesmith.cli.counting import answering
 from tunesmith.cli.report import STDOUT, LanguageOption
 from tunesmith.disk import write_atomic
 from tunesmith.errors import RunError, UsageError
@@ -20,6 +20,7 @@ from tunesmith.evaluate.blind.new import ITEMS, REPEATS, Made, Request, new
 from tunesmith.evaluate.blind.ratings import read_raters
 from tunesmith.evaluate.blind.tables import RATER_COLUMNS, rater_rows, summary_rows
 from tunesmith.evaluate.formats import check_replaceable
+from tunesmith.evaluate.wins import wins_needed
 from tunesmith.infer.config import Sampling
 from tunesmith.model.config import Dtype
 from tunesmith.records import Conversation
@@ -81,7 +82,10 @@ def new_(
     """Draw rows, let both models answer, and seal which is which."""
     settings = [word for word in words if "=" in word and not Path(word).exists()]
     names = [word for word in words if word not in settings]
-    sampling = build(Sampling, parse_overrides(settings)).given()
+    chosen = build(Sampling, parse_overrides(settings))
+    for line in chosen.useless():
+        told(line)
+    sampling = chosen.given()
     if len(names) != 2:
         raise UsageError(
             f"`tunesmith blind new` takes two models, runs or files (given: {', '.join(names) or 'none'}).",
@@ -92,7 +96,7 @@ def new_(
 
     def answer(name: str, prompts: Sequence[Conversation], file: Path) -> None:
         err.print(f"{counted(len(prompts), 'answer')} by {name}")
-        with progress(len(prompts)) as watch:
+        with answering(len(prompts)) as watch:
             tunesmith.generate(
                 name,
                 prompts,
@@ -216,9 +220,17 @@ def _tell_made(made: Made) -> None:
     if made.alike:
         err.print(f"{counted(made.alike, 'row')} with the same answer from both left out: nothing to choose.")
     if made.pairs < 20:
-        err.print("That is few: with 20 votes that aren't ties, 15 wins are needed for p < 0.05.")
+        err.print(_few(made.pairs))
     err.print(f"Next: tunesmith blind serve {made.test.path}   (raters on this machine)")
     err.print(f"or:   tunesmith blind page {made.test.path}    (one file for raters elsewhere)")
+
+
+def _few(pairs: int) -> str:
+    """What so small a test can show at most, in the report's own figures."""
+    wins = wins_needed(pairs)
+    if wins is None:
+        return f"That is too few: {counted(pairs, 'vote')} can't show a difference; 6 for one side can."
+    return f"That is few: if none of {pairs} is a tie, {wins} wins are needed for p < 0.05."
 
 
 def _made_json(made: Made) -> dict[str, Any]:

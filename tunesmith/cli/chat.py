@@ -56,7 +56,8 @@ def chat(
 ) -> None:
     """Talk to a model or a run. Without a terminal, each line of stdin is a message."""
     asked = parse_overrides(list(map(typed, settings or [])))
-    checked(asked)  # wrong settings are told before the model is loaded
+    for line in checked(asked).useless():  # wrong settings are told before the model is loaded
+        told(line)
     talk = Chat(
         tunesmith.load(model, dtype=dtype, template=template, note=told), system=typed(system), asked=asked
     )

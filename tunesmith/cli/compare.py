@@ -13,6 +13,7 @@ from rich.text import Text
 
 import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
+from tunesmith.cli.counting import Watching
 from tunesmith.cli.eval import (
     By,
     DataFile,
@@ -24,7 +25,6 @@ from tunesmith.cli.eval import (
     Output,
     References,
     Template,
-    Watching,
     asked,
     named,
     say,

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 import tunesmith
-from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
+from tunesmith.cli.console import err, json_option, out, print_json, print_table, table, told
+from tunesmith.cli.counting import Watching
 from tunesmith.cli.findings import FindingsOption, tell_findings
 from tunesmith.errors import UsageError
 from tunesmith.evaluate.metrics import NAMES, Metric
@@ -169,37 +169,14 @@ def _check_one(names: list[str], data: Path | None) -> None:
         raise UsageError("`tunesmith eval` needs rows with answers.", fix="Give them: --data FILE.")
 
 
-class Watching:
-    """A progress bar on stderr while models answer; without a terminal, a line for each part."""
-
-    def __init__(self) -> None:
-        # The name of a model is text, whatever brackets it has.
-        name = TextColumn("{task.description}", style="progress.description", markup=False)
-        columns = (name, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
-        self._what = ""
-        self._task = self._bar.add_task("", total=None)
-
-    def __enter__(self) -> Watching:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, what: str, done: int, rows: int) -> None:
-        if what != self._what and not err.is_terminal:
-            err.print(f"{what} ({rows} rows)")
-        self._what = what
-        self._bar.update(self._task, description=what, completed=done, total=rows)
-
-
 def split(words: list[str]) -> tuple[list[str], Sampling]:
     """Names of models, and the key=value words as sampling settings; a path that exists is a name."""
     settings = [word for word in words if "=" in word and not Path(word).exists()]
     names = [word for word in words if word not in settings]
     sampling = build(Sampling, parse_overrides(settings))
     check_endpoints(names, sampling)
+    for line in sampling.useless():
+        told(line)
     return names, sampling
 
 

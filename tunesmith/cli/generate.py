@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 import tunesmith
-from tunesmith.cli.console import err, json_option, out, print_json, told, typed, write
+from tunesmith.cli.console import err, json_option, out, print_json, print_table, table, told, typed, write
+from tunesmith.cli.counting import answering
 from tunesmith.cli.settings_list import show_answer_settings
 from tunesmith.data.prompts import read_prompts
 from tunesmith.errors import GenerateError, UsageError
@@ -40,8 +39,6 @@ Examples:
   tunesmith generate --settings                  every setting: meaning, default, what it doesn't go with
 Without settings an answer is greedy and has 512 tokens at most.
 """
-
-SECONDS_BETWEEN_LINES = 10.0
 
 
 @app.command(epilog=EXAMPLES)
@@ -84,6 +81,8 @@ def generate(
     _check_words(input, output, prompt, system, resume=resume, force=force)
     sampling = build(Sampling, parse_overrides(list(map(typed, settings or []))))
     check_endpoints((model,), sampling, dtype=dtype, template=template)
+    for line in sampling.useless(logprobs=True):
+        told(line)
     # Everything that can be wrong without the model is told before it's loaded.
     existing: Existing = "resume" if resume else "replace" if force else "refuse"
     if output is not None:
@@ -98,7 +97,7 @@ def generate(
         _show_answers(answerer, asked, as_json)
         return
     prompts = read_prompts(input or "")
-    with progress(len(prompts)) as watch:
+    with answering(len(prompts)) as watch:
         summary = tunesmith.generate(
             model, prompts, output, existing=existing, dtype=dtype, template=template,
             batch_size=batch_size, watch=watch, note=told, **sampling.given(),
@@ -149,45 +148,39 @@ def _show_answers(model: Answerer, conversation: Conversation, as_json: bool) ->
     (answers,) = model.complete([conversation])
     if failed := next((one.error for one in answers if one.finish == "error"), ""):
         raise GenerateError(f"{model.name} gave no answer: {failed}.", fix="Ask again.")
+    line = prediction(model, conversation, answers)
     if as_json:
-        print_json(prediction(model, conversation, answers))
+        print_json(line)
         return
-    for number, answer in enumerate(answers, 1):
+    for number, (answer, shown) in enumerate(zip(answers, line.get("predictions", [line]), strict=True), 1):
         if len(answers) > 1:
             err.print(f"[{number}]", style="dim")
         write(answer.text + "\n")
+        if scores := shown.get("logprobs"):
+            _show_scores(scores)
     if any(answer.finish == "length" for answer in answers):
         err.print("The limit was reached; max_new_tokens=N raises it.", style="dim")
 
 
-@contextmanager
-def progress(total: int) -> Iterator[Callable[[Summary], None]]:
-    """A bar with the time left; where stderr is no terminal, a line every ten seconds."""
-    bar = Progress(
-        TextColumn("answers"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}", markup=False),
-        TimeRemainingColumn(),
-        console=err,
-        disable=not err.is_terminal,
-        transient=True,
-    )
-    task = bar.add_task("", total=total, speed="")
-    last = time.monotonic()
+def _show_scores(scores: Sequence[Mapping[str, Any]]) -> None:
+    """A row for each token: what it is, its log-probability, and what was likeliest at its place."""
+    rows = [
+        (_quoted(one), _rounded(one), "  ".join(f"{_quoted(t)} {_rounded(t)}" for t in one["top_logprobs"]))
+        for one in scores
+    ]
+    columns = ("token", "log-probability", "likeliest there")
+    width = 3 if scores[0]["top_logprobs"] else 2
+    print_table(table(columns[:width], [row[:width] for row in rows], numbers=columns[1:2]), err)
 
-    def watch(summary: Summary) -> None:
-        nonlocal last
-        done = summary.resumed + summary.answered
-        speed = f"{summary.tokens_per_second:,.0f} tokens/s"
-        bar.update(task, completed=done, speed=speed)
-        if not err.is_terminal and time.monotonic() - last > SECONDS_BETWEEN_LINES:
-            last = time.monotonic()
-            left = summary.seconds / summary.answered * (total - done)
-            err.print(f"{done} of {total} answers, {speed}, {left:.0f} s left")
 
-    with bar:
-        yield watch
+def _quoted(one: Mapping[str, Any]) -> str:
+    if "\ufffd" in one["token"] and one["bytes"]:
+        return f"<{bytes(one['bytes']).hex(' ')}>"  # a part of a character
+    return json.dumps(one["token"], ensure_ascii=False)
+
+
+def _rounded(one: Mapping[str, Any]) -> str:
+    return f"{one['logprob']:.3f}"
 
 
 def _told(summary: Summary) -> str:

@@ -9,7 +9,8 @@ import typer
 
 import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, table
-from tunesmith.cli.eval import DtypeOption, Limit, References, Template, Watching, split
+from tunesmith.cli.counting import Watching
+from tunesmith.cli.eval import DtypeOption, Limit, References, Template, split
 from tunesmith.errors import UsageError
 from tunesmith.evaluate.judge.asked import TOKENS, Asked, Request
 from tunesmith.evaluate.judge.prompts import Language

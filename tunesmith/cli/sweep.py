@@ -58,6 +58,10 @@ def sweep(
     """Answer the same prompts under every combination of settings, with figures of how varied they are."""
     _check_words(prompt, input, system, html, force=force)
     chosen = combinations(list(map(typed, settings or [])))
+    for line in dict.fromkeys(line for one in chosen for line in one.sampling.useless()):
+        # A seed that one combination draws by has its use beside others that don't draw.
+        if all(line in one.sampling.useless() for one in chosen):
+            told(line)
     prompts = read_prompts(input) if input else asked(list(map(typed, prompt or [])), typed(system))
     answerer = tunesmith.load(model, dtype=dtype, template=template, note=told)
     answerer.batch_size = batch_size

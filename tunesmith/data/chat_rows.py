@@ -129,7 +129,7 @@ def _role(value: Any, name: str, tags: Tags) -> str:
     role = known.get(word) or (known.get(word.strip().lower()) if tags.role_names is None else None)
     if role is None:
         raise RowError(
-            f"{name} has the unknown role {word!r}{nearest(word, list(known))} (known: {', '.join(known)})"
+            f"{name} has the unknown role {word!r}{nearest(word, list(known))}; known: {', '.join(known)}"
         )
     return role
 

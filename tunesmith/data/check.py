@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.data.config import DataFile, DataSettings
-from tunesmith.data.dataset_info import check_columns, resolve
+from tunesmith.data.dataset_info import check_columns, named, resolve
 from tunesmith.data.formats import Format, RowError, not_used, parse, recognise
 from tunesmith.data.prompts import read_prompts as read_prompts
 from tunesmith.data.prompts import read_references as read_references
@@ -188,7 +188,7 @@ def _read_all(
     problems: list[DataError] = []
     for index, file in enumerate(files):
         try:
-            known = resolve(Path(info), file.path) if info else None
+            known = resolve(Path(info), file.path) if info else named(file.path)
             paths = known.paths if known else files_of(file.path)
         except DataError as error:
             problems.append(error)

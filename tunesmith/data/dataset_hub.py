@@ -98,7 +98,7 @@ def _configured(root: Path, dataset: str, subset: str, split: str) -> list[Path]
     name = subset or (default[0] if default else next(iter(configs)) if len(configs) == 1 else "")
     if name not in configs:
         raise DataError(
-            f"The data set {dataset} has no subset {subset!r}{nearest(subset, list(configs))}"
+            f"The data set {dataset} has no subset {subset!r}{nearest(subset, list(configs))}."
             if subset
             else f"The data set {dataset} has several subsets.",
             fix=f'Write "subset" in dataset_info.json: {", ".join(configs)}.',
@@ -186,7 +186,7 @@ def _front_matter(readme: Path) -> dict[str, Any]:
 
 def _no_split(dataset: str, split: str, known: Sequence[str]) -> DataError:
     return DataError(
-        f"The data set {dataset} has no split {split!r}{nearest(split, known)}",
+        f"The data set {dataset} has no split {split!r}{nearest(split, known)}.",
         fix=f'Write "split" in dataset_info.json: {", ".join(known) or "it has none"}.',
     )
 

@@ -4,6 +4,8 @@ Source order: hf_hub_url / ms_hub_url, script_url (refused: it would run code), 
 file_name, relative to the file's folder. Where `columns` is given, a column left out of it is none, not its
 default; an empty text is none too. Without `columns`: prompt=instruction, query=input, response=output,
 messages=conversations. An unknown key is an error with the nearest known one.
+
+Where a path names rows, FOLDER/NAME is the entry NAME of FOLDER/dataset_info.json if there is no such file.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from tunesmith.data.row_format import PARTS, Format, Tags
 from tunesmith.errors import DataError, SettingsError
 from tunesmith.settings import nearest
 
+FILE = "dataset_info.json"
 SOURCES = ("hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name", "file_name")
 KEYS: Mapping[str, type] = {
     **dict.fromkeys(SOURCES, str), "file_sha1": str, "formatting": str, "ranking": bool,
@@ -50,12 +53,12 @@ def resolve(info: Path, name: str) -> Resolved:
 
     Raises SettingsError with every problem of a wrong entry, and DataError where its files can't be had.
     """
-    file = info / "dataset_info.json" if info.is_dir() else info
+    file = info / FILE if info.is_dir() else info
     entries = read_object(decode(read_bytes(str(file)), str(file))[0], str(file))
     entry = entries.get(name)
     if entry is None:
         raise SettingsError(
-            f"{file} has no data set {name!r}{nearest(name, list(entries))}",
+            f"{file} has no data set {name!r}{nearest(name, list(entries))}.",
             fix=f"Names in it: {', '.join(list(entries)[:20]) or 'none'}.",
         )
     where = f"{file}, {name!r}"
@@ -67,6 +70,26 @@ def resolve(info: Path, name: str) -> Resolved:
             fix=f"Known keys: {', '.join(KEYS)}. A column left out of `columns` is none, not its default.",
         )
     return Resolved(_paths(entry, file.parent, where), _format(entry, name), entry.get("num_samples"))
+
+
+def named(path: str) -> Resolved | None:
+    """What `path` means as FOLDER/NAME: the entry NAME of FOLDER/dataset_info.json; None where it is a file.
+
+    Raises as `resolve`.
+    """
+    place = Path(path)
+    if "://" in str(path) or place.exists() or place.name not in entries_beside(place):
+        return None
+    return resolve(place.parent, place.name)
+
+
+def entries_beside(file: Path) -> dict[str, Any]:
+    """The entries of the dataset_info.json in a file's folder, by name; none where there is none to read."""
+    info = file.parent / FILE
+    try:
+        return dict(read_object(decode(read_bytes(str(info)), str(info))[0], str(info)))
+    except DataError:
+        return {}
 
 
 def check_columns(rows: Sequence[RawRow], format: Format) -> None:
@@ -115,7 +138,7 @@ def _contradictions(entry: Mapping[str, Any]) -> list[str]:
     formatting = entry.get("formatting") or "alpaca"
     if formatting not in FORMATTINGS:
         near = nearest(formatting, FORMATTINGS)
-        found.append(f"formatting {formatting!r} isn't known{near} ({', '.join(FORMATTINGS)})")
+        found.append(f"formatting {formatting!r} isn't known{near}; known: {', '.join(FORMATTINGS)}")
     source = _source(entry)
     if not source:
         found.append("it names no source: file_name, hf_hub_url or ms_hub_url")

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 
+from tunesmith.data.dataset_info import check_columns, named
 from tunesmith.data.formats import RowError, parse, recognise
 from tunesmith.data.read import BadRow, RawFile, RawRow, files_of, read_file
 from tunesmith.errors import DataError
@@ -19,6 +20,8 @@ REFERENCES = ("references", "reference", "answer", "output", "completion", "resp
 def read_prompts(path: str) -> list[Conversation]:
     """The prompts of a file or folder in any row format; a .txt or .md file is one prompt a line.
 
+    FOLDER/NAME is an entry of FOLDER/dataset_info.json where there is no such file.
+
     A row's answer (its last assistant turn), if there, goes to `references` and out of `messages`; its
     columns as they stand in the file go to `meta["columns"]`. Raises one DataError that lists every bad row:
     a prompt left out would shift all answers after it.
@@ -26,12 +29,20 @@ def read_prompts(path: str) -> list[Conversation]:
     prompts: list[Conversation] = []
     bad: list[BadRow] = []
     rows = 0
-    files = files_of(path)
+    entry = named(path)
+    if entry and entry.num_samples is not None:
+        raise DataError(
+            f"{path} has num_samples in its dataset_info.json, which draws rows to train on; all are asked.",
+            fix="Name the rows by an entry without num_samples.",
+        )
+    files = entry.paths if entry else files_of(path)
     for name in files:
         file = _lines_as_rows(read_file(name))
         rows += len(file.rows) + len(file.bad)
         bad += file.bad
-        format = recognise(file.rows, answers=False) if file.rows else None
+        if entry:
+            check_columns(file.rows, entry.format)
+        format = entry.format if entry else recognise(file.rows, answers=False) if file.rows else None
         for row in file.rows:
             try:
                 assert format is not None
@@ -50,6 +61,12 @@ def read_prompts(path: str) -> list[Conversation]:
         # Each file's own numbers begin at 0: two rows would have one id, and draw the same by chance.
         return [replace(row, meta={**row.meta, "number": number}) for number, row in enumerate(prompts)]
     return prompts
+
+
+def prompt_files(path: str) -> list[str]:
+    """The files that `read_prompts` reads."""
+    entry = named(path)
+    return entry.paths if entry else files_of(path)
 
 
 def read_references(path: str, prompts: Sequence[Conversation]) -> list[Conversation]:

@@ -157,7 +157,7 @@ def read_bytes(path: str) -> bytes:
     except FileNotFoundError:
         hint = nearest(file.name, [entry.name for entry in _entries(file.parent)])
         raise DataError(
-            f"There is no file {path}{hint.replace('; did', ': did') if hint else ''}{'' if hint else '.'}",
+            f"There is no file {path}{hint}.",
             fix="Check the path; it is taken from the folder you are in.",
         ) from None
     except OSError as error:

@@ -260,7 +260,7 @@ class Renderer:
         if template.endswith(".jinja"):
             return Path(template).name, _read(Path(template))
         raise SettingsError(
-            f"There is no template {template!r}{nearest(template, TEMPLATES)}",
+            f"There is no template {template!r}{nearest(template, TEMPLATES)}.",
             fix=f"Known: {', '.join(TEMPLATES)}; or the path of a .jinja file; or null for the model's own.",
         )
 

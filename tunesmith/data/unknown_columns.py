@@ -6,7 +6,9 @@ import difflib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
+from tunesmith.data.dataset_info import FILE, entries_beside
 from tunesmith.data.read import RawRow
 from tunesmith.data.row_format import described
 from tunesmith.errors import DataError
@@ -66,13 +68,13 @@ def _advice(path: str, columns: Sequence[str]) -> str:
     prompt = "instruction" if "instruction" in columns else _first(by_lower, ("instruction", *_PROMPT))
     answer = "output" if "output" in columns else _first(by_lower, ("output", *_ANSWER))
     if prompt and answer and prompt != answer:
-        return _rename({prompt: "instruction", answer: "output"})
+        return _rename(path, {prompt: "instruction", answer: "output"})
     # The format that most of the columns speak for comes first.
     for name, required in sorted(FORMATS.items(), key=lambda item: -len(set(item[1]) & set(columns))):
         missing = [column for column in required if column not in columns]
         near = {column: difflib.get_close_matches(column, by_lower, n=1, cutoff=0.75) for column in missing}
         if missing and all(near.values()):
-            return _rename({by_lower[found[0]]: column for column, found in near.items()})
+            return _rename(path, {by_lower[found[0]]: column for column, found in near.items()})
         if 0 < len(missing) < len(required):
             unanswered = " (rows without an answer can be asked, not trained on)"
             what = f"For {name} the column {' and '.join(map(repr, missing))} is missing"
@@ -80,22 +82,39 @@ def _advice(path: str, columns: Sequence[str]) -> str:
     if "messages" in columns or "conversations" in columns:
         return "Each turn must be an object with role and content (or from and value)."
     if turns := _first(by_lower, _TURNS):
-        return _rename({turns: "messages"})
+        return _rename(path, {turns: "messages"})
     if text := _first(by_lower, _TEXT):
-        return _rename({text: "text"})
+        return _rename(path, {text: "text"})
     header = " Is the header line missing?" if path.lower().endswith((".csv", ".tsv")) else ""
-    return f"Rename the columns to those of a known format, or name them in a dataset_info.json.{header}"
+    return f"Rename the columns to those of a known format{_or_entry(path)}.{header}"
 
 
-def _rename(names: Mapping[str, str]) -> str:
+def _rename(path: str, names: Mapping[str, str]) -> str:
     names = {old: new for old, new in names.items() if old != new}
     old, new = " and ".join(names), " and ".join(names.values())
     advice = f"You have {old}; rename {'them' if len(names) > 1 else 'it'} to {new}"
-    parts = {"instruction": "prompt", "output": "response", "messages": "messages"}
+    parts = {"instruction": "prompt", "output": "response"}
     if set(names.values()) <= parts.keys():
-        columns = json.dumps({parts[to]: was for was, to in names.items()}, ensure_ascii=False)
-        advice += f', or name them in a dataset_info.json: "columns": {columns}'
+        columns = {parts[to]: was for was, to in names.items()}
+        advice += _or_name_them(Path(path), columns)
     return advice + "."
+
+
+def _or_entry(path: str) -> str:
+    """The same for columns that don't say what they are."""
+    return _or_name_them(Path(path), {"prompt": "<question>", "response": "<answer>"})
+
+
+def _or_name_them(file: Path, columns: Mapping[str, str]) -> str:
+    """What to write into the dataset_info.json beside the file, and what to type then."""
+    info, entries = file.parent / FILE, entries_beside(file)
+    for name, entry in entries.items():
+        if isinstance(entry, Mapping) and entry.get("file_name") == file.name:
+            return f". {info} has an entry for this file: give {file.parent / name} instead of {file}"
+    name = file.stem if file.stem not in entries else f"{file.stem}_rows"
+    entry = json.dumps({name: {"file_name": file.name, "columns": columns}}, ensure_ascii=False)
+    how = f"add {entry[1:-1]} to {info}" if entries else f"write {entry} into {info}"
+    return f"; or {how} and give {file.parent / name} instead of {file}"
 
 
 def _first(by_lower: Mapping[str, str], names: Sequence[str]) -> str:

@@ -13,8 +13,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from tunesmith.data.check import Dataset
-from tunesmith.data.prompts import read_prompts
-from tunesmith.data.read import files_of
+from tunesmith.data.prompts import prompt_files, read_prompts
 from tunesmith.data.template import Renderer
 from tunesmith.device import Device
 from tunesmith.errors import DataError
@@ -87,7 +86,7 @@ def examination(job: Job, valid: Dataset | None) -> Answers:
 
 def _rows(settings: EvaluateSettings, valid: Dataset | None) -> tuple[list[Conversation], dict[str, str]]:
     if settings.prompts is not None:
-        rows, names = read_prompts(settings.prompts), files_of(settings.prompts)
+        rows, names = read_prompts(settings.prompts), prompt_files(settings.prompts)
         files = {name: hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in names}
         return rows[: settings.limit], files
     records = [] if valid is None else [r for r in valid.records if isinstance(r, Conversation) and r.answer]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from tunesmith.data.prompts import prompts_sha256, read_prompts, read_references
+from tunesmith.data.prompts import prompt_files, prompts_sha256, read_prompts, read_references
 from tunesmith.data.read import files_of
 from tunesmith.errors import DataError, SettingsError
 from tunesmith.evaluate.findings.general import GENERAL, NAME, general_rows, is_general
@@ -75,7 +75,7 @@ def read_questions(
         )
     if not rows:
         raise DataError(f"{data} holds no rows.", fix="Give a file with at least one row.")
-    files = [*files_of(data), *(files_of(references) if references is not None else [])]
+    files = [*prompt_files(data), *(files_of(references) if references is not None else [])]
     return Questions(data, Path(data).stem, with_groups(rows, by, document), tuple(files), rest)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from tunesmith.evaluate.statistics import FEWEST, LEVEL, NORMAL, Interval, mcnemar, wilson
+from tunesmith.evaluate.wins import wins_needed
 
 POWER = 0.8
 EXACT_SEARCH = 1_000  # votes up to which the size is searched; beyond, the normal approximation is as good
@@ -90,17 +91,6 @@ class Duel:
             "preferred": self.preferred,
             "verdict": self.verdict,
         }
-
-
-def wins_needed(decided: int) -> int | None:
-    """The fewest wins of so many decided votes with p < 0.05 two-sided; None below 6, where none do."""
-    tail, ways, losses = 0, 1, 0  # ways: how many of the 2^n sequences have so many losses
-    # Whole numbers, for p is 2 tail / 2^n and may be very near 0.05.
-    while 2 * (tail + ways) * 20 < 2**decided:
-        tail += ways
-        ways = ways * (decided - losses) // (losses + 1)
-        losses += 1
-    return decided - losses + 1 if losses else None
 
 
 def votes_needed(share: float) -> int:

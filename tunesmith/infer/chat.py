@@ -93,7 +93,7 @@ class Chat:
         command = COMMANDS.get(ALIASES.get(word, word))
         if command is None:
             raise SettingsError(
-                f"There is no command {word}{nearest(word, list(COMMANDS))}.",
+                f"There is no command {word}{nearest(word, list(COMMANDS), lead='/')}.",
                 fix="/help lists them. To send text that begins with /, put another / before it.",
             )
         return command.run(self, rest.strip())
@@ -197,7 +197,8 @@ def _set(chat: Chat, rest: str) -> str:
         )
     chat.model.sampling = checked(asked)
     chat.asked = asked
-    return f"{name} is {_shown(chat.model.sampling.given().get(name, 'not set'))}."
+    given = chat.model.sampling.given()
+    return f"{name} is {_shown(given[name])}." if name in given else f"{name} is not set."
 
 
 def _show(chat: Chat, rest: str) -> str:  # noqa: ARG001
@@ -317,4 +318,4 @@ def checked(asked: Mapping[str, Any]) -> Sampling:
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(_shown, value))
-    return repr(value) if isinstance(value, str) and value != value.strip() else str(value)
+    return repr(value) if isinstance(value, str) else str(value)

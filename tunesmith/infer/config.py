@@ -40,7 +40,8 @@ NOT_WITH = {
     "stop": "`json_schema`",
     "json_schema": "`num_beams`, `stop`, `no_repeat_ngram_size`; needs `tunesmith[schema]`",
     "no_repeat_ngram_size": "`json_schema`",
-    "logprobs": "`num_beams`",
+    "logprobs": "`num_beams`; chat",
+    "seed": "greedy answers: it changes nothing there, which is said",
 }
 SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p")
 
@@ -55,8 +56,12 @@ def _as_schema(value: Any) -> Any:
         return value
     try:
         text = value if value.lstrip().startswith("{") else Path(value).expanduser().read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"the schema can't be read: {error}") from error
+    except FileNotFoundError:
+        raise ValueError("must be a JSON schema, or a file with one; there is no such file") from None
+    except OSError as error:
+        raise ValueError(f"must be a JSON schema, or a file with one; {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError("must be a JSON schema, or a file with one; this one isn't UTF-8") from error
     try:
         return json.loads(text)
     except ValueError as error:
@@ -263,9 +268,26 @@ class Sampling(Settings):
             found.append("length_penalty goes with beam search: set num_beams 2 or more, or leave it out")
         return found
 
+    def useless(self, *, logprobs: bool = False) -> list[str]:
+        """A sentence for each setting that changes nothing here; `logprobs`: whether these are written."""
+        found = []
+        if self.seed is not None and not self.samples:
+            found.append(
+                f"seed={self.seed} changes nothing: no token is drawn, the likeliest is taken; "
+                "with temperature=0.7, say, the seed decides."
+            )
+        if self.logprobs is not None and not logprobs:
+            found.append(f"logprobs={self.logprobs} changes nothing here: `tunesmith generate` writes them.")
+        return found
+
     def streaming_conflicts(self) -> list[str]:
         """What keeps an answer from being shown while it's written."""
         found = []
+        if self.logprobs is not None:
+            found.append(
+                "logprobs aren't shown while an answer is written: leave them out here, or use "
+                "`tunesmith generate`"
+            )
         if self.beams > 1:
             found.append(
                 f"num_beams {self.beams} knows its answer only at the end, so it can't be shown while it's "

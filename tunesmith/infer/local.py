@@ -99,12 +99,17 @@ class LocalModel:
             yield
 
     def _check_adapter(self) -> None:
-        if self.adapter is None:
-            what = "was tuned as a whole" if self.run is not None else "is a model without an adapter"
+        if self.adapter is not None:
+            return
+        if self.run is None:
             raise ModelError(
-                f"{self.name} {what}: there is no base model inside to switch to.",
-                fix="Load the base model by its own name and ask it beside this one.",
+                f"{self.name} has no adapter: it is no run but a model by itself, with no base beneath it.",
+                fix="Take a run (tunesmith runs list), whose base is asked beside it.",
             )
+        raise ModelError(
+            f"{self.name} was tuned as a whole: there is no base model inside to switch to.",
+            fix="Load the base model by its own name and ask it beside this one.",
+        )
 
     def chat(self, messages: str | Sequence[Message | Mapping[str, Any]], **sampling: Any) -> str:
         """The answer to a message, or to the messages of a conversation, as text.

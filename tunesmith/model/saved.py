@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.errors import ModelError
 from tunesmith.model import weights
+from tunesmith.model.checkpoints import check_no_checkpoint
 from tunesmith.model.load import quiet
 from tunesmith.model.peft_parts import LoraConfig, PeftModel, get_peft_model_state_dict
 
@@ -33,6 +34,7 @@ def adapter_folder(path: Path) -> Path:
     """The folder with an adapter: `path` itself, or a run's adapter/. Raises ModelError if there is none."""
     folder = path if (path / CONFIG).is_file() else path / "adapter"
     if not (folder / CONFIG).is_file():
+        check_no_checkpoint(path)
         why = "it doesn't exist" if not path.is_dir() else f"it has no {CONFIG}, nor an adapter/ with one"
         if (path / "model").is_dir() or (path / "config.json").is_file():
             why = "it is a whole model"

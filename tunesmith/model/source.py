@@ -20,6 +20,7 @@ from typing import Literal
 
 from tunesmith.errors import ModelError, SettingsError
 from tunesmith.model import gguf_file, hub, weights
+from tunesmith.model.checkpoints import check_no_checkpoint
 from tunesmith.rundir import RunDir, is_run
 
 Kind = Literal["embedded", "hub", "modelscope", "folder", "gguf"]
@@ -69,6 +70,7 @@ def resolve(name: str, revision: str | None = None) -> Source:
         _no_revision(name, revision)
         if is_run(path) and not (path / "config.json").is_file():
             raise _a_run(name, RunDir(path))
+        check_no_checkpoint(path)
         _check_folder(path, name)
         return Source(name, "folder", path.resolve())
     if path.is_file():

@@ -1,8 +1,9 @@
 """An HTTP server for this machine alone, and the guard that every request passes before any route.
 
 Host      must name this machine (against DNS rebinding, CVE-2024-28224); any port, for SSH tunnels
-Origin    of a request that changes something must be that host; a foreign or `null` one, or a cross-site
-          Sec-Fetch-Site, is refused (CVE-2024-1727). There are no CORS headers.
+Origin    of a request that changes something must be that host, or Sec-Fetch-Site same-origin: browsers send
+          one with every POST. A foreign or `null` one is refused (CVE-2024-1727), and none beside a cookie.
+          Programs with a Bearer header, which no page of another site can send, need none. No CORS headers.
 token     new at each start: a link with ?key=…, which sets an HttpOnly SameSite=Strict cookie, or a Bearer
           header; compared in constant time, on every route
 bodies    JSON alone, of a bounded length
@@ -144,20 +145,23 @@ class LoopbackHandler(BaseHTTPRequestHandler):
         return False
 
     def _from_here(self, host: str) -> bool:
-        origin = self.headers.get("Origin")
-        # Browsers send an origin with every POST; programs that aren't browsers send none.
+        origin, site = self.headers.get("Origin"), self.headers.get("Sec-Fetch-Site")
         if origin is not None and origin.lower() != f"http://{host}".lower():
             return False
-        return self.headers.get("Sec-Fetch-Site", "same-origin") == "same-origin"
+        if site is not None:
+            return site == "same-origin"
+        return origin is not None or self._has_bearer()
 
     def _knows_token(self) -> bool:
-        scheme, _, bearer = self.headers.get("Authorization", "").partition(" ")
         try:
             morsel = SimpleCookie(self.headers.get("Cookie", "")).get(self.server.cookie)
         except CookieError:
             morsel = None
-        given = [bearer if scheme.lower() == "bearer" else "", morsel.value if morsel else ""]
-        return any(self._is_token(word) for word in given) or self._key_in_link()
+        return self._has_bearer() or self._is_token(morsel.value if morsel else "") or self._key_in_link()
+
+    def _has_bearer(self) -> bool:
+        scheme, _, bearer = self.headers.get("Authorization", "").partition(" ")
+        return self._is_token(bearer if scheme.lower() == "bearer" else "")
 
     def _key_in_link(self) -> bool:
         if not hasattr(self, "headers") or self.command != "GET":

@@ -155,7 +155,11 @@ def _unsealed(then: Facts, contents: Contents | None) -> list[str]:
 
 
 def _check_length(continued: Continued, start: Start, ready: Prepared, tell: Note) -> None:
-    """Raise RunError for a length that can't be; say what a longer training does to the schedule."""
+    """Raise RunError for a length that can't be; say what another one does to the schedule.
+
+    An unfinished run goes on with another length only where its steps so far are those of a training that was
+    that long from the start. One that finished has a result of its own; it is made longer in any case.
+    """
     steps, before = ready.training.steps, int(continued.facts["steps"])
     run, settings = continued.run, ready.job.train
     if steps < start.step:
@@ -163,7 +167,7 @@ def _check_length(continued: Continued, start: Start, ready: Prepared, tell: Not
             f"{run.path} has taken {start.step} steps already; this job has only {steps}.",
             fix="Give more train.epochs or train.max_steps, or train anew with another output=….",
         )
-    if not continued.longer:
+    if not continued.other_length:
         return
     if steps == before:
         why = (
@@ -181,20 +185,32 @@ def _check_length(continued: Continued, start: Start, ready: Prepared, tell: Not
             "would stop again at once.",
             fix="--force with a larger train.early_stopping, or null, goes on.",
         )
-    told = f"{before} -> {steps} steps."
-    if start.step and (jump := _jump(settings, before, steps, start.step)):
-        told += (
-            f" The schedule {settings.schedule} is laid over all of them: the rate goes from {jump[0]:.2g} "
-            f"at step {start.step} to {jump[1]:.2g} at the next one. A training of {steps} steps from the "
-            "start would have had other rates before, too."
-        )
-    else:
-        told += " The rates of the steps so far are those of the longer training."
-    tell(f"The training is made longer: {told}")
+    longer = "longer" if steps > before else "shorter"
+    told = f"The training is made {longer}: {before} -> {steps} steps."
+    jump = _jump(settings, before, steps, start.step) if start.step else None
+    if jump is None:
+        tell(f"{told} The rates of the steps so far are those of the {longer} training.")
+        return
+    rates = f"the rate goes from {jump[0]:.2g} at step {start.step} to {jump[1]:.2g} at the next one"
+    if run.weights is None:
+        changes = [f"{line}: {before} -> {steps} steps" for line in continued.lengths]
+        if not continued.force:
+            raise RunError(
+                f"{run.path} is unfinished, and its schedule {settings.schedule} has {before} steps.",
+                details=[*changes, f"learning rate: laid over {steps} steps from here, {rates}"],
+                fix="Give the length as it was, and make the run longer when it is finished; or train anew "
+                "(another output=…, or --no-resume); --force goes on with the new length.",
+            )
+        for line in changes:
+            tell(f"Forced: {line}.")
+    tell(
+        f"{told} The schedule {settings.schedule} is laid over all of them: {rates}. A training of {steps} "
+        "steps from the start would have had other rates before, too."
+    )
 
 
 def _jump(settings: TrainSettings, before: int, steps: int, done: int) -> tuple[float, float] | None:
-    """The last step's rate as it was and the next one's, where the longer schedule had other rates so far."""
+    """The last step's rate as it was and the next one's, where the other length had other rates so far."""
     old, new = (_rates(settings, length, done + 1) for length in (before, steps))
     same = all(math.isclose(a, b, rel_tol=1e-12) for a, b in zip(old[:done], new[:done], strict=True))
     return None if same else (old[done - 1], new[done])

@@ -6,7 +6,8 @@
                                     While it is being trained that is refused; --no-resume begins another
 
 Settings that change a run's result, or what its checkpoints hold, are refused with what differs. `--force`
-goes on with the former. A run may always be made longer, saved more often, or tracked elsewhere.
+goes on with the former. A run may always be saved more often, or tracked elsewhere. A finished one may be
+made longer; an unfinished one only where its steps so far are those of that length (going_on.py decides).
 """
 
 from __future__ import annotations
@@ -48,9 +49,14 @@ class Continued:
     force: bool
 
     @property
-    def longer(self) -> bool:
+    def other_length(self) -> bool:
         """Whether the length of the training was asked to be another."""
         return not LENGTH.isdisjoint(self.changes)
+
+    @property
+    def lengths(self) -> list[str]:
+        """Changes of the length, as lines."""
+        return [changed_line(name, *both) for name, both in self.changes.items() if name in LENGTH]
 
     @property
     def forced(self) -> list[str]:
@@ -156,7 +162,7 @@ def _same(asked: Asked, run: RunDir, note: Callable[[str], None]) -> Continued |
         found = _compared(asked, run, force=False)
     except TunesmithError:
         return None  # a damaged record, or one of another version: a new run is what was asked for
-    if found.longer or found.forced:
+    if found.other_length or found.forced:
         return None
     if changed := files_differ(found.facts):
         note(f"{run.path} is unfinished, but {', '.join(changed)} changed since: this is a new run.")

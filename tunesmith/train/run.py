@@ -75,7 +75,7 @@ def train(
         run = continued.run
         held.enter_context(run.lock())
         disk.remove_leftovers(run.path)
-        if run.weights is not None and not continued.longer:
+        if run.weights is not None and not continued.other_length:
             listener.note(f"{run.path} is finished: more train.epochs or train.max_steps make it longer.")
             return run
         start = going_on.begin(continued, listener.note)

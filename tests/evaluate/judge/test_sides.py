@@ -15,7 +15,7 @@ from tests.evaluate.judge.test_judging import answers, of_content, says
 from tests.families import save_tiny
 from tests.openai_server import Call, served
 from tunesmith.cli.runs import app as runs_app
-from tunesmith.errors import GenerateError, RunError
+from tunesmith.errors import DataError, GenerateError, RunError
 from tunesmith.evaluate.blind.folder import open_test
 from tunesmith.evaluate.blind.ratings import append
 from tunesmith.evaluate.judge.prompts import language_of, pair_prompt
@@ -112,6 +112,28 @@ def test_people_and_judge_are_compared_by_kappa_whatever_the_sides(tmp_path: Pat
     assert content["people"]["n"] == N
     assert content["people"]["same"] == for_b
     assert content["people"]["cohen_kappa"] == cohen_kappa([("b", "b")] * for_b + [("b", "a")] * (N - for_b))
+
+
+def test_a_judgement_without_a_rated_row_is_refused_before_the_judge_is_asked(tmp_path: Path) -> None:
+    a, b = both(tmp_path, N)
+    last = [
+        str(write_rows(tmp_path / f"last_{Path(file).name}", read_jsonl(Path(file))[-3:])) for file in (a, b)
+    ]
+    test = open_test(tunesmith.blind_new(*last, output=tmp_path / "test", repeats=0.0).test.path)
+    append(test, [{"rater": "李雷", "item": i["id"], "choice": "tie"} for i in test.public()["items"]])
+    tunesmith.blind_report(test.path)
+    others = answers(tmp_path / "c.jsonl", lambda i: f"丙{i}", N)
+    with served(of_content(lambda *_: True)) as server:
+        for sides, limit, said in (
+            ((a, b), N - 3, "With --limit 9 none of the rows was rated"),
+            ((a, others), None, "None of these answers were rated"),
+            ((a, others), N, "None of these answers were rated"),
+        ):
+            with pytest.raises(DataError, match=said):
+                tunesmith.judge(
+                    *sides, judge=server.name, blind=test.path, limit=limit, output=tmp_path / "out.jsonl"
+                )
+        assert not server.calls
 
 
 def test_the_prompt_s_language_is_that_of_the_rows() -> None:

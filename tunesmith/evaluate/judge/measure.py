@@ -73,11 +73,14 @@ def judge(
             sides[side] = facts
             texts.append(answers)
         rows = [_row(asked, at, [answers[at] for answers in texts]) for at in range(len(asked.ids))]
+        if request.blind is not None:  # never beside a rubric
+            said = [(row.answer.prompt, row.answer.texts[0], row.answer.texts[-1]) for row in rows]
+            people.check_rated(request.blind, said, request.limit)
         content, lines = _judged(held, asked, rows, watch, note)
         content |= {"sides": sides, "predictions": str(output), "data": asked.data}
         for side, facts in sides.items():
             content[side] = {"model": facts["model"]}
-        if request.blind is not None and content["mode"] == "pairs":
+        if request.blind is not None:
             content["people"] = people.agreement(request.blind, lines)
         content["notes"] = notes_on(content)
         write_lines(output, lines)
