@@ -19,7 +19,7 @@ from tunesmith.data.prompts import prompts_sha256
 from tunesmith.device import peak_memory
 from tunesmith.errors import GenerateError
 from tunesmith.evaluate.answerers import Base, Note, Watch, tell
-from tunesmith.evaluate.choices import likeliest, losses_in, right_losses, worklog_choices
+from tunesmith.evaluate.choices import likeliest, losses_in, named_choices, right_losses, worklog_choices
 from tunesmith.evaluate.cost import spent
 from tunesmith.evaluate.failures import Failed, check_some, failed_rows
 from tunesmith.evaluate.figures import figure, losses_of
@@ -126,8 +126,9 @@ def evaluate(
     """Measure `model` on conversations with references; its answers are written to `output` (JSONL).
 
     A line has id, prompt, prediction, references, scores, finish, tokens, seconds, and nll and label_tokens
-    where the model is a local one. `note` hears what an earlier call had done. Raises what the model raises,
-    and RunError if the disk can't be written or another process writes `output`.
+    where the model is a local one; choices where the row gives them and its reference names one, and
+    log_likelihoods of them where they were measured. `note` hears what an earlier call had done. Raises what
+    the model raises, and RunError if the disk can't be written or another process writes `output`.
     """
     with claim(output, AGAIN) as held:
         result = measured(held, model, conversations, metrics, watch=watch, note=note)
@@ -308,6 +309,7 @@ def scored(
         conversation.meta.get("groups", {}),
         conversation.meta.get("document", ""),
         answered=completion is not None,
+        choices=named_choices(conversation, choices),
     )
 
 

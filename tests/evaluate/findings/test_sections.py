@@ -41,13 +41,16 @@ FOUND: dict[str, Any] = {
                   "origin": "/home/x/tang.json:12", "b": ""}],
     },
     "coverage": {
-        "n": 60, "held": 20, "question": 0.3, "truth": 0.2, "p_value": 0.001, "verdict": "better",
+        "n": 60, "held": 20, "by_letter": 6, "wrong": 12, "wrong_not_held": 8,
+        "question": 0.3, "truth": 0.2, "p_value": 0.001, "verdict": "better",
         "scores": {"held": DIFFERENCE, "not_held": DIFFERENCE}, "difference": DIFFERENCE,
     },
     "invention": {
-        "n": 9, "own_likelier": 7, "truth_likelier": 2, "not_held": 8,
+        "wrong": 12, "side": "below", "limit": 0.5, "most": 50, "n": 9, "own_likelier": 7,
+        "truth_likelier": 2, "per_token": 1, "not_held": 8, "held_own": 1,
         "rows": [{"id": "7", "prompt": "", "reference": "黃河", "b": "長江", "score": 0.0, "truth_nll": 3.0,
-                  "own_nll": 1.0, "question_cover": 0.5, "truth_cover": 0.25,
+                  "truth_tokens": 3, "own_nll": 1.0, "own_tokens": 2, "question_cover": 0.5,
+                  "truth_cover": 0.25,
                   "nearest": {"origin": "/home/x/tang.json:9", "question": "", "answer": ""}}],
     },
     "changed": {"better": 3, "worse": 2, "same": 5, "worst": [ROW],
@@ -74,7 +77,8 @@ RESULTS = [
     with_part("copied", verdict="cannot tell with n = 60"),
     with_part("coverage", verdict="worse"),
     with_part("coverage", verdict="cannot tell"),
-    with_part("invention", truth_likelier=0),
+    with_part("invention", truth_likelier=0, side="above"),
+    with_part("invention", side="third", limit=None),
     {
         "findings": {
             **FOUND,

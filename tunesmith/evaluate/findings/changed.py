@@ -16,8 +16,11 @@ SHOWN = 5
 
 
 def ranking(metrics: Sequence[Metric]) -> Metric | None:
-    """The metric that rows are ranked by: the first one that has a direction."""
-    return next((metric for metric in metrics if metric.better != "neither"), None)
+    """The metric that rows are ranked by: the first one that has a direction, and that looks at the answers
+    where any of them does: it is answers that are shown and explained.
+    """
+    directed = [metric for metric in metrics if metric.better != "neither"]
+    return next((metric for metric in directed if metric.evidence == "answer"), next(iter(directed), None))
 
 
 def goodness(metric: Metric, row: RowResult) -> float:
@@ -59,7 +62,7 @@ def _row(metric: Metric, a: RowResult | None, b: RowResult) -> dict[str, Any]:
     return {
         "id": b.id,
         "prompt": b.prompt,
-        "references": list(b.references),
+        "references": list(b.shown_references),
         **before,
         "b": b.completion.text,
         "score_b": b.scores[metric.name],

@@ -27,7 +27,7 @@ def sections(result: Mapping[str, Any]) -> list[Section]:
 
     Of a comparison of several models, seen as pairs, the pair that the findings are about has them.
     """
-    found = result.get("findings") or {}
+    found = _comparable(result.get("findings") or {})
     shown = result.get("b")
     if isinstance(shown, Mapping) and found and shown.get("model") != found["b"]:
         return []
@@ -48,6 +48,14 @@ def sections(result: Mapping[str, Any]) -> list[Section]:
     if "error" in training:
         made.insert(0, Section(say("copied"), (say("unread", reason=training["error"]),)))
     return [section for section in made if section.sentences or section.rows]
+
+
+def _comparable(found: Row) -> Row:
+    """The findings without what earlier versions concluded from means per token, which favour long texts."""
+    if "wrong" in (found.get("invention") or {"wrong": 0}):
+        return found
+    advice = [name for name in found["advice"] if name not in ("not_learnt", "decoding")]
+    return {**found, "invention": None, "advice": advice}
 
 
 def _forgetting(found: Row) -> Section:
@@ -96,6 +104,8 @@ def _copied(found: Row) -> Section:
 def _coverage(found: Row) -> Section:
     part = found["coverage"]
     told = [say("held", n=part["n"], held=part["held"])]
+    if part.get("by_letter"):
+        told.append(say("by_letter", letters=part["by_letter"]))
     if scores := part.get("scores"):
         told.append(
             say(
@@ -115,9 +125,12 @@ def _invention(found: Row) -> Section:
     part = found["invention"]
     if not part["n"]:
         return _section("invention", [])
-    told = [say("own_likelier", n=part["n"], own=part["own_likelier"])]
+    counts = {name: part[name] for name in ("n", "wrong", "most")}
+    limit = {} if part["limit"] is None else {"limit": f"{part['limit']:g}"}
+    told = [say(f"wrong_{part['side']}", metric=found["metric"], **limit, **counts)]
+    told.append(say("own_likelier", n=part["n"], own=part["own_likelier"]))
     if part["truth_likelier"]:
-        told.append(say("truth_likelier", truth=part["truth_likelier"]))
+        told.append(say("truth_likelier", truth=part["truth_likelier"], per_token=part["per_token"]))
     told.append(say("not_held", n=part["n"], missing=part["not_held"]))
     rows = [
         (
@@ -125,14 +138,13 @@ def _invention(found: Row) -> Section:
             f"{row['score']:.2f}",
             _short(row["b"]),
             _short(row["reference"]),
-            f"{row['own_nll']:.2f}",
-            f"{row['truth_nll']:.2f}",
+            *(f"{-row[f'{who}_nll']:.2f} ({row[f'{who}_tokens']})" for who in ("own", "truth")),
             f"{row['truth_cover']:.0%}",
             _place(row["nearest"]["origin"]) if row["nearest"] else "",
         )
         for row in part["rows"][:SHOWN]
     ]
-    columns = ("row", "score", "said", "reference", "loss_own", "loss_true", "in_data", "nearest")
+    columns = ("row", "score", "said", "reference", "log_own", "log_true", "in_data", "nearest")
     return _section("invention", told, columns, rows)
 
 

@@ -76,6 +76,10 @@ SENTENCES: dict[str, tuple[str, str]] = {
         "rare words weigh more).",
         "{n} 个标准答案中，训练数据包含 {held} 个（一条数据里有其一半以上的词，罕见词权重更大）。",
     ),
+    "by_letter": (
+        "In {letters} rows the reference is the letter of a choice: looked for is that choice's text.",
+        "{letters} 行的参考答案是选项的字母：查找的是该选项的文字。",
+    ),
     "held_scores": (
         "Rows whose answer is there score {inside} in {metric}, the others {outside}: difference "
         "{difference}.",
@@ -91,15 +95,35 @@ SENTENCES: dict[str, tuple[str, str]] = {
         "凭这些数据看不出这是否有影响。",
     ),
     # invention
+    "wrong_below": (
+        "{wrong} rows score below {limit} in {metric}; {n} of them are looked at ({most} at most, the "
+        "lowest; no empty answers and none cut at the limit).",
+        "{wrong} 行的 {metric} 低于 {limit}；"
+        "查看其中 {n} 行（最低的至多 {most} 行，不含空回答与因长度上限中断的回答）。",
+    ),
+    "wrong_above": (
+        "{wrong} rows score above {limit} in {metric}, where less is better; {n} of them are looked at "
+        "({most} at most, the highest; no empty answers and none cut at the limit).",
+        "{wrong} 行的 {metric}（越低越好）高于 {limit}；查看其中 {n} 行"
+        "（最高的至多 {most} 行，不含空回答与因长度上限中断的回答）。",
+    ),
+    "wrong_third": (
+        "Looked at are {n} of the {wrong} rows that are the worst third by {metric} ({most} at most, the "
+        "worst; no empty answers and none cut at the limit).",
+        "按 {metric} 最差的三分之一共 {wrong} 行，查看其中 {n} 行"
+        "（最差的至多 {most} 行，不含空回答与因长度上限中断的回答）。",
+    ),
     "own_likelier": (
-        "In {own} of the {n} lowest-scoring rows the model finds its own answer likelier than the true one: "
-        "it doesn't know better.",
-        "在得分最低的 {n} 行中，有 {own} 行模型认为自己的回答比标准答案更可能：它并不知道正确答案。",
+        "In {own} of these {n} the model finds its own answer, as a whole, likelier than the true one: no "
+        "search for likelier texts would have led there.",
+        "这 {n} 行中有 {own} 行，模型认为自己的回答整体上比标准答案更可能："
+        "再怎么搜索更可能的文本也得不到标准答案。",
     ),
     "truth_likelier": (
-        "In {truth} of them it finds the true answer likelier than its own: there the way of choosing tokens "
-        "went wrong.",
-        "其中 {truth} 行它认为标准答案比自己的回答更可能：问题出在解码方式。",
+        "In {truth} it finds the true answer, as a whole, likelier than its own: token by token that one was "
+        "missed. In {per_token} of these it is likelier per token too, and not for being shorter.",
+        "有 {truth} 行它认为标准答案整体上比自己的回答更可能：逐个选 token 时错过了它。"
+        "其中 {per_token} 行按每个 token 平均也更可能，并非只因为更短。",
     ),
     "not_held": (
         "Of these {n} true answers {missing} aren't in the training data.",
@@ -112,23 +136,22 @@ SENTENCES: dict[str, tuple[str, str]] = {
     ),
     # advice
     "not_in_data": (
-        "Most of these answers aren't in the training data: where they are facts, the model can only invent "
-        "them. Add rows that say them, or give it the text together with the question (retrieval); more "
-        "epochs won't help.",
-        "这些答案多数不在训练数据里：若是事实，模型只能编造。请加入包含这些事实的数据，"
+        "Most true answers of the rows that went wrong aren't in the training data: facts that the model "
+        "didn't know before it can only invent. Add rows that say them, or give it the text together with "
+        "the question (retrieval); more epochs won't help.",
+        "答错的行，标准答案多数不在训练数据里：模型原来不知道的事实只能编造。请加入包含这些事实的数据，"
         "或把原文和问题一起给模型（检索）；增加轮数没有用。",
     ),
     "not_learnt": (
-        "It read the answers and hasn't learnt them: train longer or with a higher learning rate or "
-        "rank, and "
-        "say the same facts in several rows with other words.",
-        "答案它读到过却没学会：多训练几轮，或提高学习率、秩，并用不同说法在多条数据里重复同样的事实。",
+        "The training data holds most of these answers, and the model finds its own likelier: train longer "
+        "or with a higher learning rate or rank, and say the same facts in several rows with other words.",
+        "训练数据里多数有这些答案，模型却认为自己的回答更可能：多训练几轮，或提高学习率、秩，并用不同说法在多条数据里重复同样的事实。",
     ),
     "decoding": (
-        "It knows better than it says: answer greedily or with a lower temperature, and look at "
-        "repetition_penalty and no_repeat_ngram_size.",
-        "它知道的比说出来的多：用贪心解码或更低的 temperature，"
-        "并检查 repetition_penalty 与 no_repeat_ngram_size。",
+        "It finds most true answers likelier than what it wrote: answer greedily or with a lower "
+        "temperature, without repetition_penalty and no_repeat_ngram_size, or search wider (num_beams).",
+        "它认为多数标准答案比自己写出的更可能：用贪心解码或更低的 temperature，"
+        "去掉 repetition_penalty 与 no_repeat_ngram_size，或扩大搜索（num_beams）。",
     ),
     "recited": (
         "It recites rows: fewer epochs, a lower learning rate or rank, or more and more varied rows.",
@@ -149,8 +172,8 @@ SENTENCES: dict[str, tuple[str, str]] = {
     "before": ("A's answer", "A 的回答"),
     "after": ("B's answer", "B 的回答"),
     "said": ("its answer", "它的回答"),
-    "loss_own": ("loss of its answer", "自己回答的损失"),
-    "loss_true": ("loss of the true one", "标准答案的损失"),
+    "log_own": ("log p of its answer (tokens)", "自己回答的 log p（token 数）"),
+    "log_true": ("log p of the true one (tokens)", "标准答案的 log p（token 数）"),
     "in_data": ("true answer in the data", "训练数据含标准答案"),
     "nearest": ("nearest training row", "最接近的训练数据"),
     "length": ("length", "长度"),
