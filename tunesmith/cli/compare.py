@@ -178,9 +178,9 @@ def show_rows(comparison: Comparison, count: int) -> None:
     rows = [
         (
             row[0].prompt.rpartition("\n")[2],
-            row[0].completion.text,
-            *(Text(other.completion.text, "bold") for other in row[1:]),
-            row[0].references[0],
+            row[0].shown_answer,
+            *(Text(other.shown_answer, "bold") for other in row[1:]),
+            row[0].shown_references[0],
         )
         for row in comparison.rows()[:count]
     ]

@@ -49,6 +49,12 @@ _PHRASES = [
             r"(\d+) of these (\d+) rows (?:was|were) trained on by (.+): figures on them show .*",
             r"这 \2 条数据中有 \1 条是 \3 训练过的：这些条上的数字反映的是背诵。没有见过的数据更能说明问题。",
         ),
+        (
+            r"(\d+) of (\d+) prompts don't show the row's choices, .*",
+            r"\2 条提示中有 \1 条没有列出该行的选项，模型无从知道字母代表什么："
+            r"指标 `choice` 在这些行上意义不大。"
+            "请把选项写进题目。",
+        ),
         *(
             (
                 rf"The prompts are written by different templates: A by {a}, (?P<who>[B-Z]) by {b}\.$",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from string import ascii_uppercase
 from typing import Any
@@ -23,8 +23,18 @@ class Choices:
 
     @property
     def letter(self) -> str:
-        """That of the right one; behind Z its number."""
-        return ascii_uppercase[self.right] if self.right < len(ascii_uppercase) else str(self.right + 1)
+        """That of the right one."""
+        return letter(self.right)
+
+
+def letter(at: int) -> str:
+    """What a choice is called: A, B, C, …, behind Z its number."""
+    return ascii_uppercase[at] if at < len(ascii_uppercase) else str(at + 1)
+
+
+def lettered(text: str, choices: Sequence[str]) -> str:
+    """`C. H2O` of one of the choices; any other text as it is."""
+    return f"{letter(choices.index(text))}. {text}" if text in choices else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,12 @@ class RowResult:
     def shown_references(self) -> tuple[str, ...]:
         """The references as people read them: `C. H2O` where they name a choice."""
         return (f"{self.choices.letter}. {self.truth}",) if self.choices else self.references
+
+    @property
+    def shown_answer(self) -> str:
+        """The answer as people read it; with its letter where it is the likeliest choice."""
+        text = self.completion.text
+        return lettered(text, self.choices.texts) if self.choices and not self.answered else text
 
     def answer_json(self) -> dict[str, Any]:
         done = self.completion

@@ -58,12 +58,12 @@ def changed(metric: Metric, a: Sequence[RowResult] | None, b: Sequence[RowResult
 
 
 def _row(metric: Metric, a: RowResult | None, b: RowResult) -> dict[str, Any]:
-    before = {} if a is None else {"a": a.completion.text, "score_a": a.scores[metric.name]}
+    before = {} if a is None else {"a": a.shown_answer, "score_a": a.scores[metric.name]}
     return {
         "id": b.id,
         "prompt": b.prompt,
         "references": list(b.shown_references),
         **before,
-        "b": b.completion.text,
+        "b": b.shown_answer,
         "score_b": b.scores[metric.name],
     }

@@ -29,6 +29,23 @@ def check_choices(metrics: Sequence[Metric], conversations: Sequence[Conversatio
         )
 
 
+def about_letters(conversations: Sequence[Conversation], metrics: Sequence[Metric]) -> list[str]:
+    """A sentence on rows that are asked for a letter (`choice`) without being shown what it stands for."""
+    if all(metric.name != "choice" for metric in metrics):
+        return []
+    without = 0
+    for row in conversations:
+        asked = "\n".join(message.content for message in row.prompt.messages)
+        without += any(choice.strip() not in asked for choice in choices_of(row))
+    if not without:
+        return []
+    return [
+        f"{without} of {len(conversations)} prompts don't show the row's choices, so that the model can't "
+        "know what a letter stands for: the metric `choice` says little of them. Write the choices into the "
+        "question."
+    ]
+
+
 def choices_of(row: Conversation) -> list[str]:
     """The choices of a row: `choices` (texts, {letter: text}, or {"text": […]}), else the columns A, B, …"""
     columns = row.meta.get("columns", {})

@@ -12,7 +12,14 @@ from tunesmith.evaluate.markdown import escaped, fenced, joined, table
 from tunesmith.evaluate.report.figures import Figure, Value, number, shown
 from tunesmith.evaluate.report.labels import in_chinese as label_in_chinese
 from tunesmith.evaluate.report.result import Group, Told
-from tunesmith.evaluate.report.rows import Changes, failure
+from tunesmith.evaluate.report.rows import (
+    TEXT_LIMITS,
+    Changes,
+    answer,
+    failure,
+    likelihoods,
+    references,
+)
 from tunesmith.evaluate.section import Quoted
 
 SHOWN_ROWS = 20
@@ -45,6 +52,7 @@ CHINESE = {
     "prompt": "提示",
     "answer": "回答",
     "reference": "参考",
+    "choices, log-likelihood": "选项与对数似然",
     "How it was measured": "评测方式",
     "Training": "训练",
     "model": "模型",
@@ -214,16 +222,19 @@ class _Writer:
             yield f"**{at}.** {self.say('prompt')}"
             yield from fenced(str(row.get("prompt", "")))
             sides = [("A", row["a"]), ("B", row["b"])] if result.a else [(self.say("answer"), row)]
-            for side, answer in sides:
-                text = str(answer.get("prediction") or "")
-                why = failure(answer)
+            for side, given in sides:
+                text = answer(row, given)
+                why = failure(given)
                 what = "empty" if why is None else "no answer, the call failed"
                 told = f"{self.say(what)}: {why}" if why else self.say(what)
                 yield f"{side}" + ("" if text.strip() else f" ({escaped(told)})")
                 yield from fenced(text)
-            for reference in (row.get("references") or [])[:3]:
+            if listed := likelihoods(row, TEXT_LIMITS[0]):
+                yield self.say("choices, log-likelihood")
+                yield from fenced(listed)
+            for reference in references(row)[:3]:
                 yield self.say("reference")
-                yield from fenced(str(reference))
+                yield from fenced(reference)
 
 
 def _words(figure: Figure, value: Value | None) -> str:

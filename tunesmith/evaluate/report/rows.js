@@ -153,7 +153,7 @@
   function hay(row) {
     if (row.hay === undefined) {
       const texts = [row.prompt, ...row.references, ...row.answers].map((text) => text[0]);
-      row.hay = plain([row.id, ...row.groups, ...texts].join("\n"));
+      row.hay = plain([row.id, ...row.groups, ...texts, row.choices].join("\n"));
     }
     return row.hay;
   }
@@ -181,6 +181,9 @@
         told.append(" ", flag("cut at the limit", "因长度上限中断"));
       }
     });
+    if (row.choices) {
+      line(texts, both("choices, log-likelihood", "选项与对数似然"), [row.choices, 0], words, "text");
+    }
     row.references.forEach((text) => line(texts, both("reference", "参考"), text, words, "text"));
     made.append(head, texts);
     return made;
