@@ -163,7 +163,7 @@ def test_json_and_tables_of_three(tunesmith: Run, tmp_path: Path) -> None:
     assert code == 0
     assert "valid.jsonl, n = 8" in out
     assert [line for line in out.splitlines() if line.startswith("loss")][-1].endswith("better")
-    assert "C - A" in out
+    assert "C − A" in out
     assert f"Figures:     {tmp_path / 'three.json'}" in err
     result = json.loads(tunesmith(*words, "--json")[1])
     assert [side["model"] for side in result["sides"]] == ["qwen2", "runs/lora", "qwen2"]

@@ -51,7 +51,6 @@ COSTS = (
 )
 KINDS = ("comparison", "evaluation", "judgement", "benchmark")
 """In the order in which a run's results are shown: comparisons are what the reader came for."""
-COLUMNS = ("metric", "A", "B", "B - A [95 %]", "wins/losses/ties", "verdict")
 DIFFERENCES = ("metric", "", "difference [95 %]", "wins/losses/ties", "verdict")
 
 
@@ -118,13 +117,26 @@ def sides_of(result: Mapping[str, Any]) -> list[Any]:
 
 def letters(result: Mapping[str, Any]) -> tuple[str, ...]:
     """A, B, C, …: what people read for the sides of a comparison."""
+    if "keys" in result:
+        return letters_of(result)
     return tuple(ascii_uppercase[: len(sides_of(result))])
 
 
-def minus(pair: Mapping[str, Any]) -> str:
-    """`B - A`, `C - A`: the difference that a comparison of two is about."""
+def letters_of(pair: Mapping[str, Any]) -> tuple[str, str]:
+    """A and B of a comparison of two, A and C of one that was made of several: who has which letter."""
     first, other = pair.get("keys", ("a", "b"))
-    return f"{other} - {first}".upper()
+    return first.upper(), other.upper()
+
+
+def minus(pair: Mapping[str, Any]) -> str:
+    """`B − A`, `C − A`: the difference that a comparison of two is about."""
+    first, other = letters_of(pair)
+    return f"{other} − {first}"
+
+
+def columns(pair: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the columns of `comparison_rows`."""
+    return ("metric", *letters_of(pair), f"{minus(pair)} [95 %]", "wins/losses/ties", "verdict")
 
 
 def beside(predictions: Path, ending: str) -> Path:
@@ -144,7 +156,7 @@ def title(result: Mapping[str, Any]) -> str:
 
 
 def comparison_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Rows under COLUMNS, the loss first, then each metric, then what the answers cost."""
+    """Rows under `columns`, the loss first, then each metric, then what the answers cost."""
     rows: list[tuple[str, ...]] = []
     if loss := result.get("loss"):
         difference = interval(loss["difference"], sign=True) if loss["difference"] else ""

@@ -131,7 +131,7 @@ def test_all_sentences_are_used_and_have_the_same_values_in_both_languages() -> 
         names = [
             [name for _, name, _, _ in string.Formatter().parse(text) if name] for text in (english, chinese)
         ]
-        assert sorted(names[0]) == sorted(set(names[1])), english
+        assert set(names[0]) == set(names[1]), english
     said = {
         text
         for result in RESULTS
@@ -147,7 +147,7 @@ def test_all_sentences_are_used_and_have_the_same_values_in_both_languages() -> 
 def test_sentences_say_the_figures() -> None:
     general = told({"findings": FOUND}, "General questions")
     assert general.sentences[0] == (
-        "A answers 20 of 60 general questions rightly, B 5: B - A = -25.0% [-40.0%, -10.0%] "
+        "A answers 20 of 60 general questions rightly, B 5: B − A = -25.0% [-40.0%, -10.0%] "
         "(McNemar: p < 0.001)."
     )
     assert general.sentences[1].startswith(
@@ -166,6 +166,18 @@ def test_of_several_pairs_the_one_that_they_are_about_has_them() -> None:
     pairs = [{"a": {"model": "smollm2-135m"}, "b": {"model": name}, "findings": FOUND} for name in names]
     assert sections(pairs[0]) == []
     assert sections(pairs[1]) == sections({"findings": FOUND})
+
+
+def test_of_several_the_sentences_have_the_letters_of_the_tables() -> None:
+    pair = {"a": {"model": "base"}, "b": {"model": "runs/tang-1"}, "keys": ["a", "c"], "findings": FOUND}
+    general, copied = sections(pair)[:2]
+    assert general.sentences[0].startswith("A answers 20 of 60 general questions rightly, C 5: C − A = ")
+    assert in_chinese(general.sentences[0]).startswith("60 个通用问题，A 答对 20 个，C 答对 5 个：C − A = ")
+    assert general.columns[-1] == "C's answer"
+    assert in_chinese(general.columns[-1]) == "C 的回答"
+    assert any("C − A" in line for line in copied.sentences)
+    ours = re.sub("McNemar|--[a-z-]+", "", " ".join(general.sentences))
+    assert not re.search(r"\bB\b", ours)
 
 
 def test_results_without_findings_have_no_sections() -> None:

@@ -31,6 +31,7 @@ def sections(result: Mapping[str, Any]) -> list[Section]:
     shown = result.get("b")
     if isinstance(shown, Mapping) and found and shown.get("model") != found["b"]:
         return []
+    found = {**found, "who": str(result.get("keys", ("a", "b"))[1]).upper()} if found else {}
     made = [
         make(found)
         for name, make in (
@@ -61,14 +62,15 @@ def _comparable(found: Row) -> Row:
 def _forgetting(found: Row) -> Section:
     part = found["forgetting"]
     difference = _percent(part["difference"])
-    told = [say("asked", a=part["a"], b=part["b"], n=part["n"], difference=difference, p=_p(part["p_value"]))]
+    who, right = found["who"], {name: part[name] for name in ("a", "b", "n")}
+    told = [say("asked", who=who, difference=difference, p=_p(part["p_value"]), **right)]
     counts = {"lost": len(part["lost"]), "gained": len(part["gained"])}
     verdict = {"worse": "forgot", "better": "learnt"}.get(part["verdict"], "not_told")
-    told.append(say(verdict, **counts))
+    told.append(say(verdict, who=who, **counts))
     if part["a"] < KNEW_LITTLE:
         told.append(say("knew_little"))
     by = {f"{name}_{language}": n for language, of in part["by"].items() for name, n in of.items()}
-    told.append(say("languages", **by))
+    told.append(say("languages", who=who, **by))
     told.append(say("took", time=duration(part["seconds"])))
     rows = [
         (say(what), _short(row["question"]), Quoted(row["answer"]), _short(row["a"]), _short(row["b"]))
@@ -76,7 +78,7 @@ def _forgetting(found: Row) -> Section:
         for row in part[what]
     ]
     columns = ("change", "question", "answer", "before", "after")
-    return _section("forgetting", told, columns, rows)
+    return _section("forgetting", told, columns, rows, who=who)
 
 
 def _copied(found: Row) -> Section:
@@ -84,7 +86,9 @@ def _copied(found: Row) -> Section:
     counts = {"n": part["n"], "least": part["least"], "model": found["b"]}
     told = [say("copies", b=part["b"], **counts) if part["b"] else say("copies_none", **counts)]
     if part["b"] and part["a"] is not None:
-        told.append(say("copies_floor", a=part["a"], difference=_percent(part["difference"])))
+        told.append(
+            say("copies_floor", who=found["who"], a=part["a"], difference=_percent(part["difference"]))
+        )
         told.append(say("recites" if part["verdict"] == "worse" else "no_floor"))
     if training["gone"]:
         told.append(say("gone", gone=training["gone"]))
@@ -159,7 +163,9 @@ def _changed(found: Row) -> Section:
         for row in part[kind]
     ]
     columns = ("change", "row", "score", "before", "after", "reference")
-    return _section("changed", [say("moved", metric=found["metric"], **counts)], columns, rows)
+    return _section(
+        "changed", [say("moved", metric=found["metric"], **counts)], columns, rows, who=found["who"]
+    )
 
 
 def _worst(found: Row) -> Section:
@@ -181,9 +187,14 @@ def _advice(found: Row) -> Section:
 
 
 def _section(
-    name: str, told: Sequence[str], columns: Sequence[str] = (), rows: Sequence[tuple[str, ...]] = ()
+    name: str,
+    told: Sequence[str],
+    columns: Sequence[str] = (),
+    rows: Sequence[tuple[str, ...]] = (),
+    who: str = "B",
 ) -> Section:
-    return Section(say(name), tuple(told), tuple(map(say, columns)) if rows else (), tuple(rows))
+    names = tuple(say(column, who=who) for column in columns) if rows else ()
+    return Section(say(name), tuple(told), names, tuple(rows))
 
 
 def _sides(row: Row) -> tuple[str, ...]:

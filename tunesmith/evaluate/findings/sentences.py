@@ -15,21 +15,21 @@ SENTENCES: dict[str, tuple[str, str]] = {
     "advice": ("What to change", "可以怎么改"),
     # forgetting
     "asked": (
-        "A answers {a} of {n} general questions rightly, B {b}: B - A = {difference} (McNemar: {p}).",
-        "{n} 个通用问题，A 答对 {a} 个，B 答对 {b} 个：B - A = {difference}（McNemar：{p}）。",
+        "A answers {a} of {n} general questions rightly, {who} {b}: {who} − A = {difference} (McNemar: {p}).",
+        "{n} 个通用问题，A 答对 {a} 个，{who} 答对 {b} 个：{who} − A = {difference}（McNemar：{p}）。",
     ),
     "languages": (
-        "Chinese ones: A {a_zh}, B {b_zh} of {n_zh}; English ones: A {a_en}, B {b_en} of {n_en}.",
-        "中文题 {n_zh} 个，A 对 {a_zh}，B 对 {b_zh}；英文题 {n_en} 个，A 对 {a_en}，B 对 {b_en}。",
+        "Chinese ones: A {a_zh}, {who} {b_zh} of {n_zh}; English ones: A {a_en}, {who} {b_en} of {n_en}.",
+        "中文题 {n_zh} 个，A 对 {a_zh}，{who} 对 {b_zh}；英文题 {n_en} 个，A 对 {a_en}，{who} 对 {b_en}。",
     ),
     "forgot": (
-        "B has lost general knowledge: {lost} right before and wrong now, {gained} the other way round.",
-        "B 丢失了通用知识：{lost} 题原来对、现在错，{gained} 题相反。",
+        "{who} has lost general knowledge: {lost} right before and wrong now, {gained} the other way round.",
+        "{who} 丢失了通用知识：{lost} 题原来对、现在错，{gained} 题相反。",
     ),
     "learnt": (
-        "B answers general questions better than A: {gained} wrong before and right now, {lost} the "
+        "{who} answers general questions better than A: {gained} wrong before and right now, {lost} the "
         "other way round.",
-        "B 的通用问题答得比 A 好：{gained} 题原来错、现在对，{lost} 题相反。",
+        "{who} 的通用问题答得比 A 好：{gained} 题原来错、现在对，{lost} 题相反。",
     ),
     "not_told": (
         "Forgetting can't be told from so few: {lost} right before and wrong now, {gained} the other "
@@ -65,8 +65,8 @@ SENTENCES: dict[str, tuple[str, str]] = {
         "{n} 个回答都没有从 {model} 的训练回答里连续照抄 {least} 个以上的字（词）。",
     ),
     "copies_floor": (
-        "Of A's answers {a} do, by chance: B - A = {difference}.",
-        "A 的回答中有 {a} 个碰巧如此：B - A = {difference}。",
+        "Of A's answers {a} do, by chance: {who} − A = {difference}.",
+        "A 的回答中有 {a} 个碰巧如此：{who} − A = {difference}。",
     ),
     "recites": ("It recites what it was trained on.", "它在背诵训练数据。"),
     "no_floor": ("That may be chance.", "这可能是巧合。"),
@@ -170,7 +170,7 @@ SENTENCES: dict[str, tuple[str, str]] = {
     "change": ("change", "变化"),
     "score": ("score", "得分"),
     "before": ("A's answer", "A 的回答"),
-    "after": ("B's answer", "B 的回答"),
+    "after": ("{who}'s answer", "{who} 的回答"),
     "said": ("its answer", "它的回答"),
     "log_own": ("log p of its answer (tokens)", "自己回答的 log p（token 数）"),
     "log_true": ("log p of the true one (tokens)", "标准答案的 log p（token 数）"),
@@ -186,20 +186,33 @@ SENTENCES: dict[str, tuple[str, str]] = {
     "got_better": ("better", "更好"),
     "got_worse": ("worse", "更差"),
 }
-"""By name: (English, Chinese). A name in braces stands once in each."""
+"""By name: (English, Chinese). {who} is the letter of B."""
 
 
-def say(name: str, **values: object) -> str:
-    """The English sentence of this name."""
-    return SENTENCES[name][0].format(**values)
+def say(name: str, *, who: str = "B", **values: object) -> str:
+    """The English sentence of this name; `who` is what B is called among several."""
+    return SENTENCES[name][0].format(who=who, **values)
 
 
 def phrases() -> list[tuple[str, str]]:
     """Regular expressions of all English sentences, with Chinese expansions, as chinese.py takes them."""
     return [
-        (_FIELD.sub(r"(?P<\1>.*)", re.escape(english)) + "$", _NAME.sub(r"\\g<\1>", chinese))
-        for english, chinese in SENTENCES.values()
+        (_pattern(english) + "$", _NAME.sub(r"\\g<\1>", chinese)) for english, chinese in SENTENCES.values()
     ]
+
+
+def _pattern(english: str) -> str:
+    """A field that comes again has the same text again."""
+    seen: set[str] = set()
+
+    def group(field: re.Match[str]) -> str:
+        name = field[1]
+        if name in seen:
+            return f"(?P={name})"
+        seen.add(name)
+        return f"(?P<{name}>[A-Z])" if name == "who" else f"(?P<{name}>.*)"
+
+    return _FIELD.sub(group, re.escape(english))
 
 
 _FIELD = re.compile(r"\\{(\w+)\\}")

@@ -175,7 +175,7 @@
     const texts = element("dl");
     line(texts, both("prompt", "提示"), row.prompt, words, "text");
     row.answers.forEach((text, at) => {
-      const name = paired ? document.createTextNode("AB"[at]) : both("answer", "回答");
+      const name = paired ? document.createTextNode(data.letters[at]) : both("answer", "回答");
       const told = line(texts, name, text, words, at === row.answers.length - 1 ? "text after" : "text", row.failed[at]);
       if (row.cut[at]) {
         told.append(" ", flag("cut at the limit", "因长度上限中断"));

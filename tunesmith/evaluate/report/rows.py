@@ -82,8 +82,11 @@ def measures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*(["loss"] if any(loss_of(side) is not None for side in sides) else []), *scores]
 
 
-def row_block(rows: Sequence[Mapping[str, Any]], primary: str | None = None) -> dict[str, Any]:
-    """What the page's script is given: {"measures", "primary", "groups", "limit", "left_out", "rows": […]}.
+def row_block(
+    rows: Sequence[Mapping[str, Any]], primary: str | None = None, letters: Sequence[str] = ("A", "B")
+) -> dict[str, Any]:
+    """What the page's script is given: {"measures", "primary", "groups", "letters", "limit", "left_out",
+    "rows": […]}.
 
     A row is {"id", "prompt", "references", "choices": text, "answers": [A, B] or [B], "cut": [bool, …],
     "failed": [null or why, …], "scores": [[A, B], …] in the order of the measures, "groups": [value, …]};
@@ -96,6 +99,7 @@ def row_block(rows: Sequence[Mapping[str, Any]], primary: str | None = None) -> 
         "measures": [{"name": name, "better": better(name)} for name in names],
         "primary": names.index(primary) if primary in names else 0,
         "groups": columns,
+        "letters": list(letters),
         "limit": limit,
         "left_out": len(rows) - len(kept),
         "rows": [_row(row, names, columns, limit) for row in kept],
