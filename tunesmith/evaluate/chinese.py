@@ -112,6 +112,7 @@ _PHRASES = [
         (r"(the )?model's own$", "模型自带"),
         (r"(\d+) s$", r"\1 秒"),
         (r"(\d+) min$", r"\1 分钟"),
+        (r"(\d+) min (\d+) s$", r"\1 分 \2 秒"),
         (r"(\d+) h (\d+) min$", r"\1 小时 \2 分钟"),
         (r"(\d+) d$", r"\1 天"),
         (r"train$", "训练"),
@@ -126,5 +127,8 @@ def in_chinese(text: str) -> str:
         return text
     for english, chinese in _PHRASES:
         if found := english.match(text):
-            return found.expand(chinese)
+            told = found.expand(chinese)
+            # A time within a sentence has words of its own.
+            time = found.groupdict().get("time")
+            return told.replace(time, in_chinese(time)) if time else told
     return text

@@ -22,7 +22,7 @@ from typing import Any
 
 from tunesmith.evaluate import benchmark_sections
 from tunesmith.evaluate.judge import sections as judged
-from tunesmith.evaluate.numbers import ends, interval, short
+from tunesmith.evaluate.numbers import ends, interval, number, readable
 from tunesmith.evaluate.section_sources import sections
 from tunesmith.rundir import RunDir
 from tunesmith.words import size
@@ -164,11 +164,12 @@ def comparison_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     a, b = result["a"], result["b"]
     for name in ("perplexity", "bits_per_byte"):
         if a.get(name) is not None and b.get(name) is not None:
-            rows.append((name, short(a[name]), short(b[name]), "", "", ""))
+            rows.append((name, number(a[name]), number(b[name]), "", "", ""))
     for name, metric in result["metrics"].items():
         counts = f"{metric['wins']}/{metric['losses']}/{metric['ties']}"
         difference = interval(metric["difference"], sign=True)
-        rows.append((name, f"{metric['a']:.3f}", f"{metric['b']:.3f}", difference, counts, metric["verdict"]))
+        a_value, b_value = (readable(f"{metric[side]:.3f}") for side in ("a", "b"))
+        rows.append((name, a_value, b_value, difference, counts, metric["verdict"]))
     for cost in COSTS:
         first, other = cost_of(a, cost.key), cost_of(b, cost.key)
         if first is not None and other is not None:
@@ -180,7 +181,7 @@ def evaluation_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, value) rows of a single evaluation."""
     bounds = result.get("intervals") or {}
     rows = [
-        (name, short(result[name]) + (f" {ends(bounds[name])}" if name in bounds else ""))
+        (name, number(result[name]) + (f" {ends(bounds[name])}" if name in bounds else ""))
         for name in ("loss", "perplexity", "bits_per_byte")
         if result.get(name) is not None
     ]
@@ -249,7 +250,7 @@ def _bounded(side: Mapping[str, Any], name: str, between: str) -> str:
     if side.get(name) is None:
         return ""
     bounds = (side.get("intervals") or {}).get(name)
-    return short(side[name]) + (between + ends(bounds) if bounds else "")
+    return number(side[name]) + (between + ends(bounds) if bounds else "")
 
 
 def cost_of(side: Mapping[str, Any], key: str) -> float | None:

@@ -24,6 +24,7 @@ from tunesmith.evaluate.cost import spent
 from tunesmith.evaluate.failures import Failed, check_some, failed_rows
 from tunesmith.evaluate.figures import figure, losses_of
 from tunesmith.evaluate.metrics import Metric, is_empty
+from tunesmith.evaluate.metrics.variety import length
 from tunesmith.evaluate.perplexity import Loss, RowLoss, answer_losses, intervals, total
 from tunesmith.evaluate.row import RowResult
 from tunesmith.infer.local import LocalModel
@@ -108,7 +109,8 @@ class Evaluation:
         return {
             "empty": sum(map(is_empty, texts)),
             "cut": sum(row.completion.finish == "length" for row in self.rows),
-            "mean_length": sum(map(len, texts)) / self.n,
+            # The same characters as the metric `length` counts: of one thing there is one number.
+            "mean_length": sum(length(text, ()) for text in texts) / self.n,
             **spent([row.completion for row in (*self.rows, *self.apart)], self.seconds),
             **({"failed": len(self.failed)} if self.failed else {}),
         }

@@ -147,7 +147,7 @@ def test_all_sentences_are_used_and_have_the_same_values_in_both_languages() -> 
 def test_sentences_say_the_figures() -> None:
     general = told({"findings": FOUND}, "General questions")
     assert general.sentences[0] == (
-        "A answers 20 of 60 general questions rightly, B 5: B − A = -25.0% [-40.0%, -10.0%] "
+        "A answers 20 of 60 general questions rightly, B 5: B − A = −25.0 % [−40.0 %, −10.0 %] "
         "(McNemar: p < 0.001)."
     )
     assert general.sentences[1].startswith(
@@ -155,7 +155,7 @@ def test_sentences_say_the_figures() -> None:
     )
     assert "--no-forgetting" in general.sentences[-1]
     copied = told({"findings": FOUND}, "Copied from the training rows")
-    assert copied.rows == (("3", "14", "白日依山盡黃河入海流欲窮千里", "70%", "tang.json:12"),)
+    assert copied.rows == (("3", "14", "白日依山盡黃河入海流欲窮千里", "70 %", "tang.json:12"),)
     worst = told({"findings": FOUND}, "Rows with the lowest score")
     assert worst.rows[0][2] == "白日依山盡，"  # the prompt's last line
     assert worst.rows[0][3] == "長" * 59 + "…"

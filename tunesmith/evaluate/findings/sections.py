@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunesmith.evaluate.findings.sentences import say
+from tunesmith.evaluate.numbers import interval, number, percent
 from tunesmith.evaluate.section import Quoted, Section
 from tunesmith.words import duration
 
@@ -97,7 +98,7 @@ def _copied(found: Row) -> Section:
             Quoted(row["id"]),
             str(row["length"]),
             _short(row["text"]),
-            f"{row['cover']:.0%}",
+            percent(row["cover"]),
             _place(row["origin"]),
         )
         for row in part["rows"][:SHOWN]
@@ -115,9 +116,9 @@ def _coverage(found: Row) -> Section:
             say(
                 "held_scores",
                 metric=found["metric"],
-                inside=f"{scores['held']['value']:.3f}",
-                outside=f"{scores['not_held']['value']:.3f}",
-                difference=_interval(part["difference"]),
+                inside=number(scores["held"]["value"]),
+                outside=number(scores["not_held"]["value"]),
+                difference=interval(part["difference"], sign=True),
             )
         )
         word = {"better": "held_better", "worse": "held_worse"}.get(part["verdict"], "held_unclear")
@@ -139,11 +140,11 @@ def _invention(found: Row) -> Section:
     rows = [
         (
             Quoted(row["id"]),
-            f"{row['score']:.2f}",
+            number(row["score"]),
             _short(row["b"]),
             _short(row["reference"]),
-            *(f"{-row[f'{who}_nll']:.2f} ({row[f'{who}_tokens']})" for who in ("own", "truth")),
-            f"{row['truth_cover']:.0%}",
+            *(f"{number(-row[f'{who}_nll'])} ({row[f'{who}_tokens']})" for who in ("own", "truth")),
+            percent(row["truth_cover"]),
             _place(row["nearest"]["origin"]) if row["nearest"] else "",
         )
         for row in part["rows"][:SHOWN]
@@ -172,7 +173,7 @@ def _worst(found: Row) -> Section:
     rows = [
         (
             Quoted(row["id"]),
-            f"{row['score_b']:.2f}",
+            number(row["score_b"]),
             _last_line(row["prompt"]),
             _short(row["b"]),
             _reference(row),
@@ -198,7 +199,7 @@ def _section(
 
 
 def _sides(row: Row) -> tuple[str, ...]:
-    scores = f"{row['score_a']:.2f} → {row['score_b']:.2f}"
+    scores = f"{number(row['score_a'])} → {number(row['score_b'])}"
     return Quoted(row["id"]), scores, _short(row["a"]), _short(row["b"]), _reference(row)
 
 
@@ -223,11 +224,8 @@ def _place(origin: str) -> Quoted:
 
 
 def _percent(value: Mapping[str, float]) -> str:
-    return f"{value['value']:+.1%} [{value['low']:+.1%}, {value['high']:+.1%}]"
-
-
-def _interval(value: Mapping[str, float]) -> str:
-    return f"{value['value']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
+    at, low, high = (percent(value[name], sign=True) for name in ("value", "low", "high"))
+    return f"{at} [{low}, {high}]"
 
 
 def _p(value: float) -> str:

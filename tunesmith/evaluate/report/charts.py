@@ -14,7 +14,8 @@ from itertools import pairwise
 from markupsafe import Markup, escape
 
 from tunesmith.evaluate.drawing import ticks
-from tunesmith.evaluate.report.figures import Better, Value, number
+from tunesmith.evaluate.numbers import number, readable
+from tunesmith.evaluate.report.figures import Better, Value
 
 WIDE, NARROW = 760, 340
 LABEL = 17  # characters of a name, beside its n
@@ -131,7 +132,7 @@ def _edges(low: float, high: float) -> str:
 
 def _plain(value: float, *, sign: bool = False) -> str:
     """0.5, +0.5, −1.5, 0: as short as can be."""
-    return (f"{value:+g}" if sign and value else f"{value:g}").replace("-", "−")
+    return readable(format(value, "+g" if sign else "g"))
 
 
 def _point(kind: str, x: float, y: float) -> str:

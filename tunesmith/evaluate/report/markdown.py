@@ -9,7 +9,8 @@ from tunesmith.evaluate.blind.markdown import blind_lines
 from tunesmith.evaluate.chinese import in_chinese
 from tunesmith.evaluate.formats import MARK, Language
 from tunesmith.evaluate.markdown import escaped, fenced, joined, table
-from tunesmith.evaluate.report.figures import Figure, Value, number, shown
+from tunesmith.evaluate.numbers import number
+from tunesmith.evaluate.report.figures import Figure, Value, shown
 from tunesmith.evaluate.report.labels import in_chinese as label_in_chinese
 from tunesmith.evaluate.report.result import Told
 from tunesmith.evaluate.report.rows import (

@@ -15,11 +15,11 @@ from markupsafe import Markup
 
 from tunesmith.evaluate.blind.tables import RATER_COLUMNS, rater_rows, summary_rows
 from tunesmith.evaluate.blind.tables import in_chinese as of_blind_test
+from tunesmith.evaluate.numbers import number as figure_text
 from tunesmith.evaluate.pages import both, data_block, environment, rendered, told
 from tunesmith.evaluate.report.charts import NARROW, WIDE, Mark, deltas, forest
 from tunesmith.evaluate.report.data import number
 from tunesmith.evaluate.report.figures import Figure, shown
-from tunesmith.evaluate.report.figures import number as figure_text
 from tunesmith.evaluate.report.labels import label
 from tunesmith.evaluate.report.result import Group, Told
 from tunesmith.evaluate.report.rows import TEXT_LIMITS, Changes, row_block
