@@ -77,6 +77,7 @@ def test_answers_to_choices_are_explained_by_the_choice_text(data: str, tmp_path
     assert found["metric"] == "choice"
     assert found["coverage"]["by_letter"] == 7
     assert found["coverage"]["held"] == 2  # rows 1 and 4
+    assert (found["coverage"]["wrong"], found["advice"]) == (0, [])  # no letter is explained to the model
     assert found.get("invention", {"n": 0})["n"] == 0
     assert any("is the letter of a choice" in line for one in sections(content) for line in one.sentences)
     (note,) = [note for note in content["notes"] if note.startswith(NOTE)]
@@ -95,6 +96,7 @@ def test_a_prompt_that_shows_its_choices_needs_no_note(place: Path, tmp_path: Pa
         output=tmp_path / "o",
     )
     assert not any("choices" in note for note in result.content["notes"])
+    assert result.content["findings"]["coverage"]["wrong"] == 7
 
 
 def test_long_choices_are_cut_and_the_page_stays_small() -> None:

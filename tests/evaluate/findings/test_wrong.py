@@ -89,11 +89,14 @@ def test_not_in_the_data_or_not_learnt(missing: int, held_own: int, advice: str)
 
 
 def test_the_data_is_searched_for_the_text_of_a_choice() -> None:
-    lettered = replace(row("是。", reference="B"), choices=Choices(("黃河入海流", "白日依山盡"), 1))
+    asked = "A. 黃河入海流\nB. 白日依山盡"
+    lettered = replace(
+        row("是。", reference="B", prompt=asked), choices=Choices(("黃河入海流", "白日依山盡"), 1)
+    )
     assert lettered.truth == "白日依山盡"
     assert lettered.shown_references == ("B. 白日依山盡",)
     told = collect._coverage(F1, [lettered], [None], [collect.Cover(1.0, 0)])
-    assert (told["held"], told["by_letter"], told["wrong_not_held"]) == (1, 1, 0)
+    assert (told["held"], told["by_letter"], told["wrong"], told["wrong_not_held"]) == (1, 1, 1, 0)
 
 
 def test_rows_are_ranked_by_what_looks_at_the_answers() -> None:

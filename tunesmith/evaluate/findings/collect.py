@@ -33,7 +33,7 @@ from tunesmith.evaluate.findings.coverage import HELD, Cover, apart, covers
 from tunesmith.evaluate.findings.general import GENERAL, are_general
 from tunesmith.evaluate.findings.probes import Probes
 from tunesmith.evaluate.findings.training_rows import TrainingRow, read_training_rows
-from tunesmith.evaluate.findings.wrong import MOST, wrong
+from tunesmith.evaluate.findings.wrong import MOST, could_be_known, wrong
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.perplexity import RowLoss
 from tunesmith.evaluate.row import RowResult
@@ -172,7 +172,7 @@ def _coverage(
     scores = [row.scores[metric.name] for row in rows]
     inside = [score for score, here in zip(scores, held, strict=True) if here]
     outside = [score for score, here in zip(scores, held, strict=True) if not here]
-    at_fault = wrong(metric, rows).rows
+    at_fault = [at for at in wrong(metric, rows).rows if could_be_known(rows[at])]
     told: dict[str, Any] = {
         "n": len(rows),
         "held": len(inside),

@@ -121,9 +121,9 @@ SENTENCES: dict[str, tuple[str, str]] = {
     ),
     "truth_likelier": (
         "In {truth} it finds the true answer, as a whole, likelier than its own: token by token that one was "
-        "missed. In {per_token} of these it is likelier per token too, and not for being shorter.",
+        "missed. Per token too it is likelier in {per_token} of these; elsewhere for being shorter alone.",
         "有 {truth} 行它认为标准答案整体上比自己的回答更可能：逐个选 token 时错过了它。"
-        "其中 {per_token} 行按每个 token 平均也更可能，并非只因为更短。",
+        "其中 {per_token} 行按每个 token 平均也更可能；其余只是因为更短。",
     ),
     "not_held": (
         "Of these {n} true answers {missing} aren't in the training data.",

@@ -54,3 +54,11 @@ def can_be_compared(row: RowResult) -> bool:
     """
     whole = row.completion.finish == "stop" and bool(row.completion.text.strip())
     return row.answered and whole and not row.named_by_letter
+
+
+def could_be_known(row: RowResult) -> bool:
+    """Whether a wrong answer may be for want of knowledge: not where a letter is asked for that the prompt
+    doesn't explain.
+    """
+    choices = row.choices.texts if row.choices and row.named_by_letter else ()
+    return all(text.strip() in row.prompt for text in choices)
