@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from string import ascii_uppercase
 from typing import Any
 
+from tunesmith.evaluate.metrics.given_choices import letter, lettered
 from tunesmith.evaluate.perplexity import RowLoss
 from tunesmith.records import Completion
 
@@ -25,16 +25,6 @@ class Choices:
     def letter(self) -> str:
         """That of the right one."""
         return letter(self.right)
-
-
-def letter(at: int) -> str:
-    """What a choice is called: A, B, C, …, behind Z its number."""
-    return ascii_uppercase[at] if at < len(ascii_uppercase) else str(at + 1)
-
-
-def lettered(text: str, choices: Sequence[str]) -> str:
-    """`C. H2O` of one of the choices; any other text as it is."""
-    return f"{letter(choices.index(text))}. {text}" if text in choices else text
 
 
 @dataclass(frozen=True, slots=True)

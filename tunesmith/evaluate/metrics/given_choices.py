@@ -70,6 +70,16 @@ def right_choice(row: Conversation) -> str | None:
     return choices[at] if 0 <= at < len(choices) else None
 
 
+def letter(at: int) -> str:
+    """What a choice is called: A, B, C, …, behind Z its number."""
+    return string.ascii_uppercase[at] if at < len(string.ascii_uppercase) else str(at + 1)
+
+
+def lettered(text: str, choices: Sequence[str]) -> str:
+    """`C. H2O` of one of the choices; any other text as it is."""
+    return f"{letter(choices.index(text))}. {text}" if text in choices else text
+
+
 # What is scored is the text of that choice; the reference, the text of the right one.
 CHOICES = (
     Metric(

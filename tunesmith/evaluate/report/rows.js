@@ -217,7 +217,7 @@
   }
 
   function digits(value) {
-    return Number.isInteger(value) ? String(value) : value.toFixed(3);
+    return (Number.isInteger(value) ? String(value) : value.toFixed(3)).replace("-", "−");
   }
 
   function line(texts, name, text, words, style, failed = null) {

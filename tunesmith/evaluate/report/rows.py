@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.evaluate.judge.rows import as_compared
+from tunesmith.evaluate.metrics.given_choices import letter, lettered
 from tunesmith.evaluate.numbers import number
 from tunesmith.evaluate.report.figures import Better, better, loss_of
-from tunesmith.evaluate.row import letter, lettered
 from tunesmith.redact import short_paths, without_secrets
 from tunesmith.rundir import read_jsonl
 
