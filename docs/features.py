@@ -181,6 +181,7 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
             "evaluate/test_published_metrics.py",
             "evaluate/test_read_metrics.py",
             "evaluate/test_form_metrics.py",
+            "evaluate/test_shown_choices.py",
             "evaluate/test_calibration.py",
             "evaluate/test_compare.py",
         ),
@@ -205,12 +206,13 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
             "evaluate/findings/test_coverage.py",
             "evaluate/findings/test_findings.py",
             "evaluate/findings/test_probes.py",
+            "evaluate/findings/test_wrong.py",
         ),
     ),
     (
-        "Answers of any tool scored from a file, figures by group, intervals over documents",
-        "给任何工具生成的答案文件打分，按组给出数字，按文档计算区间",
-        ("evaluate/test_predicted.py",),
+        "Answers of any tool scored from a file and compared with models, figures by group, intervals over documents",
+        "给任何工具生成的答案文件打分并与模型比较，按组给出数字，按文档计算区间",
+        ("evaluate/test_predicted.py", "evaluate/test_joined.py"),
     ),
     (
         "Models behind OpenAI-compatible endpoints answer, are measured and judge: retries, Retry-After, failed rows counted and "

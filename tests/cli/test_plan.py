@@ -35,6 +35,7 @@ def job(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow  # tests/train/test_plan.py measures three, too
 def test_with_three_real_steps(warm: Warm, job: Path) -> None:
     done = warm.call("plan", job, cwd=job.parent)
     assert done.returncode == 0, done.stderr

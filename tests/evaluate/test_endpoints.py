@@ -41,7 +41,7 @@ def test_a_failed_row_counts_in_no_figure_and_is_named(tmp_path: Path) -> None:
     assert result.content["completion_tokens"] == 21
     # Scored again from the file it counts as little.
     questions, predictions = read_predictions(str(tmp_path / "out.jsonl"))
-    assert [answer.finish for answer in predictions.answers] == [line["finish"] for line in lines]
+    assert [answer.finish for answer in predictions.answers.values()] == [line["finish"] for line in lines]
     again = tunesmith.evaluate(predictions=str(tmp_path / "out.jsonl"), output=tmp_path / "again.jsonl")
     assert (again.content["n"], again.content["failed"]) == (7, 1)
     assert len(questions.conversations) == 8

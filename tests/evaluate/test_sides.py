@@ -78,7 +78,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def of(models: Path, *names: str, dtype: str = "fp32", with_base: bool = False) -> Sides:
     paths = [str(models / name) for name in names]
-    return sides_of(paths, with_base=with_base, dtype=dtype, template=None, sampling=SCORED)
+    return sides_of(paths, {}, with_base=with_base, dtype=dtype, template=None, sampling=SCORED)
 
 
 def said(side: Completer) -> tuple[list[Completion], list[float]]:

@@ -59,6 +59,7 @@ Examples:
   tunesmith compare runs/tang-1 runs/tang-2 --data valid.json
   tunesmith compare https://api.deepseek.com/v1#deepseek-chat@DEEPSEEK_API_KEY runs/tang-1 --data valid.json
   tunesmith compare smollm2-135m runs/tang-1 runs/tang-2 --data valid.json   both against the first one
+  tunesmith compare generated_predictions.jsonl runs/tang-1 --data valid.json   another tool's answers
   tunesmith compare runs/tang-1 runs/tang-2 --with-base --data valid.json    the same, by the runs' own base
   tunesmith compare runs/tang-1 --data test.json --references truth.txt --show 5
   tunesmith compare runs/tang-1 --data valid.json --findings   forgotten, copied, invented: row by row
@@ -72,7 +73,8 @@ def compare(
         list[str],
         typer.Argument(
             metavar="A B [C]...|RUN [key=value]...",
-            help="Models or runs, the first one the reference, or one run; sampling settings.",
+            help="Models, runs or files of answers (.jsonl), the first one the reference, or one run; "
+            "sampling settings.",
             show_default=False,
         ),
     ],

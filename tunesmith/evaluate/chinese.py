@@ -78,6 +78,14 @@ _PHRASES = [
             r"所取的列：回答 \1，参考 \2，提示 \3。",
         ),
         (r"Taken: answers from (`.+`), references from (.+)\.$", r"所取的列：回答 \1，参考 \2。"),
+        (
+            r"(.+) is joined to (.+) by prompts, as no line has an `id`\.$",
+            r"\1 没有 `id`，按提示与 \2 对应。",
+        ),
+        (
+            r"(.+) is joined to (.+) by the order of lines, as no line has an `id`\.$",
+            r"\1 没有 `id`，按行的顺序与 \2 对应。",
+        ),
         # rows of the data report
         (r"longer than (\d+) tokens$", r"超过 \1 个 token"),
         (r"its last reply alone is longer than (\d+) tokens$", r"仅最后一个回答就超过 \1 个 token"),

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from tunesmith.evaluate.statistics import (
+    Ends,
     Floats,
     Interval,
     Paired,
     of_all_alike,
+    of_differences,
     paired_ratio,
     ratio,
     sign_flip,
@@ -31,14 +33,19 @@ def by_document(values: Sequence[float] | Sequence[Sequence[float]], documents: 
 
 
 def clustered_mean(
-    scores: Sequence[float], documents: Sequence[str], *, top: float | None = 1.0, seed: int = 0
+    scores: Sequence[float],
+    documents: Sequence[str],
+    *,
+    top: float | None = 1.0,
+    seen: Ends | None = None,
+    seed: int = 0,
 ) -> Interval:
-    """The mean of scores between 0 and `top`, with an interval over documents."""
+    """The mean of scores between 0 and `top`, or as in `mean_interval`, with an interval over documents."""
     sums, sizes = by_document(scores, documents), by_document([1.0] * len(scores), documents)
     mean = float(np.mean(scores))
     found = ratio(sums.tolist(), sizes.tolist(), seed=seed)
     if found is None:
-        return Interval(mean, *_unknown(mean, None if top is None else (0.0, top), len(sums)))
+        return Interval(mean, *_unknown(mean, seen if top is None else (0.0, top), len(sums)))
     return found if top is None else Interval(mean, max(0.0, found.low), min(top, found.high))
 
 
@@ -48,6 +55,7 @@ def clustered_paired(
     documents: Sequence[str],
     *,
     top: float | None = 1.0,
+    seen: Ends | None = None,
     seed: int = 0,
 ) -> Paired:
     """B against A with interval and test over documents; wins, losses and ties are of rows."""
@@ -58,12 +66,13 @@ def clustered_paired(
     mean = float(differences.mean())
     found = paired_ratio((sums_a.tolist(), sizes), (sums_b.tolist(), sizes), seed=seed)
     if found is None:
-        found = Interval(mean, *_unknown(mean, None if top is None else (-top, top), len(sizes)))
+        ends = of_differences(seen) if top is None else (-top, top)
+        found = Interval(mean, *_unknown(mean, ends, len(sizes)))
     p_value = sign_flip(sums_b - sums_a, seed=seed)
     return Paired(found, wins, losses, len(differences) - wins - losses, p_value)
 
 
-def _unknown(value: float, bounds: tuple[float, float] | None, n: int) -> tuple[float, float]:
+def _unknown(value: float, bounds: Ends | None, n: int) -> Ends:
     if bounds is None:
         return value, value
     return bounds if n < 2 else of_all_alike(value, bounds, n)

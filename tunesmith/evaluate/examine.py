@@ -21,7 +21,7 @@ from tunesmith.errors import DataError
 from tunesmith.evaluate.choices import by_row, choice_records
 from tunesmith.evaluate.figures import value
 from tunesmith.evaluate.metrics import Metric, is_empty, resolve
-from tunesmith.evaluate.metrics.given_choices import check_choices
+from tunesmith.evaluate.metrics.scorable import check_scorable
 from tunesmith.evaluate.perplexity import RowLoss, reply_losses
 from tunesmith.evaluate.row import RowResult
 from tunesmith.evaluate.run import scored
@@ -113,7 +113,7 @@ def _check(rows: Sequence[Conversation], metrics: Sequence[Metric], source: str)
             details=[str(row.origin) for row in bare],
             fix="Add the answers to these rows, or leave these metrics out.",
         )
-    check_choices(metrics, rows)
+    check_scorable(metrics, rows)
 
 
 def _answered(row: RowResult) -> Answered:

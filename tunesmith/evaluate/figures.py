@@ -14,6 +14,13 @@ from tunesmith.evaluate.row import RowResult
 from tunesmith.evaluate.statistics import Interval, Paired, holm, mean_interval, paired, verdict
 
 
+def settled(metrics: Sequence[Metric], sides: Sequence[Sequence[RowResult]]) -> list[Metric]:
+    """The metrics with what only their scores of all rows and models tell: that those of one without bounds
+    are all 0 or 1, or between which ends they lie.
+    """
+    return [metric if metric.top is not None else _settled(metric, sides) for metric in metrics]
+
+
 def value(metric: Metric, rows: Sequence[RowResult]) -> float:
     """The figure of these rows alone, without its interval."""
     if metric.combine is not None:
@@ -28,9 +35,9 @@ def figure(metric: Metric, rows: Sequence[RowResult]) -> Interval:
         return corpus_interval(_counts(metric, rows, documents), metric.combine, top=metric.top or 1.0)
     scores = [row.scores[metric.name] for row in rows]
     if documents is not None:
-        found = clustered_mean(scores, documents, top=metric.top)
+        found = clustered_mean(scores, documents, top=metric.top, seen=metric.seen)
     else:
-        found = mean_interval(scores, binary=metric.binary, top=metric.top)
+        found = mean_interval(scores, binary=metric.binary, top=metric.top, seen=metric.seen)
     return found if metric.least is None else replace(found, low=max(metric.least, found.low))
 
 
@@ -47,9 +54,9 @@ def difference(metric: Metric, a: Sequence[RowResult], b: Sequence[RowResult]) -
             scores=(scores_a, scores_b),
         )
     elif documents is not None:
-        result = clustered_paired(scores_a, scores_b, documents, top=metric.top)
+        result = clustered_paired(scores_a, scores_b, documents, top=metric.top, seen=metric.seen)
     else:
-        result = paired(scores_a, scores_b, binary=metric.binary, top=metric.top)
+        result = paired(scores_a, scores_b, binary=metric.binary, top=metric.top, seen=metric.seen)
     if metric.better == "lower":
         return replace(result, wins=result.losses, losses=result.wins)
     return result
@@ -99,6 +106,15 @@ def losses_of(rows: Sequence[RowResult]) -> list[RowLoss]:
         return losses
     sums = by_document([(loss.nll_sum, loss.tokens, loss.bytes) for loss in losses], documents)
     return [RowLoss(nll, int(tokens), int(size)) for nll, tokens, size in sums.tolist()]
+
+
+def _settled(metric: Metric, sides: Sequence[Sequence[RowResult]]) -> Metric:
+    scores = {row.scores[metric.name] for rows in sides for row in rows}
+    if not scores:
+        return metric
+    if metric.least is None and scores <= {0.0, 1.0}:
+        return replace(metric, binary=True, least=0.0, top=1.0)
+    return replace(metric, seen=(min(scores), max(scores)))
 
 
 def _counts(metric: Metric, rows: Sequence[RowResult], documents: Sequence[str] | None) -> Rows:

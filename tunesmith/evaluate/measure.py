@@ -12,7 +12,7 @@ from typing import Any
 
 from tunesmith.data.trained_rows import row_key, trained_rows
 from tunesmith.disk import write_json
-from tunesmith.errors import SettingsError
+from tunesmith.errors import SettingsError, UsageError
 from tunesmith.evaluate import outputs
 from tunesmith.evaluate.answerers import Note, Watch
 from tunesmith.evaluate.compare import Comparison, check_count, compared
@@ -22,7 +22,7 @@ from tunesmith.evaluate.findings.collect import collect
 from tunesmith.evaluate.findings.probes import Probes
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.metrics.given_choices import about_letters
-from tunesmith.evaluate.predicted import Predictions
+from tunesmith.evaluate.predicted import Predictions, is_predictions, read_predictions
 from tunesmith.evaluate.questions import Questions
 from tunesmith.evaluate.report import write_report
 from tunesmith.evaluate.results import beside
@@ -90,8 +90,7 @@ def measure_predictions(
     place = outputs.of_predictions(output, predictions.name, questions)
     with claim(place.predictions, AGAIN) as held:
         result = measured(held, predictions, questions.conversations, metrics, watch=watch, note=note)
-        told = [predictions.told] if predictions.told else []
-        return _saved(replace(result, seconds=None), questions, None, told, None)
+        return _saved(result, questions, None, [*predictions.told], None)
 
 
 def measure_several(
@@ -108,7 +107,7 @@ def measure_several(
     watch: Watch | None = None,
     note: Note = lambda _: None,
 ) -> Result:
-    """Measure models and runs on the same rows, the first one being the reference of all.
+    """Measure models, runs and files of answers on the same rows, the first one being the reference of all.
 
     A run alone, or `with_base`, is measured against the base it was tuned from, which is then the first side.
     Sides over one base share a load (sides.py). `forgetting`: ask the first and the last side the general
@@ -121,12 +120,16 @@ def measure_several(
     outputs.check(output, questions)
     with_base = with_base or len(names) == 1
     check_count(len(names) + with_base)
-    sides = sides_of(names, with_base=with_base, dtype=dtype, template=template, sampling=sampling, note=note)
+    given = _given(names, questions, sampling, forgetting=forgetting)
+    sides = sides_of(
+        names, given, with_base=with_base, dtype=dtype, template=template, sampling=sampling, note=note
+    )
     place = outputs.of_comparison(output, names, sides.names, questions)
     rows, tuned = questions.conversations, place.run is not None
     if forgetting is None:
         # Nobody pays for questions unasked, and where nothing is answered, nothing else is either.
-        forgetting = tuned and not is_endpoint(sides.names[0]) and answers_are_asked(metrics)
+        here = not is_endpoint(sides.names[0]) and sides.names[0] not in given
+        forgetting = tuned and here and answers_are_asked(metrics)
     with claim(place.predictions, AGAIN) as held:
         asked = Probes(
             held, rows, sides=len(sides.names), forgetting=forgetting, own=tuned, watch=watch, note=note
@@ -134,8 +137,30 @@ def measure_several(
         result = compared(
             held, sides.sides, rows, metrics, order=sides.order, watch=watch, note=note, also=asked
         )
-        told = [*about_letters(rows, metrics), *_learnt(names, questions)]
-        return _saved(result, questions, place.run, told, asked)
+        told = [told for predictions in given.values() for told in predictions.told]
+        asked_names = [name for name in names if name not in given]
+        told += about_letters(rows, metrics) if asked_names else []
+        return _saved(result, questions, place.run, [*told, *_learnt(asked_names, questions)], asked)
+
+
+def _given(
+    names: Sequence[str], questions: Questions, sampling: Sampling, *, forgetting: bool | None
+) -> dict[str, Predictions]:
+    """The answers of those names that are files. Raises UsageError where they can't be compared as asked."""
+    files = [name for name in names if is_predictions(name)]
+    if files and len(names) == 1:
+        raise UsageError(
+            f"{files[0]} holds answers, and has no base to be compared with.",
+            fix=f"Name a second side; or score it: tunesmith eval --predictions {files[0]} --data FILE.",
+        )
+    if forgetting and {names[0], names[-1]} & {*files}:
+        raise UsageError("A file of answers can't be asked general questions.", fix="Leave out --forgetting.")
+    if len(files) == len(names) and sampling.given():
+        raise UsageError(
+            f"All answers are there already: {', '.join(sampling.given())} would change nothing.",
+            fix="Leave the sampling settings out.",
+        )
+    return {name: read_predictions(name, questions)[1] for name in files}
 
 
 def _saved(

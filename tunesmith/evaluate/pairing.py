@@ -12,7 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tunesmith.evaluate.figures import corrected, difference, documents_of, figure, losses_of, verdicts
+from tunesmith.evaluate.figures import (
+    corrected,
+    difference,
+    documents_of,
+    figure,
+    losses_of,
+    settled,
+    verdicts,
+)
+from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.perplexity import RowLoss
 from tunesmith.evaluate.row import RowResult
 from tunesmith.evaluate.run import Evaluation, grouped
@@ -28,7 +37,7 @@ def differences(sides: Sequence[Evaluation], figures: Sequence[Mapping[str, Any]
     """
     a, *others = sides
     shown_a, *shown = (one["metrics"] for one in figures)
-    metrics = a.metrics
+    metrics = settled(a.metrics, [side.rows for side in sides])
     results = [[difference(metric, a.rows, b.rows) for metric in metrics] for b in others]
     raised = corrected(results)
     several = len(others) > 1
@@ -36,7 +45,7 @@ def differences(sides: Sequence[Evaluation], figures: Sequence[Mapping[str, Any]
     found = []
     for b, paired, p_values, loss, shown_b in zip(others, results, raised, losses, shown, strict=True):
         told = verdicts(metrics, paired, b.rows, p_values)
-        groups = _groups(a, b)
+        groups = _groups(metrics, a, b)
         found.append(
             {
                 "metrics": {
@@ -70,26 +79,26 @@ def unlike(a: Evaluation, b: Evaluation, names: tuple[str, str] = ("A", "B")) ->
     return notes
 
 
-def _groups(a: Evaluation, b: Evaluation) -> dict[str, dict[str, Any]]:
+def _groups(metrics: Sequence[Metric], a: Evaluation, b: Evaluation) -> dict[str, dict[str, Any]]:
     """Differences by column and value; no verdicts: among many groups some differ by chance."""
     groups_a, groups_b = grouped(a.rows), grouped(b.rows)
     return {
         column: {
-            value: {"n": len(rows), "metrics": _bare(a, groups_a[column][value], rows)}
+            value: {"n": len(rows), "metrics": _bare(metrics, groups_a[column][value], rows)}
             for value, rows in values.items()
         }
         for column, values in groups_b.items()
     }
 
 
-def _bare(of: Evaluation, a: Sequence[RowResult], b: Sequence[RowResult]) -> dict[str, Any]:
+def _bare(metrics: Sequence[Metric], a: Sequence[RowResult], b: Sequence[RowResult]) -> dict[str, Any]:
     return {
         metric.name: {
             "a": figure(metric, a).value,
             "b": figure(metric, b).value,
             "difference": difference(metric, a, b).difference.to_json(),
         }
-        for metric in of.metrics
+        for metric in metrics
     }
 
 

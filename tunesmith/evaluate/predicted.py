@@ -2,12 +2,12 @@
 
 A line has an answer, and as it likes `id`, a prompt, references (a text or a list) and columns for groups.
 Each tool has its own names for them (LLaMA-Factory: prompt, predict, label); those taken are told. Where the
-lines lack references, a file of rows has them, joined by `id`. Imports no torch.
+lines lack references, a file of rows has them (joining.py). Imports no torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from tunesmith.data.prompts import REFERENCES
 from tunesmith.data.read import read_file
 from tunesmith.errors import DataError
+from tunesmith.evaluate.joining import ids, joined
 from tunesmith.evaluate.questions import Questions, with_groups
 from tunesmith.records import Completion, Conversation, Message
 
@@ -31,16 +32,21 @@ NEEDS_TRUTH = ("response", "output")
 
 @dataclass(frozen=True)
 class Predictions:
-    """The answers of a file as a Completer: `name` is the file, `told` which of its columns were taken."""
+    """The answers of a file as a Completer: `name` is the file, `told` how it was read and joined."""
 
     name: str
-    answers: tuple[Completion, ...]
-    told: str = ""
+    answers: Mapping[str, Completion]
+    told: tuple[str, ...] = ()
 
     def complete(self, conversations: Sequence[Conversation]) -> Iterator[list[Completion]]:
-        """The answer to each conversation, which says by `meta["line"]` where it stands."""
+        """The answer to each conversation, by its key."""
         for conversation in conversations:
-            yield [self.answers[int(conversation.meta["line"])]]
+            yield [self.answers[conversation.key]]
+
+
+def is_predictions(name: str) -> bool:
+    """Whether a name of a model is that of a file of answers."""
+    return name.endswith(".jsonl") and Path(name).expanduser().is_file()
 
 
 def read_predictions(
@@ -52,19 +58,28 @@ def read_predictions(
 ) -> tuple[Questions, Predictions]:
     """The questions that a file of predictions answers, and the answers.
 
-    `rows` has references, prompts and columns by id where the file lacks them; then each of its rows must
-    have one prediction. Raises DataError naming every line without a prediction or a reference, and ids that
-    come twice or on one side alone.
+    `rows` has references, prompts and columns where the file lacks them; then each of its rows must have one
+    prediction (joining.py), and those beyond its limit may. Raises DataError naming every line without a
+    prediction or a reference, and ids that come twice or on one side alone.
     """
-    found, answers, bad = [], [], []
+    found: list[Conversation] = []
+    answers: dict[str, Completion] = {}
+    bad: list[str] = []
     file = read_file(path)
     keys = _Keys.of([row.value for row in file.rows if isinstance(row.value, dict)], joined=rows is not None)
-    bad += [str(row) for row in file.bad]
+    if file.bad:
+        raise DataError(f"{path} has lines that can't be read.", details=[str(row) for row in file.bad])
     known = {row.key: row for row in rows.conversations} if rows is not None else {}
+    beyond = {row.key for row in rows.rest} if rows is not None else set()
+    named, how = ids(file.rows), ""
+    if rows is not None and file.rows:
+        named, how = joined(file.rows, rows, keys.prompt, keys.truths)
     for at, row in enumerate(file.rows):
         value: dict[str, Any] = row.value if isinstance(row.value, dict) else {}
         prediction = value.get(keys.answer)
-        name = str(value.get("id", at))
+        name = named[at]
+        if name in beyond:
+            continue
         of_rows = known.get(name)
         references = _references(value, keys.truths) or (of_rows.references if of_rows else ())
         if not isinstance(prediction, str):
@@ -76,12 +91,16 @@ def read_predictions(
         else:
             asked = of_rows or Conversation((Message("user", str(value.get(keys.prompt, ""))),), row.origin)
             columns = {**asked.meta.get("columns", {}), **value}
-            meta = {"columns": columns, "line": at, "number": at}
+            meta = {"columns": columns, "number": at}
             found.append(replace(asked, id=name, origin=row.origin, references=references, meta=meta))
-        answers.append(_completion(value, prediction))
+            answers[name] = _completion(value, prediction)
     bad += _twice([row.key for row in found], path)
     answered = {row.id for row in found}
-    bad += [f"{path}: no prediction for the row {name}" for name in known if name not in answered]
+    if lacking := [name for name in known if name not in answered]:
+        shown = ", ".join(lacking[:10]) + (", …" if len(lacking) > 10 else "")
+        bad.append(
+            f"{path}: no prediction for {len(lacking)} of {len(known)} rows: {shown} (--limit takes fewer)"
+        )
     if bad or not found:
         raise DataError(
             f"{path} can't be scored." if bad else f"{path} holds no predictions.",
@@ -91,8 +110,10 @@ def read_predictions(
             "--data FILE.",
         )
     files = (path, *(rows.files if rows is not None else ()))
-    questions = Questions(path, Path(path).stem, with_groups(found, by, document), files)
-    return questions, Predictions(path, tuple(answers), keys.told(rows))
+    elsewhere = "" if rows is not None else ", or give the file of rows that has it: --data FILE"
+    data = path if rows is None else rows.path
+    questions = Questions(data, Path(path).stem, with_groups(found, by, document, elsewhere), files)
+    return questions, Predictions(path, answers, tuple(filter(None, (keys.told(rows), how))))
 
 
 @dataclass(frozen=True)
@@ -139,13 +160,13 @@ def _references(value: dict[str, Any], columns: Sequence[str]) -> tuple[str, ...
     return ()
 
 
-def _completion(value: dict[str, Any], prediction: object) -> Completion:
+def _completion(value: dict[str, Any], prediction: str) -> Completion:
     """The answer with what the line says of it; tokens that it doesn't tell are 0."""
     tokens, seconds = value.get("tokens"), value.get("seconds")
     if value.get("finish") == "error":
         return Completion("", "error", 0, 0, error=str(value.get("error") or "no reason is given"))
     return Completion(
-        prediction if isinstance(prediction, str) else "",
+        prediction,
         "length" if value.get("finish") == "length" else "stop",
         0,
         tokens if isinstance(tokens, int) else 0,

@@ -13,7 +13,7 @@ from tunesmith.data.read import files_of
 from tunesmith.errors import DataError, SettingsError
 from tunesmith.evaluate.findings.general import GENERAL, NAME, general_rows, is_general
 from tunesmith.evaluate.metrics import METRICS, NAMES, Metric, Named, resolve
-from tunesmith.evaluate.metrics.given_choices import check_choices
+from tunesmith.evaluate.metrics.scorable import check_scorable
 from tunesmith.records import Conversation
 from tunesmith.settings import nearest
 
@@ -26,12 +26,15 @@ NO_VALUE = "(none)"
 
 @dataclass(frozen=True)
 class Questions:
-    """Rows with answers, from a file. `name` is what result files are called; `files` were all read."""
+    """Rows with answers, from a file. `name` is what result files are called, `files` were all read, and
+    `rest` are the rows beyond a limit.
+    """
 
     path: str
     name: str
     conversations: list[Conversation]
     files: tuple[str, ...] = ()
+    rest: tuple[Conversation, ...] = ()
 
     @cached_property
     def sha256(self) -> str:
@@ -59,6 +62,7 @@ def read_questions(
     rows = read_prompts(data)
     if references is not None:
         rows = read_references(references, rows)
+    rest = () if limit is None else tuple(rows[limit:])
     rows = rows[:limit]
     unanswered = [row for row in rows if not any(reference.strip() for reference in row.references)]
     if unanswered:
@@ -70,7 +74,7 @@ def read_questions(
     if not rows:
         raise DataError(f"{data} holds no rows.", fix="Give a file with at least one row.")
     files = [*files_of(data), *(files_of(references) if references is not None else [])]
-    return Questions(data, Path(data).stem, with_groups(rows, by, document), tuple(files))
+    return Questions(data, Path(data).stem, with_groups(rows, by, document), tuple(files), rest)
 
 
 def choose_metrics(named: Named | Sequence[Named] | None, questions: Questions) -> list[Metric]:
@@ -91,17 +95,17 @@ def choose_metrics(named: Named | Sequence[Named] | None, questions: Questions) 
     chosen = resolve(named, [row.references for row in questions.conversations])
     if not chosen:
         raise SettingsError("No metric is named.", fix=f"Choose from: {', '.join(NAMES)}.")
-    check_choices(chosen, questions.conversations)
+    check_scorable(chosen, questions.conversations)
     return chosen
 
 
 def with_groups(
-    rows: Sequence[Conversation], by: Sequence[str] = (), document: str | None = None
+    rows: Sequence[Conversation], by: Sequence[str] = (), document: str | None = None, elsewhere: str = ""
 ) -> list[Conversation]:
     """The rows with what figures are asked by: `meta["groups"]`, and `meta["document"]` where they name one.
 
     `document` is the column; without it, the first of DOCUMENT_COLUMNS that all rows have. Raises DataError
-    for a column that no row has, or that `document` names and not all have.
+    for a column that no row has, or that `document` names and not all have; `elsewhere` says where it may be.
     """
     columns = [row.meta.get("columns", {}) for row in rows]
     there = list(dict.fromkeys(name for each in columns for name in each))
@@ -111,7 +115,7 @@ def with_groups(
     if wrong:
         raise DataError(
             f"The rows have no column {wrong[0]!r}, or not all of them have{nearest(wrong[0], there)}.",
-            fix=f"Name one of these: {', '.join(there) or 'none is there'}.",
+            fix=f"Name one of these: {', '.join(there) or 'none is there'}{elsewhere}.",
         )
     if document is None:
         named = (name for name in DOCUMENT_COLUMNS if all(_text(each.get(name)) for each in columns))

@@ -152,7 +152,9 @@ def title(result: Mapping[str, Any]) -> str:
     if result.get("kind") == "comparison":
         names = zip(letters(result), sides_of(result), strict=True)
         return f"{data}, n = {result['n']}:  " + ",  ".join(f"{key} = {side['model']}" for key, side in names)
-    return f"{data}, n = {result.get('n', '?')}:  {result.get('model', '?')}"
+    model = str(result.get("model", "?"))
+    # A file of answers with references of its own is both.
+    return f"{data}, n = {result.get('n', '?')}" + (f":  {model}" if Path(model).name != data else "")
 
 
 def comparison_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:

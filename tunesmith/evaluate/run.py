@@ -22,10 +22,11 @@ from tunesmith.evaluate.answerers import Base, Note, Watch, tell
 from tunesmith.evaluate.choices import likeliest, losses_in, named_choices, right_losses, worklog_choices
 from tunesmith.evaluate.cost import spent
 from tunesmith.evaluate.failures import Failed, check_some, failed_rows
-from tunesmith.evaluate.figures import figure, losses_of
+from tunesmith.evaluate.figures import figure, losses_of, settled
 from tunesmith.evaluate.metrics import Metric, is_empty
 from tunesmith.evaluate.metrics.variety import length
 from tunesmith.evaluate.perplexity import Loss, RowLoss, answer_losses, intervals, total
+from tunesmith.evaluate.predicted import Predictions
 from tunesmith.evaluate.row import RowResult
 from tunesmith.infer.local import LocalModel
 from tunesmith.infer.predictions import answered
@@ -75,18 +76,19 @@ class Evaluation:
         low, high}, …}, "groups": {column: {value: {"n", "metrics", …}}}}; JSON knows no None here: figures
         that could not be had are left out.
         """
+        metrics = settled(self.metrics, [self.rows])
         content: dict[str, Any] = {
             "kind": "evaluation",
             "model": self.model,
             "n": self.n,
-            "metrics": _figures(self.metrics, self.rows),
+            "metrics": _figures(metrics, self.rows),
         }
         if signatures := {m.name: m.signature for m in self.metrics if m.signature}:
             content["signatures"] = signatures
         if groups := grouped(self.rows):
             content["groups"] = {
                 column: {
-                    value: {"n": len(rows), "metrics": _figures(self.metrics, rows), **_bare_loss(rows)}
+                    value: {"n": len(rows), "metrics": _figures(metrics, rows), **_bare_loss(rows)}
                     for value, rows in values.items()
                 }
                 for column, values in groups.items()
@@ -167,7 +169,9 @@ def measured(
     if answering:
         worklog_answers(worklog, model, conversations, watch)
         check_some(model.name, worklog.rows(ANSWERS))
-    seconds = before + time.monotonic() - begun if answering else None
+    # Answers of a file took their time elsewhere.
+    timed = answering and not isinstance(model, Predictions)
+    seconds = before + time.monotonic() - begun if timed else None
     # The loss of "B" says nothing where B's text is what was scored.
     losses = right_losses(conversations, choices) if choices and not answering else _losses(worklog)
     answers = [_completion(row) for _, row in sorted(worklog.rows(ANSWERS).items())] if answering else None

@@ -4,6 +4,7 @@ runs and adapters over the same base     one load, the adapters switched
 a base and adapters over it              the same load, every adapter off
 all others                               a load each, one after the other: two large ones needn't fit at once
 endpoints                                asked where they are
+files of answers                         nothing is loaded or asked
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 from tunesmith.errors import ModelError, UsageError
 from tunesmith.evaluate.answerers import Base, Note
 from tunesmith.evaluate.compare import Side
+from tunesmith.evaluate.predicted import Predictions
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.endpoint import is_endpoint
 from tunesmith.infer.found import Found, find
@@ -42,6 +44,7 @@ class Sides:
 
 def sides_of(
     names: Sequence[str],
+    given: Mapping[str, Predictions],
     *,
     with_base: bool,
     dtype: str,
@@ -49,17 +52,22 @@ def sides_of(
     sampling: Sampling,
     note: Note = lambda _: None,
 ) -> Sides:
-    """The models and runs of these names, and first of all the runs' base if `with_base`.
+    """The models, runs and files of these names (answers `given` of those), and first of all the runs' base
+    if `with_base`.
 
     `note` is told where rows are sent, when the turn of an endpoint comes. Nothing is read into memory yet.
     Raises what `find` raises, for all of them before anything is measured; UsageError where there is no base,
     or more than one; ModelError if a base has changed since.
     """
-    found = {at: find(name, dtype) for at, name in enumerate(names, with_base) if not is_endpoint(name)}
+    found = {
+        at: find(name, dtype)
+        for at, name in enumerate(names, with_base)
+        if not is_endpoint(name) and name not in given
+    }
     if with_base:
         found = {0: _base_under(list(found.values()), names), **found}
     sides: dict[int, Side] = {
-        at: partial(connect, name, sampling=sampling, note=note)
+        at: given[name] if name in given else partial(connect, name, sampling=sampling, note=note)
         for at, name in enumerate(names, with_base)
         if at not in found
     }

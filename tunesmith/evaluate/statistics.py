@@ -60,24 +60,40 @@ class Paired:
         return {"difference": self.difference.to_json(), **counts, "p_value": self.p_value}
 
 
+Ends = tuple[float, float]
+"""The least and the largest value there can be, or that was seen."""
+
+
 def mean_interval(
-    scores: Sequence[float], *, binary: bool = False, top: float | None = 1.0, seed: int = 0
+    scores: Sequence[float],
+    *,
+    binary: bool = False,
+    top: float | None = 1.0,
+    seen: Ends | None = None,
+    seed: int = 0,
 ) -> Interval:
     """The mean of scores between 0 and `top` with its interval. One row says nothing: [0, top].
 
-    `top` None: scores without bounds, of which a single row, or rows that are all alike, give no width.
+    `top` None: scores without bounds; `seen`, the ends of a larger set that these are from, then stand in for
+    them where a single row, or rows that are all alike, would give no width.
     """
     values = _floats(scores)
     mean = float(values.mean())
     if top == 1.0 and (binary or mean in (0.0, 1.0)):
         return Interval(mean, *wilson(int(values.sum()), len(values)))
-    return Interval(mean, *_of_mean(values, None if top is None else (0.0, top), seed))
+    return Interval(mean, *_of_mean(values, None if top is None else (0.0, top), seen, seed))
 
 
 def paired(
-    a: Sequence[float], b: Sequence[float], *, binary: bool = False, top: float | None = 1.0, seed: int = 0
+    a: Sequence[float],
+    b: Sequence[float],
+    *,
+    binary: bool = False,
+    top: float | None = 1.0,
+    seen: Ends | None = None,
+    seed: int = 0,
 ) -> Paired:
-    """B against A, row by row; scores between 0 and `top`. Raises ValueError for unequal lengths.
+    """B against A, row by row; scores as in `mean_interval`. Raises ValueError for unequal lengths.
 
     `p_value`: for 0/1 scores McNemar's exact one (the rows on which both agree say nothing about who is
     better, the others are fair coin throws if neither is), else that of `sign_flip`.
@@ -92,7 +108,7 @@ def paired(
         low, high = bonett_price(wins, losses, len(differences))
         p_value = mcnemar(wins, losses)
     else:
-        low, high = _of_mean(differences, None if top is None else (-top, top), seed)
+        low, high = _of_mean(differences, None if top is None else (-top, top), of_differences(seen), seed)
         p_value = sign_flip(differences, seed=seed)
     return Paired(Interval(mean, low, high), wins, losses, len(differences) - wins - losses, p_value, binary)
 
@@ -274,19 +290,25 @@ def rows_needed(result: Paired | Interval, n: int) -> int | None:
     return rounded if n < rounded <= 100 * n else None
 
 
-def of_all_alike(value: float, bounds: tuple[float, float], n: int) -> tuple[float, float]:
+def of_differences(seen: Ends | None) -> Ends | None:
+    """The ends of differences of two scores whose ends these are."""
+    return None if seen is None else (seen[0] - seen[1], seen[1] - seen[0])
+
+
+def of_all_alike(value: float, bounds: Ends, n: int) -> Ends:
     """The ends for n rows all alike: by Wilson's interval of 0 in n, so many others may be anything."""
     others = wilson(0, n)[1]
     return value - others * (value - bounds[0]), value + others * (bounds[1] - value)
 
 
-def _of_mean(values: Floats, bounds: tuple[float, float] | None, seed: int) -> tuple[float, float]:
+def _of_mean(values: Floats, bounds: Ends | None, seen: Ends | None, seed: int) -> Ends:
     """The interval of a mean of values within `bounds`."""
     n, mean = len(values), float(values.mean())
+    ends = bounds or seen or (mean, mean)
     if n < 2:
-        return bounds or (mean, mean)
+        return ends
     if np.ptp(values) < 1e-12:
-        return of_all_alike(mean, bounds, n) if bounds else (mean, mean)
+        return of_all_alike(mean, ends, n)
     if n >= FEWEST:
         return bca(values, seed=seed)
     half = STUDENT[n - 1] * float(values.std(ddof=1)) / math.sqrt(n)

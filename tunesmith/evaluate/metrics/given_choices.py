@@ -5,28 +5,9 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping, Sequence
 
-from tunesmith.errors import DataError
 from tunesmith.evaluate.metrics.metric import Metric
 from tunesmith.evaluate.metrics.overlap import exact_match
 from tunesmith.records import Conversation
-
-
-def check_choices(metrics: Sequence[Metric], conversations: Sequence[Conversation]) -> None:
-    """Raise DataError naming every row without choices, or whose answer is none of them, if a metric asks."""
-    if all(metric.evidence == "answer" for metric in metrics):
-        return
-    bad = []
-    for row in conversations:
-        if len(choices_of(row)) < 2:
-            bad.append(f"{row.origin}: it has no `choices` (a list of texts, or columns A, B, C, …)")
-        elif right_choice(row) is None:
-            bad.append(f"{row.origin}: its answer {row.references[0]!r} is no choice and no letter of one")
-    if bad:
-        raise DataError(
-            f"{len(bad)} of {len(conversations)} rows can't be scored by `choices`.",
-            details=bad,
-            fix="Give each row its choices and the right one, as its text or its letter.",
-        )
 
 
 def about_letters(conversations: Sequence[Conversation], metrics: Sequence[Metric]) -> list[str]:

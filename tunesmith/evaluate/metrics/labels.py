@@ -138,6 +138,12 @@ _CHOSEN = re.compile(
 )
 
 LABELS = (
-    Metric("yes_no", yes_no, True, "yes or no, read from the answer, as the reference says"),
-    Metric("choice", choice, True, "the letter of a multiple choice, read from the answer"),
-)
+    Metric(
+        "yes_no", yes_no, True, "yes or no, read from the answer, as the reference says",
+        reads=lambda reference: read_yes_no(reference) is not None,
+    ),
+    Metric(
+        "choice", choice, True, "the letter of a multiple choice, read from the answer",
+        reads=lambda reference: read_letter(reference) is not None,
+    ),
+)  # fmt: skip

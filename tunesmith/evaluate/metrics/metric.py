@@ -21,10 +21,12 @@ class Metric:
     """A score with the name that tables, files and the command line use.
 
     `binary` scores are only 0 or 1, which calls for other intervals than a mean of fractions. Scores lie
-    between `least` and `top`; None where there is no such bound. A metric with `counts` and `combine`
-    has a figure of all rows that isn't the mean of their scores. `evidence`: whether the model's own answer
-    is scored or the choice that it finds likeliest. `needs_references`: whether rows without any can't be
-    scored. `signature` says by which rules a library computed it.
+    between `least` and `top`; None where there is no such bound: `seen` are then the ends of all scores of
+    a call (figures.settled). A metric with `counts` and `combine` has a figure of all rows that isn't the
+    mean of their scores. `evidence`: whether the model's own answer is scored or the choice that it finds
+    likeliest. `needs_references`: whether rows without any can't be scored. `reads`: whether a reference says
+    what is scored against; rows of which none does can't be scored. `signature` says by which rules a library
+    computed it.
     """
 
     name: str
@@ -34,8 +36,10 @@ class Metric:
     better: Better = "higher"
     least: float | None = 0.0
     top: float | None = 1.0
+    seen: tuple[float, float] | None = None
     counts: Counts | None = None
     combine: Combine | None = None
     evidence: Evidence = "answer"
     signature: str = ""
     needs_references: bool = True
+    reads: Callable[[str], bool] | None = None

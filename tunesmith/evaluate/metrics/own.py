@@ -69,6 +69,8 @@ def from_function(function: Callable[..., Any], name: str = "") -> Metric:
         given = (prediction, list(references), prompt)[: 2 if places == 2 else 3]
         try:
             value = function(*given)
+            if isinstance(value, str):
+                raise TypeError(f"{value!r} is a text, not a number")
             number = float(value)
         except Exception as error:
             raise SettingsError(
