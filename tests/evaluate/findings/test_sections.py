@@ -182,3 +182,12 @@ def test_of_several_the_sentences_have_the_letters_of_the_tables() -> None:
 
 def test_results_without_findings_have_no_sections() -> None:
     assert sections({}) == sections({"findings": {}}) == []
+
+
+def test_what_earlier_versions_concluded_from_means_is_not_told() -> None:
+    before = {name: FOUND["invention"][name] for name in ("n", "own_likelier", "truth_likelier", "not_held")}
+    result = {"findings": {**FOUND, "invention": {**before, "rows": []}, "advice": ["decoding", "forgets"]}}
+    made = sections(result)
+    assert "Why the worst answers are wrong" not in {section.title for section in made}
+    assert len(made[-1].sentences) == 1
+    assert made[-1].sentences[0].startswith("It forgets what it knew")
