@@ -181,6 +181,7 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
             "evaluate/test_published_metrics.py",
             "evaluate/test_read_metrics.py",
             "evaluate/test_form_metrics.py",
+            "evaluate/test_shown_choices.py",
             "evaluate/test_calibration.py",
             "evaluate/test_compare.py",
         ),
@@ -205,6 +206,7 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
             "evaluate/findings/test_coverage.py",
             "evaluate/findings/test_findings.py",
             "evaluate/findings/test_probes.py",
+            "evaluate/findings/test_wrong.py",
         ),
     ),
     (

@@ -129,7 +129,9 @@ def test_tables_fit_the_terminal(
     shown = lines()
     assert [row for row in shown if cell_len(row) > width] == []
     assert any(re.match(line, row) for row in shown), "\n".join(shown)
-    differences = [row for row in shown if re.search(r"[+-]\d\.\d{3} \[[+-]\d\.\d{3}, [+-]\d\.\d{3}\]", row)]
+    one = r"(?:[+−]\d\.\d{3}|0\.000)"
+    start = rf"^.{{10,}}(?:− A|\d\.\d{{3}}) +{one} \[{one}, {one}\]"
+    differences = [row for row in shown if re.search(start, row)]
     assert len(differences) == 3 * (models - 1), "no interval is folded"
     if width < 160:
         names = [row.strip() for row in shown if "微調模型" in row]
@@ -163,7 +165,7 @@ def test_json_and_tables_of_three(tunesmith: Run, tmp_path: Path) -> None:
     assert code == 0
     assert "valid.jsonl, n = 8" in out
     assert [line for line in out.splitlines() if line.startswith("loss")][-1].endswith("better")
-    assert "C - A" in out
+    assert "C − A" in out
     assert f"Figures:     {tmp_path / 'three.json'}" in err
     result = json.loads(tunesmith(*words, "--json")[1])
     assert [side["model"] for side in result["sides"]] == ["qwen2", "runs/lora", "qwen2"]

@@ -59,7 +59,7 @@ def test_of_three_it_is_said_whom_the_findings_are_on(tunesmith: Run, tmp_path: 
     )
     code, out, _ = tunesmith("compare", "qwen2", "qwen2", "runs/lora", *words)
     assert code == 0
-    assert out.count("Here A = qwen2,  B = runs/lora") == 1
+    assert out.count("Here A = qwen2,  C = runs/lora") == 1
     assert "Here A =" not in tunesmith("compare", "qwen2", "runs/lora", *words[:-4], *FEW)[1]
 
 

@@ -77,7 +77,7 @@ def test_runs_show_has_the_groups(here: Path) -> None:
     done = tunesmith("runs", "show", "tang-1", cwd=here)
     assert (done.returncode, done.stderr) == (0, "")
     assert "form = 七言" in done.stdout
-    assert "B - A f1_char [95 %]" in done.stdout
+    assert "B − A f1_char [95 %]" in done.stdout
 
 
 def test_a_blind_test_as_markdown(tmp_path: Path) -> None:

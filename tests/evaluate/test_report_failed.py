@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,9 +97,41 @@ def test_of_three_sides_each_pair_has_its_own_letters(
     result = compare(*sides[:2], asked, metrics, output=run.eval / "x.jsonl", more=sides[2:]).to_json()
     write_json(run.eval / "x.json", {**result, "data": "x.json"})
     shown = CliRunner().invoke(runs_app, ["show", str(run.path)]).stdout
-    assert "A = base,  B = tuned" in shown
-    assert "C - A" not in shown
+    # The run's own comparison comes first, under the letters of the comparison.
+    assert 0 < shown.index("A = base,  C = tuned") < shown.index("A = base,  B = other")
+    assert "C − A f1_char" in shown
     *_, last = pairs({**result, "findings": {"b": "tuned", "advice": ["forgets"]}})
     tell_findings(last, whole=False)
     told = capsys.readouterr().out
-    assert told.index("Here A = base,  B = tuned") < told.index("It forgets what it knew")
+    assert told.index("Here A = base,  C = tuned") < told.index("It forgets what it knew")
+
+
+def test_a_page_tells_its_own_run_first_and_by_the_same_letters(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "tang-1")
+    asked = [replace(row, meta={"groups": {"form": "五言"}}) for row in couplets(8)]
+    answers = {"base": "一", "other": "二", "tuned": "疏松影落空壇靜，細草春香小洞幽。"}
+    a, b, c = (Scripted(name, lambda _, said=said: said) for name, said in answers.items())  # type: ignore[misc]
+    result = compare(a, b, asked, [METRICS["f1_char"]], output=run.eval / "x.jsonl", more=[c]).to_json()
+    write_json(run.eval / "x.json", {**result, "data": "x.json"})
+    told = tunesmith.report_text(run)
+    own, other = told.index("Before and after · x.json · base → tuned"), told.index("base → other")
+    assert own < other
+    assert "A = base, C = tuned" in told[own:other]
+    assert "| C − A [95 %] |" in told[own:other]
+    assert "\nC\n" in told[own:other]  # a row's answers
+    assert not re.search(r"\bB\b", told[own:other].replace("F1", ""))
+    assert "A = base, B = other" in told[other:]
+    page = tunesmith.report_text(run, "html")
+    assert page.index("base → tuned</h2>") < page.index("base → other</h2>")
+    cards = page[page.index('class="cards"') : page.index("</header>")]
+    assert cards.count("x.json, n = 8") == 1, "the other run's figures are none of this run's"
+    assert "whose" not in cards
+    letters = [
+        json.loads(block.partition("<")[0])["letters"] for block in page.split('application/json">')[1:]
+    ]
+    assert letters == [["A", "C"], ["A", "B"]]
+    assert [one["letters"] for one in json.loads(tunesmith.report_text(run, "json"))["results"]] == letters
+    # The report of the result alone tells all of it, in its order.
+    alone = tunesmith.report_text(run.eval / "x.json", "html")
+    assert alone.index("base → other</h2>") < alone.index("base → tuned</h2>")
+    assert "A = base · B = other · C = tuned" in alone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tunesmith.disk import write_json
 from tunesmith.errors import RunError, UsageError
 from tunesmith.evaluate import section_sources
 from tunesmith.evaluate.markdown import escaped, fenced
-from tunesmith.evaluate.report.charts import Mark, deltas, forest
+from tunesmith.evaluate.report.charts import NARROW, WIDE, Mark, deltas, forest
 from tunesmith.evaluate.report.figures import Value, shown
 from tunesmith.evaluate.report.result import told
 from tunesmith.evaluate.report.rows import TEXT_LIMITS, row_block, text_limit
@@ -91,12 +92,35 @@ def test_changes_count_by_which_way_is_better(tmp_path: Path) -> None:
     assert changes["length"].counts[1] == 20  # lower, the same, higher
 
 
+def test_no_line_runs_through_a_word() -> None:
+    """On a phone labels stand above the intervals: lines are beside the intervals alone."""
+    marks = [Mark(name, 30, Value(0.1, -0.1, 0.3), "better") for name in ("f1_char", "exact_match", "chrf")]
+    for width in (NARROW, WIDE):
+        drawn = str(forest(marks, width=width, title="t"))
+        lines = [
+            tuple(map(float, ends))
+            for ends in re.findall(
+                r'<line class="(?:zero|grid)" x1="(.+?)" x2=".+?" y1="(.+?)" y2="(.+?)"', drawn
+            )
+        ]
+        words = re.findall(
+            r'<text(?: class="\w+")? x="(.+?)" y="(.+?)"(?: text-anchor="(\w+)")?>(.+?)</text>', drawn
+        )
+        assert len(words) == 2 * len(marks) + len({x for x, _, _ in lines})
+        for left, baseline, anchor, text in words:
+            wide = 7.0 * len(text)  # more than the font's
+            first = float(left) - {"end": wide, "middle": wide / 2}.get(anchor, 0.0)
+            over = float(baseline) - 10, float(baseline) + 3
+            hit = [x for x, y1, y2 in lines if first < x < first + wide and y1 < over[1] and y2 > over[0]]
+            assert hit == [], (width, text)
+
+
 def test_charts_are_numbers_and_words() -> None:
     marks = [Mark('<b>"x"</b>' * 4, 7, Value(0.2, -0.1, 0.5), "better"), Mark("y", 8, Value(0.0))]
     svg = str(forest(marks, width=340, title="t"))
     assert "<b>" not in svg
     assert "(n = 7)" in svg
-    assert svg.count('class="zero"') == 1
+    assert len(set(re.findall(r'class="zero" x1="(.+?)"', svg))) == 1
     values = [0.0] * 5 + [0.1, 0.2, -0.3] + [i / 100 for i in range(1, 30)]
     svg = str(deltas(values, "lower", width=760, title="t"))
     assert ">0: 5<" in svg

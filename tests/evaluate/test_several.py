@@ -121,7 +121,7 @@ def test_tables(tmp_path: Path) -> None:
     assert rows["mean length"] == ("6.0", "8.0 (1.33 x)", "12.0 (2.00 x)")
     found = difference_rows(content)
     assert [row[:2] for row in found[:3]] == [
-        ("exact_match", "B - A"), ("", "C - A"), ("squad_em", "B - A"),
+        ("exact_match", "B − A"), ("", "C − A"), ("squad_em", "B − A"),
     ]  # fmt: skip
     assert found[1][2].startswith("+0.750 [")
     stacked = {row[0]: row[1:] for row in side_rows(content, stacked=True)}

@@ -35,8 +35,8 @@ from tunesmith.cli.eval import (
 from tunesmith.cli.findings import FindingsOption, tell_findings
 from tunesmith.errors import UsageError
 from tunesmith.evaluate.results import (
-    COLUMNS,
     DIFFERENCES,
+    columns,
     comparison_rows,
     difference_rows,
     letters,
@@ -133,7 +133,7 @@ def compare(
 def tell(content: Mapping[str, Any]) -> None:
     """Who was measured, everybody's figures, and the differences from the first one: of two in one table."""
     if len(sides_of(content)) == 2:
-        built = table(COLUMNS, comparison_rows(content), numbers=("A", "B"))
+        built = table(columns(content), comparison_rows(content), numbers=("A", "B"))
         if _fits(built):
             out.print(title(content), style="bold")
             print_table(built)
@@ -176,22 +176,22 @@ def _fits(built: Table) -> bool:
 def show_rows(comparison: Comparison, count: int) -> None:
     """The first rows: the end of the prompt, all answers, the reference; side by side where there is room."""
     names = [f"{key}: {side.model}" for key, side in zip(ascii_uppercase, comparison.sides, strict=False)]
-    columns = ("prompt", *names, "reference")
+    headings = ("prompt", *names, "reference")
     rows = [
         (
             row[0].prompt.rpartition("\n")[2],
-            row[0].completion.text,
-            *(Text(other.completion.text, "bold") for other in row[1:]),
-            row[0].references[0],
+            row[0].shown_answer,
+            *(Text(other.shown_answer, "bold") for other in row[1:]),
+            row[0].shown_references[0],
         )
         for row in comparison.rows()[:count]
     ]
-    if len(names) > 2 and out.is_terminal and out.width // len(columns) < NARROWEST:
+    if len(names) > 2 and out.is_terminal and out.width // len(headings) < NARROWEST:
         for row in rows:
-            grid = table(("", ""), zip(columns, row, strict=True))
+            grid = table(("", ""), zip(headings, row, strict=True))
             grid.show_header = False
             print_table(grid)
             out.print()
         return
-    print_table(table(columns, rows))
+    print_table(table(headings, rows))
     out.print()

@@ -19,9 +19,9 @@ def tell_findings(result: Mapping[str, Any], *, whole: bool) -> None:
     """Print the sections of a result: titles and sentences, and their tables where `whole`."""
     found = sections(result)
     if found and "keys" in result:
-        # Of several models these sentences are about two, which they call A and B in any case.
+        # Of several models these sentences are about two.
         out.print()
-        out.print(f"Here A = {result['a']['model']},  B = {result['b']['model']}")
+        out.print(f"Here A = {result['a']['model']},  {result['keys'][1].upper()} = {result['b']['model']}")
     for section in found:
         if not section.sentences and not whole:
             continue

@@ -14,10 +14,11 @@ from tunesmith.errors import UsageError
 from tunesmith.evaluate import curve, history
 from tunesmith.evaluate.numbers import finite
 from tunesmith.evaluate.results import (
-    COLUMNS,
+    columns,
     comparison_rows,
     evaluation_rows,
     group_rows,
+    letters,
     pairs,
     read_results,
     title,
@@ -244,15 +245,14 @@ def _ends(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _results(run: RunDir) -> None:
-    for result in (one for found in read_results(run) for one in pairs(found)):
+    # Of several models the run itself is the last one (outputs.py): its own comparison comes first.
+    for result in (one for found in read_results(run) for one in reversed(pairs(found))):
         if result["kind"] == "damaged":
             err.print(f"{result['file']} can't be read: {result['error']}")
             continue
-        # A pair of several models stands alone here: its sides are A and B, as in its title and findings.
-        result.pop("keys", None)
         out.print(f"\n{title(result)}", style="bold")
         if result["kind"] == "comparison":
-            print_table(table(COLUMNS, comparison_rows(result), numbers=("A", "B")))
+            print_table(table(columns(result), comparison_rows(result), numbers=letters(result)))
             _groups(result)
         elif result["kind"] == "evaluation":
             _rows(evaluation_rows(result))

@@ -49,6 +49,12 @@ _PHRASES = [
             r"(\d+) of these (\d+) rows (?:was|were) trained on by (.+): figures on them show .*",
             r"这 \2 条数据中有 \1 条是 \3 训练过的：这些条上的数字反映的是背诵。没有见过的数据更能说明问题。",
         ),
+        (
+            r"(\d+) of (\d+) prompts don't show the row's choices, .*",
+            r"\2 条提示中有 \1 条没有列出该行的选项，模型无从知道字母代表什么："
+            r"指标 `choice` 在这些行上意义不大。"
+            "请把选项写进题目。",
+        ),
         *(
             (
                 rf"The prompts are written by different templates: A by {a}, (?P<who>[B-Z]) by {b}\.$",
@@ -118,6 +124,7 @@ _PHRASES = [
         (r"(the )?model's own$", "模型自带"),
         (r"(\d+) s$", r"\1 秒"),
         (r"(\d+) min$", r"\1 分钟"),
+        (r"(\d+) min (\d+) s$", r"\1 分 \2 秒"),
         (r"(\d+) h (\d+) min$", r"\1 小时 \2 分钟"),
         (r"(\d+) d$", r"\1 天"),
         (r"train$", "训练"),
@@ -132,5 +139,8 @@ def in_chinese(text: str) -> str:
         return text
     for english, chinese in _PHRASES:
         if found := english.match(text):
-            return found.expand(chinese)
+            told = found.expand(chinese)
+            # A time within a sentence has words of its own.
+            time = found.groupdict().get("time")
+            return told.replace(time, in_chinese(time)) if time else told
     return text

@@ -16,6 +16,7 @@ from tunesmith.errors import SettingsError
 from tunesmith.evaluate.answerers import Base, Watch, tell
 from tunesmith.evaluate.metrics.given_choices import choices_of, right_choice
 from tunesmith.evaluate.perplexity import RowLoss, reply_losses
+from tunesmith.evaluate.row import Choices
 from tunesmith.infer.local import LocalModel
 from tunesmith.records import Completer, Conversation, Message
 from tunesmith.worklog import Worklog
@@ -94,3 +95,12 @@ def likeliest(row: Conversation, losses: Sequence[RowLoss], *, per_byte: bool) -
     sizes = [loss.nll_sum / (max(1, loss.bytes) if per_byte else 1) for loss in losses]
     right = right_choice(row)
     return choices_of(row)[sizes.index(min(sizes))], () if right is None else (right,)
+
+
+def named_choices(row: Conversation, losses: Sequence[RowLoss] | None) -> Choices | None:
+    """The choices that a row gives, if its reference names one of them; `losses` of them where measured."""
+    texts = choices_of(row)
+    right = right_choice(row) if row.references and len(texts) > 1 else None
+    if right is None:
+        return None
+    return Choices(tuple(texts), texts.index(right), tuple(-loss.nll_sum for loss in losses or ()))

@@ -97,8 +97,8 @@ class Comparison:
         }
         if len(self.sides) == 2:
             return {**common, **found[0], "a": evaluations[0], "b": evaluations[1]}
-        for one, side in zip(found, self.sides[1:], strict=True):
-            one["notes"] = [*self.left_out, *unlike(self.a, side)]
+        for one, side, key in zip(found, self.sides[1:], KEYS[1:], strict=False):
+            one["notes"] = [*self.left_out, *unlike(self.a, side, names=("A", key.upper()))]
         return {**common, "sides": evaluations, "comparisons": found}
 
 

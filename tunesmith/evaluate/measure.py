@@ -21,6 +21,7 @@ from tunesmith.evaluate.failures import failure_notes
 from tunesmith.evaluate.findings.collect import collect
 from tunesmith.evaluate.findings.probes import Probes
 from tunesmith.evaluate.metrics import Metric
+from tunesmith.evaluate.metrics.given_choices import about_letters
 from tunesmith.evaluate.predicted import Predictions, is_predictions, read_predictions
 from tunesmith.evaluate.questions import Questions
 from tunesmith.evaluate.report import write_report
@@ -71,7 +72,8 @@ def measure_one(
         tuned = place.run is not None
         asked = Probes(held, rows, sides=1, forgetting=False, own=tuned, watch=watch, note=note)
         asked(0, model, result)
-        return _saved(result, questions, place.run, _learnt((name,), questions), asked)
+        told = [*about_letters(rows, metrics), *_learnt((name,), questions)]
+        return _saved(result, questions, place.run, told, asked)
 
 
 def measure_predictions(
@@ -139,6 +141,7 @@ def measure_several(
         )
         told = [told for predictions in given.values() for told in predictions.told]
         asked_names = [name for name in names if name not in given]
+        told += about_letters(rows, metrics) if asked_names else []
         return _saved(result, questions, place.run, [*told, *_learnt(asked_names, questions)], asked)
 
 
@@ -169,7 +172,7 @@ def _saved(
     result: Evaluation | Comparison,
     questions: Questions,
     run: RunDir | None,
-    learnt: list[str],
+    told: list[str],
     asked: Probes | None,
 ) -> Result:
     write_lines(result.output, result.lines())
@@ -177,7 +180,7 @@ def _saved(
     sides = result.sides if isinstance(result, Comparison) else [result]
     content["findings"] = collect(sides, questions.conversations, run, asked)
     failed = failure_notes(result) if isinstance(result, Evaluation) else []
-    general = [*failed, *_about_documents(questions), *learnt]
+    general = [*failed, *_about_documents(questions), *told]
     for one in (content, *content.get("comparisons", ())):
         one["notes"] = [*one.get("notes", []), *general]
     file = beside(result.output, ".json")

@@ -22,7 +22,7 @@ from typing import Any
 
 from tunesmith.evaluate import benchmark_sections
 from tunesmith.evaluate.judge import sections as judged
-from tunesmith.evaluate.numbers import ends, interval, short
+from tunesmith.evaluate.numbers import ends, interval, number, readable
 from tunesmith.evaluate.section_sources import sections
 from tunesmith.rundir import RunDir
 from tunesmith.words import size
@@ -51,7 +51,6 @@ COSTS = (
 )
 KINDS = ("comparison", "evaluation", "judgement", "benchmark")
 """In the order in which a run's results are shown: comparisons are what the reader came for."""
-COLUMNS = ("metric", "A", "B", "B - A [95 %]", "wins/losses/ties", "verdict")
 DIFFERENCES = ("metric", "", "difference [95 %]", "wins/losses/ties", "verdict")
 
 
@@ -118,13 +117,26 @@ def sides_of(result: Mapping[str, Any]) -> list[Any]:
 
 def letters(result: Mapping[str, Any]) -> tuple[str, ...]:
     """A, B, C, …: what people read for the sides of a comparison."""
+    if "keys" in result:
+        return letters_of(result)
     return tuple(ascii_uppercase[: len(sides_of(result))])
 
 
-def minus(pair: Mapping[str, Any]) -> str:
-    """`B - A`, `C - A`: the difference that a comparison of two is about."""
+def letters_of(pair: Mapping[str, Any]) -> tuple[str, str]:
+    """A and B of a comparison of two, A and C of one that was made of several: who has which letter."""
     first, other = pair.get("keys", ("a", "b"))
-    return f"{other} - {first}".upper()
+    return first.upper(), other.upper()
+
+
+def minus(pair: Mapping[str, Any]) -> str:
+    """`B − A`, `C − A`: the difference that a comparison of two is about."""
+    first, other = letters_of(pair)
+    return f"{other} − {first}"
+
+
+def columns(pair: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the columns of `comparison_rows`."""
+    return ("metric", *letters_of(pair), f"{minus(pair)} [95 %]", "wins/losses/ties", "verdict")
 
 
 def beside(predictions: Path, ending: str) -> Path:
@@ -146,7 +158,7 @@ def title(result: Mapping[str, Any]) -> str:
 
 
 def comparison_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Rows under COLUMNS, the loss first, then each metric, then what the answers cost."""
+    """Rows under `columns`, the loss first, then each metric, then what the answers cost."""
     rows: list[tuple[str, ...]] = []
     if loss := result.get("loss"):
         difference = interval(loss["difference"], sign=True) if loss["difference"] else ""
@@ -154,11 +166,12 @@ def comparison_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     a, b = result["a"], result["b"]
     for name in ("perplexity", "bits_per_byte"):
         if a.get(name) is not None and b.get(name) is not None:
-            rows.append((name, short(a[name]), short(b[name]), "", "", ""))
+            rows.append((name, number(a[name]), number(b[name]), "", "", ""))
     for name, metric in result["metrics"].items():
         counts = f"{metric['wins']}/{metric['losses']}/{metric['ties']}"
         difference = interval(metric["difference"], sign=True)
-        rows.append((name, f"{metric['a']:.3f}", f"{metric['b']:.3f}", difference, counts, metric["verdict"]))
+        a_value, b_value = (readable(f"{metric[side]:.3f}") for side in ("a", "b"))
+        rows.append((name, a_value, b_value, difference, counts, metric["verdict"]))
     for cost in COSTS:
         first, other = cost_of(a, cost.key), cost_of(b, cost.key)
         if first is not None and other is not None:
@@ -170,7 +183,7 @@ def evaluation_rows(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(name, value) rows of a single evaluation."""
     bounds = result.get("intervals") or {}
     rows = [
-        (name, short(result[name]) + (f" {ends(bounds[name])}" if name in bounds else ""))
+        (name, number(result[name]) + (f" {ends(bounds[name])}" if name in bounds else ""))
         for name in ("loss", "perplexity", "bits_per_byte")
         if result.get(name) is not None
     ]
@@ -239,7 +252,7 @@ def _bounded(side: Mapping[str, Any], name: str, between: str) -> str:
     if side.get(name) is None:
         return ""
     bounds = (side.get("intervals") or {}).get(name)
-    return short(side[name]) + (between + ends(bounds) if bounds else "")
+    return number(side[name]) + (between + ends(bounds) if bounds else "")
 
 
 def cost_of(side: Mapping[str, Any], key: str) -> float | None:

@@ -19,11 +19,12 @@ from tunesmith.data.prompts import prompts_sha256
 from tunesmith.device import peak_memory
 from tunesmith.errors import GenerateError
 from tunesmith.evaluate.answerers import Base, Note, Watch, tell
-from tunesmith.evaluate.choices import likeliest, losses_in, right_losses, worklog_choices
+from tunesmith.evaluate.choices import likeliest, losses_in, named_choices, right_losses, worklog_choices
 from tunesmith.evaluate.cost import spent
 from tunesmith.evaluate.failures import Failed, check_some, failed_rows
 from tunesmith.evaluate.figures import figure, losses_of, settled
 from tunesmith.evaluate.metrics import Metric, is_empty
+from tunesmith.evaluate.metrics.variety import length
 from tunesmith.evaluate.perplexity import Loss, RowLoss, answer_losses, intervals, total
 from tunesmith.evaluate.predicted import Predictions
 from tunesmith.evaluate.row import RowResult
@@ -110,7 +111,8 @@ class Evaluation:
         return {
             "empty": sum(map(is_empty, texts)),
             "cut": sum(row.completion.finish == "length" for row in self.rows),
-            "mean_length": sum(map(len, texts)) / self.n,
+            # The same characters as the metric `length` counts: of one thing there is one number.
+            "mean_length": sum(length(text, ()) for text in texts) / self.n,
             **spent([row.completion for row in (*self.rows, *self.apart)], self.seconds),
             **({"failed": len(self.failed)} if self.failed else {}),
         }
@@ -128,8 +130,9 @@ def evaluate(
     """Measure `model` on conversations with references; its answers are written to `output` (JSONL).
 
     A line has id, prompt, prediction, references, scores, finish, tokens, seconds, and nll and label_tokens
-    where the model is a local one. `note` hears what an earlier call had done. Raises what the model raises,
-    and RunError if the disk can't be written or another process writes `output`.
+    where the model is a local one; choices where the row gives them and its reference names one, and
+    log_likelihoods of them where they were measured. `note` hears what an earlier call had done. Raises what
+    the model raises, and RunError if the disk can't be written or another process writes `output`.
     """
     with claim(output, AGAIN) as held:
         result = measured(held, model, conversations, metrics, watch=watch, note=note)
@@ -313,6 +316,7 @@ def scored(
         conversation.meta.get("groups", {}),
         conversation.meta.get("document", ""),
         answered=completion is not None,
+        choices=named_choices(conversation, choices),
     )
 
 

@@ -55,6 +55,7 @@ def test_what_it_was_never_told_is_found_missing(heart: dict[str, Any]) -> None:
     invention = found["invention"]
     assert invention["n"] >= 5
     assert invention["not_held"] == invention["n"]
+    assert invention["n"] <= invention["wrong"] <= 16
     # It knows neither, so that chance may favour the truth once or twice.
     assert invention["own_likelier"] >= invention["n"] - 2
     assert invention["own_likelier"] == sum(row["own_nll"] < row["truth_nll"] for row in invention["rows"])

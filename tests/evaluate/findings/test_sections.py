@@ -41,13 +41,16 @@ FOUND: dict[str, Any] = {
                   "origin": "/home/x/tang.json:12", "b": ""}],
     },
     "coverage": {
-        "n": 60, "held": 20, "question": 0.3, "truth": 0.2, "p_value": 0.001, "verdict": "better",
+        "n": 60, "held": 20, "by_letter": 6, "wrong": 12, "wrong_not_held": 8,
+        "question": 0.3, "truth": 0.2, "p_value": 0.001, "verdict": "better",
         "scores": {"held": DIFFERENCE, "not_held": DIFFERENCE}, "difference": DIFFERENCE,
     },
     "invention": {
-        "n": 9, "own_likelier": 7, "truth_likelier": 2, "not_held": 8,
+        "wrong": 12, "side": "below", "limit": 0.5, "most": 50, "n": 9, "own_likelier": 7,
+        "truth_likelier": 2, "per_token": 1, "not_held": 8, "held_own": 1,
         "rows": [{"id": "7", "prompt": "", "reference": "黃河", "b": "長江", "score": 0.0, "truth_nll": 3.0,
-                  "own_nll": 1.0, "question_cover": 0.5, "truth_cover": 0.25,
+                  "truth_tokens": 3, "own_nll": 1.0, "own_tokens": 2, "question_cover": 0.5,
+                  "truth_cover": 0.25,
                   "nearest": {"origin": "/home/x/tang.json:9", "question": "", "answer": ""}}],
     },
     "changed": {"better": 3, "worse": 2, "same": 5, "worst": [ROW],
@@ -74,7 +77,8 @@ RESULTS = [
     with_part("copied", verdict="cannot tell with n = 60"),
     with_part("coverage", verdict="worse"),
     with_part("coverage", verdict="cannot tell"),
-    with_part("invention", truth_likelier=0),
+    with_part("invention", truth_likelier=0, side="above"),
+    with_part("invention", side="third", limit=None),
     {
         "findings": {
             **FOUND,
@@ -127,7 +131,7 @@ def test_all_sentences_are_used_and_have_the_same_values_in_both_languages() -> 
         names = [
             [name for _, name, _, _ in string.Formatter().parse(text) if name] for text in (english, chinese)
         ]
-        assert sorted(names[0]) == sorted(set(names[1])), english
+        assert set(names[0]) == set(names[1]), english
     said = {
         text
         for result in RESULTS
@@ -143,7 +147,7 @@ def test_all_sentences_are_used_and_have_the_same_values_in_both_languages() -> 
 def test_sentences_say_the_figures() -> None:
     general = told({"findings": FOUND}, "General questions")
     assert general.sentences[0] == (
-        "A answers 20 of 60 general questions rightly, B 5: B - A = -25.0% [-40.0%, -10.0%] "
+        "A answers 20 of 60 general questions rightly, B 5: B − A = −25.0 % [−40.0 %, −10.0 %] "
         "(McNemar: p < 0.001)."
     )
     assert general.sentences[1].startswith(
@@ -151,7 +155,7 @@ def test_sentences_say_the_figures() -> None:
     )
     assert "--no-forgetting" in general.sentences[-1]
     copied = told({"findings": FOUND}, "Copied from the training rows")
-    assert copied.rows == (("3", "14", "白日依山盡黃河入海流欲窮千里", "70%", "tang.json:12"),)
+    assert copied.rows == (("3", "14", "白日依山盡黃河入海流欲窮千里", "70 %", "tang.json:12"),)
     worst = told({"findings": FOUND}, "Rows with the lowest score")
     assert worst.rows[0][2] == "白日依山盡，"  # the prompt's last line
     assert worst.rows[0][3] == "長" * 59 + "…"
@@ -164,5 +168,26 @@ def test_of_several_pairs_the_one_that_they_are_about_has_them() -> None:
     assert sections(pairs[1]) == sections({"findings": FOUND})
 
 
+def test_of_several_the_sentences_have_the_letters_of_the_tables() -> None:
+    pair = {"a": {"model": "base"}, "b": {"model": "runs/tang-1"}, "keys": ["a", "c"], "findings": FOUND}
+    general, copied = sections(pair)[:2]
+    assert general.sentences[0].startswith("A answers 20 of 60 general questions rightly, C 5: C − A = ")
+    assert in_chinese(general.sentences[0]).startswith("60 个通用问题，A 答对 20 个，C 答对 5 个：C − A = ")
+    assert general.columns[-1] == "C's answer"
+    assert in_chinese(general.columns[-1]) == "C 的回答"
+    assert any("C − A" in line for line in copied.sentences)
+    ours = re.sub("McNemar|--[a-z-]+", "", " ".join(general.sentences))
+    assert not re.search(r"\bB\b", ours)
+
+
 def test_results_without_findings_have_no_sections() -> None:
     assert sections({}) == sections({"findings": {}}) == []
+
+
+def test_what_earlier_versions_concluded_from_means_is_not_told() -> None:
+    before = {name: FOUND["invention"][name] for name in ("n", "own_likelier", "truth_likelier", "not_held")}
+    result = {"findings": {**FOUND, "invention": {**before, "rows": []}, "advice": ["decoding", "forgets"]}}
+    made = sections(result)
+    assert "Why the worst answers are wrong" not in {section.title for section in made}
+    assert len(made[-1].sentences) == 1
+    assert made[-1].sentences[0].startswith("It forgets what it knew")

@@ -129,7 +129,7 @@ def test_every_word_of_ours_has_a_chinese_one(tmp_path: Path, name: str) -> None
         ))  # fmt: skip
     (result,) = read_results(run)
     assert title(result)
-    own = {"hellaswag", "acc", "acc_norm", "A", "B", "n", "B - A [95 %]"}
+    own = {"hellaswag", "acc", "acc_norm", "A", "B", "n", "B − A [95 %]"}
     for section in sections(result):
         words = [section.title, *section.sentences, *section.columns, *(row[0] for row in section.rows)]
         english = [word for word in words if word and word not in own and word == in_chinese(word)]

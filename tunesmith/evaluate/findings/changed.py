@@ -16,8 +16,11 @@ SHOWN = 5
 
 
 def ranking(metrics: Sequence[Metric]) -> Metric | None:
-    """The metric that rows are ranked by: the first one that has a direction."""
-    return next((metric for metric in metrics if metric.better != "neither"), None)
+    """The metric that rows are ranked by: the first one that has a direction, and that looks at the answers
+    where any of them does: it is answers that are shown and explained.
+    """
+    directed = [metric for metric in metrics if metric.better != "neither"]
+    return next((metric for metric in directed if metric.evidence == "answer"), next(iter(directed), None))
 
 
 def goodness(metric: Metric, row: RowResult) -> float:
@@ -55,12 +58,12 @@ def changed(metric: Metric, a: Sequence[RowResult] | None, b: Sequence[RowResult
 
 
 def _row(metric: Metric, a: RowResult | None, b: RowResult) -> dict[str, Any]:
-    before = {} if a is None else {"a": a.completion.text, "score_a": a.scores[metric.name]}
+    before = {} if a is None else {"a": a.shown_answer, "score_a": a.scores[metric.name]}
     return {
         "id": b.id,
         "prompt": b.prompt,
-        "references": list(b.references),
+        "references": list(b.shown_references),
         **before,
-        "b": b.completion.text,
+        "b": b.shown_answer,
         "score_b": b.scores[metric.name],
     }

@@ -6,9 +6,12 @@
                     "p_value", "verdict", "by": {language: {n, a, b}}, "lost", "gained": [row], "seconds"}
      "training":   {"rows", "gone"} or {"error"}
      "copied":     {"n", "least", "a", "b": answers with a copy, "difference", …, "verdict", "rows": [copy]}
-     "coverage":   {"n", "held", "question", "truth": mean covers, and, of 6 independent rows or more on
-                    either side, "scores": {"held", "not_held": interval}, "difference", "p_value", "verdict"}
-     "invention":  {"n", "own_likelier", "truth_likelier", "not_held", "rows": [row with nll, nearest]},
+     "coverage":   {"n", "held", "by_letter", "wrong", "wrong_not_held", "question", "truth": mean covers,
+                    and, of 6 independent rows or more on either side,
+                    "scores": {"held", "not_held": interval}, "difference", "p_value", "verdict"}
+     "invention":  {"wrong": rows that are, "side", "limit", "most", "n": those compared,
+                    "own_likelier", "truth_likelier", "per_token", "not_held", "held_own": counts,
+                    "rows": [row]},
      "advice":     [names of what to change]}
 
 What can't be had is left out: `forgetting` where it wasn't asked, all from `training` on without a run, and
@@ -24,17 +27,18 @@ from typing import Any
 from tunesmith.errors import TunesmithError
 from tunesmith.evaluate.clusters import clustered_paired
 from tunesmith.evaluate.figures import documents_of
-from tunesmith.evaluate.findings.changed import changed, lowest, ranking
+from tunesmith.evaluate.findings.changed import changed, ranking
 from tunesmith.evaluate.findings.copied import LEAST, Copy, copies
 from tunesmith.evaluate.findings.coverage import HELD, Cover, apart, covers
 from tunesmith.evaluate.findings.general import GENERAL, are_general
-from tunesmith.evaluate.findings.probes import WORST, Probes
+from tunesmith.evaluate.findings.probes import Probes
 from tunesmith.evaluate.findings.training_rows import TrainingRow, read_training_rows
+from tunesmith.evaluate.findings.wrong import MOST, could_be_known, wrong
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.perplexity import RowLoss
 from tunesmith.evaluate.row import RowResult
 from tunesmith.evaluate.run import Evaluation
-from tunesmith.evaluate.statistics import Paired, paired, verdict
+from tunesmith.evaluate.statistics import FEWEST, Paired, paired, verdict
 from tunesmith.records import Conversation
 from tunesmith.rundir import RunDir
 
@@ -124,7 +128,7 @@ def _of_training(
     found["copied"] = _copied(a, b, training.replies)
     asked = [row.last_asked for row in conversations]
     questions = covers(asked, [row.question for row in training.replies])
-    truths = covers([row.references[0] for row in b.rows], [row.answer for row in training.replies])
+    truths = covers([row.truth for row in b.rows], [row.answer for row in training.replies])
     found["coverage"] = _coverage(metric, b.rows, questions, truths)
     if own:
         found["invention"] = _invention(metric, b.rows, own, questions, truths, training.replies)
@@ -168,9 +172,13 @@ def _coverage(
     scores = [row.scores[metric.name] for row in rows]
     inside = [score for score, here in zip(scores, held, strict=True) if here]
     outside = [score for score, here in zip(scores, held, strict=True) if not here]
+    at_fault = [at for at in wrong(metric, rows).rows if could_be_known(rows[at])]
     told: dict[str, Any] = {
         "n": len(rows),
         "held": len(inside),
+        "by_letter": sum(row.named_by_letter for row in rows),
+        "wrong": len(at_fault),
+        "wrong_not_held": sum(not held[at] for at in at_fault),
         "question": mean(map(_share, questions)),
         "truth": mean(map(_share, truths)),
     }
@@ -199,7 +207,8 @@ def _invention(
     training: Sequence[TrainingRow],
 ) -> dict[str, Any]:
     told: list[dict[str, Any]] = []
-    for at in lowest(metric, rows, WORST):
+    looked_at = wrong(metric, rows)
+    for at in looked_at.worst:
         row, said = rows[at], own.get(at)
         if said is None or row.loss is None or not said.tokens or not row.loss.tokens:
             continue
@@ -208,11 +217,13 @@ def _invention(
             {
                 "id": row.id,
                 "prompt": row.prompt,
-                "reference": row.references[0],
+                "reference": row.shown_references[0],
                 "b": row.completion.text,
                 "score": row.scores[metric.name],
-                "truth_nll": row.loss.nll_sum / row.loss.tokens,
-                "own_nll": said.nll_sum / said.tokens,
+                "truth_nll": row.loss.nll_sum,
+                "truth_tokens": row.loss.tokens,
+                "own_nll": said.nll_sum,
+                "own_tokens": said.tokens,
                 "question_cover": _share(questions[at]),
                 "truth_cover": _share(truths[at]),
                 "nearest": None
@@ -221,30 +232,43 @@ def _invention(
                       "answer": training[nearest.row].answer},
             }
         )  # fmt: skip
-    likelier = sum(row["own_nll"] < row["truth_nll"] for row in told)
+    # Whole texts, ends included: the probability of a text is what choosing tokens looks for.
+    own_likelier = [row for row in told if row["own_nll"] < row["truth_nll"]]
+    truth_likelier = [row for row in told if row["truth_nll"] < row["own_nll"]]
     return {
+        "wrong": len(looked_at.rows),
+        "side": looked_at.side,
+        "limit": looked_at.limit,
+        "most": MOST,
         "n": len(told),
-        "own_likelier": likelier,
-        "truth_likelier": len(told) - likelier,
+        "own_likelier": len(own_likelier),
+        "truth_likelier": len(truth_likelier),
+        "per_token": sum(map(_likelier_per_token, truth_likelier)),
         "not_held": sum(row["truth_cover"] < HELD for row in told),
+        "held_own": sum(row["truth_cover"] >= HELD for row in own_likelier),
         "rows": told[:NAMED],
     }
 
 
+def _likelier_per_token(row: Mapping[str, Any]) -> bool:
+    """Whether the true answer is so per token too: then it isn't for being the shorter one."""
+    return bool(row["truth_nll"] / row["truth_tokens"] < row["own_nll"] / row["own_tokens"])
+
+
 def _advice(found: Mapping[str, Any]) -> list[str]:
-    """What to change, the most telling first."""
+    """What to change, the most telling first; of fewer than 6 wrong rows nothing is concluded."""
     advice = []
     invention, coverage = found.get("invention"), found.get("coverage")
-    if invention and invention["n"]:
-        missing = invention["not_held"] / invention["n"]
-        if missing >= 0.5:
+    missing = False
+    if coverage:
+        missing = coverage["wrong_not_held"] >= coverage["wrong"] / 2
+        if missing and coverage["wrong"] >= FEWEST:
             advice.append("not_in_data")
-        elif invention["own_likelier"] / invention["n"] >= 0.5:
+    if invention and (n := invention["n"]) >= FEWEST:
+        if not missing and invention["held_own"] >= n / 2:
             advice.append("not_learnt")
-        if invention["truth_likelier"] / invention["n"] >= 0.5:
+        if invention["per_token"] >= n / 2:
             advice.append("decoding")
-    elif coverage and coverage["held"] < coverage["n"] / 2:
-        advice.append("not_in_data")
     copied = found.get("copied")
     if copied and (
         copied.get("verdict") == "worse" or (copied["a"] is None and copied["b"] > copied["n"] / 4)

@@ -13,8 +13,9 @@ from tunesmith.data.prompts import prompts_sha256
 from tunesmith.errors import DataError, GenerateError, TemplateError
 from tunesmith.evaluate.answerers import Base, Note, Watch, tell
 from tunesmith.evaluate.failures import answered_by_all
-from tunesmith.evaluate.findings.changed import lowest, ranking
+from tunesmith.evaluate.findings.changed import ranking
 from tunesmith.evaluate.findings.general import GENERAL, NEW_TOKENS, are_general, general_rows
+from tunesmith.evaluate.findings.wrong import can_be_compared, wrong
 from tunesmith.evaluate.perplexity import RowLoss, reply_losses
 from tunesmith.evaluate.run import Evaluation, measured
 from tunesmith.infer.config import Sampling
@@ -23,8 +24,6 @@ from tunesmith.infer.remote import RemoteModel
 from tunesmith.records import Completer, Conversation, Message
 from tunesmith.worklog import Claim
 
-WORST = 50
-"""Rows whose own answers are looked at: the lowest-scoring ones."""
 GENERAL_PART, OWN_PART = ".general", ".own"
 """What tells these worklogs of an output from those of the rows."""
 OWN = "losses"
@@ -105,19 +104,12 @@ def _own_losses(
     watch: Watch | None,
     note: Note,
 ) -> Mapping[int, RowLoss]:
-    """The loss of the model's own answers to the rows that score lowest.
-
-    Not of those that the limit cut off, whose end isn't the model's, nor of empty ones.
-    """
+    """The loss of the model's own answers to the rows that are wrong, where they can be compared."""
     metric = ranking(last.metrics)
     answered = all(row.answered for row in last.rows)
     if metric is None or not answered or not isinstance(model, LocalModel):
         return {}
-    looked_at = [
-        at
-        for at in lowest(metric, last.rows, WORST)
-        if last.rows[at].completion.finish == "stop" and last.rows[at].completion.text.strip()
-    ]
+    looked_at = [at for at in wrong(metric, last.rows).worst if can_be_compared(last.rows[at])]
     records = [
         replace(conversations[at].prompt, messages=(*conversations[at].prompt.messages, reply))
         for at in looked_at

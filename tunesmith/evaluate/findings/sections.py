@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tunesmith.evaluate.findings.sentences import say
+from tunesmith.evaluate.numbers import interval, number, percent
 from tunesmith.evaluate.section import Quoted, Section
 from tunesmith.words import duration
 
@@ -27,10 +28,11 @@ def sections(result: Mapping[str, Any]) -> list[Section]:
 
     Of a comparison of several models, seen as pairs, the pair that the findings are about has them.
     """
-    found = result.get("findings") or {}
+    found = _comparable(result.get("findings") or {})
     shown = result.get("b")
     if isinstance(shown, Mapping) and found and shown.get("model") != found["b"]:
         return []
+    found = {**found, "who": str(result.get("keys", ("a", "b"))[1]).upper()} if found else {}
     made = [
         make(found)
         for name, make in (
@@ -50,17 +52,26 @@ def sections(result: Mapping[str, Any]) -> list[Section]:
     return [section for section in made if section.sentences or section.rows]
 
 
+def _comparable(found: Row) -> Row:
+    """The findings without what earlier versions concluded from means per token, which favour long texts."""
+    if "wrong" in (found.get("invention") or {"wrong": 0}):
+        return found
+    advice = [name for name in found["advice"] if name not in ("not_learnt", "decoding")]
+    return {**found, "invention": None, "advice": advice}
+
+
 def _forgetting(found: Row) -> Section:
     part = found["forgetting"]
     difference = _percent(part["difference"])
-    told = [say("asked", a=part["a"], b=part["b"], n=part["n"], difference=difference, p=_p(part["p_value"]))]
+    who, right = found["who"], {name: part[name] for name in ("a", "b", "n")}
+    told = [say("asked", who=who, difference=difference, p=_p(part["p_value"]), **right)]
     counts = {"lost": len(part["lost"]), "gained": len(part["gained"])}
     verdict = {"worse": "forgot", "better": "learnt"}.get(part["verdict"], "not_told")
-    told.append(say(verdict, **counts))
+    told.append(say(verdict, who=who, **counts))
     if part["a"] < KNEW_LITTLE:
         told.append(say("knew_little"))
     by = {f"{name}_{language}": n for language, of in part["by"].items() for name, n in of.items()}
-    told.append(say("languages", **by))
+    told.append(say("languages", who=who, **by))
     told.append(say("took", time=duration(part["seconds"])))
     rows = [
         (say(what), _short(row["question"]), Quoted(row["answer"]), _short(row["a"]), _short(row["b"]))
@@ -68,7 +79,7 @@ def _forgetting(found: Row) -> Section:
         for row in part[what]
     ]
     columns = ("change", "question", "answer", "before", "after")
-    return _section("forgetting", told, columns, rows)
+    return _section("forgetting", told, columns, rows, who=who)
 
 
 def _copied(found: Row) -> Section:
@@ -76,7 +87,9 @@ def _copied(found: Row) -> Section:
     counts = {"n": part["n"], "least": part["least"], "model": found["b"]}
     told = [say("copies", b=part["b"], **counts) if part["b"] else say("copies_none", **counts)]
     if part["b"] and part["a"] is not None:
-        told.append(say("copies_floor", a=part["a"], difference=_percent(part["difference"])))
+        told.append(
+            say("copies_floor", who=found["who"], a=part["a"], difference=_percent(part["difference"]))
+        )
         told.append(say("recites" if part["verdict"] == "worse" else "no_floor"))
     if training["gone"]:
         told.append(say("gone", gone=training["gone"]))
@@ -85,7 +98,7 @@ def _copied(found: Row) -> Section:
             Quoted(row["id"]),
             str(row["length"]),
             _short(row["text"]),
-            f"{row['cover']:.0%}",
+            percent(row["cover"]),
             _place(row["origin"]),
         )
         for row in part["rows"][:SHOWN]
@@ -96,14 +109,16 @@ def _copied(found: Row) -> Section:
 def _coverage(found: Row) -> Section:
     part = found["coverage"]
     told = [say("held", n=part["n"], held=part["held"])]
+    if part.get("by_letter"):
+        told.append(say("by_letter", letters=part["by_letter"]))
     if scores := part.get("scores"):
         told.append(
             say(
                 "held_scores",
                 metric=found["metric"],
-                inside=f"{scores['held']['value']:.3f}",
-                outside=f"{scores['not_held']['value']:.3f}",
-                difference=_interval(part["difference"]),
+                inside=number(scores["held"]["value"]),
+                outside=number(scores["not_held"]["value"]),
+                difference=interval(part["difference"], sign=True),
             )
         )
         word = {"better": "held_better", "worse": "held_worse"}.get(part["verdict"], "held_unclear")
@@ -115,24 +130,26 @@ def _invention(found: Row) -> Section:
     part = found["invention"]
     if not part["n"]:
         return _section("invention", [])
-    told = [say("own_likelier", n=part["n"], own=part["own_likelier"])]
+    counts = {name: part[name] for name in ("n", "wrong", "most")}
+    limit = {} if part["limit"] is None else {"limit": f"{part['limit']:g}"}
+    told = [say(f"wrong_{part['side']}", metric=found["metric"], **limit, **counts)]
+    told.append(say("own_likelier", n=part["n"], own=part["own_likelier"]))
     if part["truth_likelier"]:
-        told.append(say("truth_likelier", truth=part["truth_likelier"]))
+        told.append(say("truth_likelier", truth=part["truth_likelier"], per_token=part["per_token"]))
     told.append(say("not_held", n=part["n"], missing=part["not_held"]))
     rows = [
         (
             Quoted(row["id"]),
-            f"{row['score']:.2f}",
+            number(row["score"]),
             _short(row["b"]),
             _short(row["reference"]),
-            f"{row['own_nll']:.2f}",
-            f"{row['truth_nll']:.2f}",
-            f"{row['truth_cover']:.0%}",
+            *(f"{number(-row[f'{who}_nll'])} ({row[f'{who}_tokens']})" for who in ("own", "truth")),
+            percent(row["truth_cover"]),
             _place(row["nearest"]["origin"]) if row["nearest"] else "",
         )
         for row in part["rows"][:SHOWN]
     ]
-    columns = ("row", "score", "said", "reference", "loss_own", "loss_true", "in_data", "nearest")
+    columns = ("row", "score", "said", "reference", "log_own", "log_true", "in_data", "nearest")
     return _section("invention", told, columns, rows)
 
 
@@ -147,14 +164,16 @@ def _changed(found: Row) -> Section:
         for row in part[kind]
     ]
     columns = ("change", "row", "score", "before", "after", "reference")
-    return _section("changed", [say("moved", metric=found["metric"], **counts)], columns, rows)
+    return _section(
+        "changed", [say("moved", metric=found["metric"], **counts)], columns, rows, who=found["who"]
+    )
 
 
 def _worst(found: Row) -> Section:
     rows = [
         (
             Quoted(row["id"]),
-            f"{row['score_b']:.2f}",
+            number(row["score_b"]),
             _last_line(row["prompt"]),
             _short(row["b"]),
             _reference(row),
@@ -169,13 +188,18 @@ def _advice(found: Row) -> Section:
 
 
 def _section(
-    name: str, told: Sequence[str], columns: Sequence[str] = (), rows: Sequence[tuple[str, ...]] = ()
+    name: str,
+    told: Sequence[str],
+    columns: Sequence[str] = (),
+    rows: Sequence[tuple[str, ...]] = (),
+    who: str = "B",
 ) -> Section:
-    return Section(say(name), tuple(told), tuple(map(say, columns)) if rows else (), tuple(rows))
+    names = tuple(say(column, who=who) for column in columns) if rows else ()
+    return Section(say(name), tuple(told), names, tuple(rows))
 
 
 def _sides(row: Row) -> tuple[str, ...]:
-    scores = f"{row['score_a']:.2f} → {row['score_b']:.2f}"
+    scores = f"{number(row['score_a'])} → {number(row['score_b'])}"
     return Quoted(row["id"]), scores, _short(row["a"]), _short(row["b"]), _reference(row)
 
 
@@ -200,11 +224,8 @@ def _place(origin: str) -> Quoted:
 
 
 def _percent(value: Mapping[str, float]) -> str:
-    return f"{value['value']:+.1%} [{value['low']:+.1%}, {value['high']:+.1%}]"
-
-
-def _interval(value: Mapping[str, float]) -> str:
-    return f"{value['value']:+.3f} [{value['low']:+.3f}, {value['high']:+.3f}]"
+    at, low, high = (percent(value[name], sign=True) for name in ("value", "low", "high"))
+    return f"{at} [{low}, {high}]"
 
 
 def _p(value: float) -> str:

@@ -15,21 +15,21 @@ SENTENCES: dict[str, tuple[str, str]] = {
     "advice": ("What to change", "可以怎么改"),
     # forgetting
     "asked": (
-        "A answers {a} of {n} general questions rightly, B {b}: B - A = {difference} (McNemar: {p}).",
-        "{n} 个通用问题，A 答对 {a} 个，B 答对 {b} 个：B - A = {difference}（McNemar：{p}）。",
+        "A answers {a} of {n} general questions rightly, {who} {b}: {who} − A = {difference} (McNemar: {p}).",
+        "{n} 个通用问题，A 答对 {a} 个，{who} 答对 {b} 个：{who} − A = {difference}（McNemar：{p}）。",
     ),
     "languages": (
-        "Chinese ones: A {a_zh}, B {b_zh} of {n_zh}; English ones: A {a_en}, B {b_en} of {n_en}.",
-        "中文题 {n_zh} 个，A 对 {a_zh}，B 对 {b_zh}；英文题 {n_en} 个，A 对 {a_en}，B 对 {b_en}。",
+        "Chinese ones: A {a_zh}, {who} {b_zh} of {n_zh}; English ones: A {a_en}, {who} {b_en} of {n_en}.",
+        "中文题 {n_zh} 个，A 对 {a_zh}，{who} 对 {b_zh}；英文题 {n_en} 个，A 对 {a_en}，{who} 对 {b_en}。",
     ),
     "forgot": (
-        "B has lost general knowledge: {lost} right before and wrong now, {gained} the other way round.",
-        "B 丢失了通用知识：{lost} 题原来对、现在错，{gained} 题相反。",
+        "{who} has lost general knowledge: {lost} right before and wrong now, {gained} the other way round.",
+        "{who} 丢失了通用知识：{lost} 题原来对、现在错，{gained} 题相反。",
     ),
     "learnt": (
-        "B answers general questions better than A: {gained} wrong before and right now, {lost} the "
+        "{who} answers general questions better than A: {gained} wrong before and right now, {lost} the "
         "other way round.",
-        "B 的通用问题答得比 A 好：{gained} 题原来错、现在对，{lost} 题相反。",
+        "{who} 的通用问题答得比 A 好：{gained} 题原来错、现在对，{lost} 题相反。",
     ),
     "not_told": (
         "Forgetting can't be told from so few: {lost} right before and wrong now, {gained} the other "
@@ -65,8 +65,8 @@ SENTENCES: dict[str, tuple[str, str]] = {
         "{n} 个回答都没有从 {model} 的训练回答里连续照抄 {least} 个以上的字（词）。",
     ),
     "copies_floor": (
-        "Of A's answers {a} do, by chance: B - A = {difference}.",
-        "A 的回答中有 {a} 个碰巧如此：B - A = {difference}。",
+        "Of A's answers {a} do, by chance: {who} − A = {difference}.",
+        "A 的回答中有 {a} 个碰巧如此：{who} − A = {difference}。",
     ),
     "recites": ("It recites what it was trained on.", "它在背诵训练数据。"),
     "no_floor": ("That may be chance.", "这可能是巧合。"),
@@ -75,6 +75,10 @@ SENTENCES: dict[str, tuple[str, str]] = {
         "Of {n} true answers the training data holds {held} (half of the words or more in one row, "
         "rare words weigh more).",
         "{n} 个标准答案中，训练数据包含 {held} 个（一条数据里有其一半以上的词，罕见词权重更大）。",
+    ),
+    "by_letter": (
+        "In {letters} rows the reference is the letter of a choice: looked for is that choice's text.",
+        "{letters} 行的参考答案是选项的字母：查找的是该选项的文字。",
     ),
     "held_scores": (
         "Rows whose answer is there score {inside} in {metric}, the others {outside}: difference "
@@ -91,15 +95,35 @@ SENTENCES: dict[str, tuple[str, str]] = {
         "凭这些数据看不出这是否有影响。",
     ),
     # invention
+    "wrong_below": (
+        "{wrong} rows score below {limit} in {metric}; {n} of them are looked at ({most} at most, the "
+        "lowest; no empty answers and none cut at the limit).",
+        "{wrong} 行的 {metric} 低于 {limit}；"
+        "查看其中 {n} 行（最低的至多 {most} 行，不含空回答与因长度上限中断的回答）。",
+    ),
+    "wrong_above": (
+        "{wrong} rows score above {limit} in {metric}, where less is better; {n} of them are looked at "
+        "({most} at most, the highest; no empty answers and none cut at the limit).",
+        "{wrong} 行的 {metric}（越低越好）高于 {limit}；查看其中 {n} 行"
+        "（最高的至多 {most} 行，不含空回答与因长度上限中断的回答）。",
+    ),
+    "wrong_third": (
+        "Looked at are {n} of the {wrong} rows that are the worst third by {metric} ({most} at most, the "
+        "worst; no empty answers and none cut at the limit).",
+        "按 {metric} 最差的三分之一共 {wrong} 行，查看其中 {n} 行"
+        "（最差的至多 {most} 行，不含空回答与因长度上限中断的回答）。",
+    ),
     "own_likelier": (
-        "In {own} of the {n} lowest-scoring rows the model finds its own answer likelier than the true one: "
-        "it doesn't know better.",
-        "在得分最低的 {n} 行中，有 {own} 行模型认为自己的回答比标准答案更可能：它并不知道正确答案。",
+        "In {own} of these {n} the model finds its own answer, as a whole, likelier than the true one: no "
+        "search for likelier texts would have led there.",
+        "这 {n} 行中有 {own} 行，模型认为自己的回答整体上比标准答案更可能："
+        "再怎么搜索更可能的文本也得不到标准答案。",
     ),
     "truth_likelier": (
-        "In {truth} of them it finds the true answer likelier than its own: there the way of choosing tokens "
-        "went wrong.",
-        "其中 {truth} 行它认为标准答案比自己的回答更可能：问题出在解码方式。",
+        "In {truth} it finds the true answer, as a whole, likelier than its own: token by token that one was "
+        "missed. Per token too it is likelier in {per_token} of these; elsewhere for being shorter alone.",
+        "有 {truth} 行它认为标准答案整体上比自己的回答更可能：逐个选 token 时错过了它。"
+        "其中 {per_token} 行按每个 token 平均也更可能；其余只是因为更短。",
     ),
     "not_held": (
         "Of these {n} true answers {missing} aren't in the training data.",
@@ -112,23 +136,22 @@ SENTENCES: dict[str, tuple[str, str]] = {
     ),
     # advice
     "not_in_data": (
-        "Most of these answers aren't in the training data: where they are facts, the model can only invent "
-        "them. Add rows that say them, or give it the text together with the question (retrieval); more "
-        "epochs won't help.",
-        "这些答案多数不在训练数据里：若是事实，模型只能编造。请加入包含这些事实的数据，"
+        "Most true answers of the rows that went wrong aren't in the training data: facts that the model "
+        "didn't know before it can only invent. Add rows that say them, or give it the text together with "
+        "the question (retrieval); more epochs won't help.",
+        "答错的行，标准答案多数不在训练数据里：模型原来不知道的事实只能编造。请加入包含这些事实的数据，"
         "或把原文和问题一起给模型（检索）；增加轮数没有用。",
     ),
     "not_learnt": (
-        "It read the answers and hasn't learnt them: train longer or with a higher learning rate or "
-        "rank, and "
-        "say the same facts in several rows with other words.",
-        "答案它读到过却没学会：多训练几轮，或提高学习率、秩，并用不同说法在多条数据里重复同样的事实。",
+        "The training data holds most of these answers, and the model finds its own likelier: train longer "
+        "or with a higher learning rate or rank, and say the same facts in several rows with other words.",
+        "训练数据里多数有这些答案，模型却认为自己的回答更可能：多训练几轮，或提高学习率、秩，并用不同说法在多条数据里重复同样的事实。",
     ),
     "decoding": (
-        "It knows better than it says: answer greedily or with a lower temperature, and look at "
-        "repetition_penalty and no_repeat_ngram_size.",
-        "它知道的比说出来的多：用贪心解码或更低的 temperature，"
-        "并检查 repetition_penalty 与 no_repeat_ngram_size。",
+        "It finds most true answers likelier than what it wrote: answer greedily or with a lower "
+        "temperature, without repetition_penalty and no_repeat_ngram_size, or search wider (num_beams).",
+        "它认为多数标准答案比自己写出的更可能：用贪心解码或更低的 temperature，"
+        "去掉 repetition_penalty 与 no_repeat_ngram_size，或扩大搜索（num_beams）。",
     ),
     "recited": (
         "It recites rows: fewer epochs, a lower learning rate or rank, or more and more varied rows.",
@@ -147,10 +170,10 @@ SENTENCES: dict[str, tuple[str, str]] = {
     "change": ("change", "变化"),
     "score": ("score", "得分"),
     "before": ("A's answer", "A 的回答"),
-    "after": ("B's answer", "B 的回答"),
+    "after": ("{who}'s answer", "{who} 的回答"),
     "said": ("its answer", "它的回答"),
-    "loss_own": ("loss of its answer", "自己回答的损失"),
-    "loss_true": ("loss of the true one", "标准答案的损失"),
+    "log_own": ("log p of its answer (tokens)", "自己回答的 log p（token 数）"),
+    "log_true": ("log p of the true one (tokens)", "标准答案的 log p（token 数）"),
     "in_data": ("true answer in the data", "训练数据含标准答案"),
     "nearest": ("nearest training row", "最接近的训练数据"),
     "length": ("length", "长度"),
@@ -163,20 +186,33 @@ SENTENCES: dict[str, tuple[str, str]] = {
     "got_better": ("better", "更好"),
     "got_worse": ("worse", "更差"),
 }
-"""By name: (English, Chinese). A name in braces stands once in each."""
+"""By name: (English, Chinese). {who} is the letter of B."""
 
 
-def say(name: str, **values: object) -> str:
-    """The English sentence of this name."""
-    return SENTENCES[name][0].format(**values)
+def say(name: str, *, who: str = "B", **values: object) -> str:
+    """The English sentence of this name; `who` is what B is called among several."""
+    return SENTENCES[name][0].format(who=who, **values)
 
 
 def phrases() -> list[tuple[str, str]]:
     """Regular expressions of all English sentences, with Chinese expansions, as chinese.py takes them."""
     return [
-        (_FIELD.sub(r"(?P<\1>.*)", re.escape(english)) + "$", _NAME.sub(r"\\g<\1>", chinese))
-        for english, chinese in SENTENCES.values()
+        (_pattern(english) + "$", _NAME.sub(r"\\g<\1>", chinese)) for english, chinese in SENTENCES.values()
     ]
+
+
+def _pattern(english: str) -> str:
+    """A field that comes again has the same text again."""
+    seen: set[str] = set()
+
+    def group(field: re.Match[str]) -> str:
+        name = field[1]
+        if name in seen:
+            return f"(?P={name})"
+        seen.add(name)
+        return f"(?P<{name}>[A-Z])" if name == "who" else f"(?P<{name}>.*)"
+
+    return _FIELD.sub(group, re.escape(english))
 
 
 _FIELD = re.compile(r"\\{(\w+)\\}")

@@ -40,7 +40,7 @@ def _pairs(content: Mapping[str, Any]) -> Section:
 
 def _graded(content: Mapping[str, Any]) -> Section:
     two = "b" in content
-    columns = ("criterion", "A", "B", "B - A [95 %]", "verdict") if two else ("criterion", "score [95 %]")
+    columns = ("criterion", "A", "B", "B − A [95 %]", "verdict") if two else ("criterion", "score [95 %]")
     rows: list[tuple[str, ...]] = []
     for name, one in content["criteria"].items():
         # The mean of all criteria has no weight and is ours; the names of the others are the rubric's.

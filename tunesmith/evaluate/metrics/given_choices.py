@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tunesmith.evaluate.metrics.metric import Metric
 from tunesmith.evaluate.metrics.overlap import exact_match
 from tunesmith.records import Conversation
+
+
+def about_letters(conversations: Sequence[Conversation], metrics: Sequence[Metric]) -> list[str]:
+    """A sentence on rows that are asked for a letter (`choice`) without being shown what it stands for."""
+    if all(metric.name != "choice" for metric in metrics):
+        return []
+    without = 0
+    for row in conversations:
+        asked = "\n".join(message.content for message in row.prompt.messages)
+        without += any(choice.strip() not in asked for choice in choices_of(row))
+    if not without:
+        return []
+    return [
+        f"{without} of {len(conversations)} prompts don't show the row's choices, so that the model can't "
+        "know what a letter stands for: the metric `choice` says little of them. Write the choices into the "
+        "question."
+    ]
 
 
 def choices_of(row: Conversation) -> list[str]:
@@ -32,6 +49,16 @@ def right_choice(row: Conversation) -> str | None:
         return same[0]
     at = string.ascii_uppercase.find(truth.upper()) if len(truth) == 1 else -1
     return choices[at] if 0 <= at < len(choices) else None
+
+
+def letter(at: int) -> str:
+    """What a choice is called: A, B, C, …, behind Z its number."""
+    return string.ascii_uppercase[at] if at < len(string.ascii_uppercase) else str(at + 1)
+
+
+def lettered(text: str, choices: Sequence[str]) -> str:
+    """`C. H2O` of one of the choices; any other text as it is."""
+    return f"{letter(choices.index(text))}. {text}" if text in choices else text
 
 
 # What is scored is the text of that choice; the reference, the text of the right one.

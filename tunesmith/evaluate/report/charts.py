@@ -14,9 +14,12 @@ from itertools import pairwise
 from markupsafe import Markup, escape
 
 from tunesmith.evaluate.drawing import ticks
-from tunesmith.evaluate.report.figures import Better, Value, number
+from tunesmith.evaluate.numbers import number, readable
+from tunesmith.evaluate.report.figures import Better, Value
 
 WIDE, NARROW = 760, 340
+BELOW_LABEL = 30  # from the top of a row to its interval, where the label stands above it
+TALL = 7  # of a line above and below an interval
 LABEL = 17  # characters of a name, beside its n
 MOST_BARS = 16
 WIDEST_BAR = 96
@@ -49,11 +52,13 @@ def forest(marks: Sequence[Mark], *, width: int, title: str, sign: bool = True) 
     for tick in axis:
         name = "zero" if sign and tick == 0 else "grid"
         at = f"{x(tick):.1f}"
-        parts.append(f'<line class="{name}" x1="{at}" x2="{at}" y1="{top}" y2="{height - bottom + 4}"/>')
+        # Where labels stand above the intervals, lines are drawn beside the intervals only.
+        for begin, end in _beside(len(marks), top, high_row) if narrow else [(top, height - bottom + 4)]:
+            parts.append(f'<line class="{name}" x1="{at}" x2="{at}" y1="{begin}" y2="{end}"/>')
         anchor = _anchor(x(tick), width) if narrow else "middle"
         parts.append(f'<text x="{at}" y="{height - 6}" text-anchor="{anchor}">{_plain(tick)}</text>')
     for row, mark in enumerate(marks):
-        y = top + high_row * row + (30 if narrow else high_row / 2)
+        y = top + high_row * row + (BELOW_LABEL if narrow else high_row / 2)
         told = _told(mark.value, sign)
         label = _fit(mark.label) + f" (n = {mark.n:,})"
         words_y = y - 12 if narrow else y + 4
@@ -96,6 +101,12 @@ def deltas(differences: Sequence[float], better: Better, *, width: int, title: s
     return _svg(width, height, title, told, parts)
 
 
+def _beside(rows: int, top: int, high_row: int) -> list[tuple[int, int]]:
+    """Where the lines of a narrow chart begin and end: a piece for each row, around its interval."""
+    middles = (top + high_row * row + BELOW_LABEL for row in range(rows))
+    return [(y - TALL, y + TALL) for y in middles]
+
+
 def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
 
@@ -131,7 +142,7 @@ def _edges(low: float, high: float) -> str:
 
 def _plain(value: float, *, sign: bool = False) -> str:
     """0.5, +0.5, −1.5, 0: as short as can be."""
-    return (f"{value:+g}" if sign and value else f"{value:g}").replace("-", "−")
+    return readable(format(value, "+g" if sign else "g"))
 
 
 def _point(kind: str, x: float, y: float) -> str:

@@ -71,7 +71,7 @@ def _result(result: Told) -> dict[str, Any]:
         "kind": result.kind,
         "data": result.data,
         "n": result.n,
-        **({"a": result.a} if result.a else {}),
+        **({"a": result.a, "letters": list(result.letters)} if result.a else {}),
         "b": result.b,
         "primary": result.primary,
         "figures": [_figure(figure) for figure in result.figures],

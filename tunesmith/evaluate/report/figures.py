@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from tunesmith.evaluate.metrics import METRICS
-from tunesmith.evaluate.numbers import short
+from tunesmith.evaluate.metrics.variety import length
+from tunesmith.evaluate.numbers import number, percent
 from tunesmith.evaluate.results import cost_of
 from tunesmith.evaluate.statistics import Interval, mean_interval, wilson
 
@@ -96,23 +97,15 @@ def better(name: str) -> Better:
     return METRICS[name].better if name in METRICS else "higher"
 
 
-def number(value: float, *, sign: bool = False) -> str:
-    """0.267, +0.267, 1,234; with a minus that is one."""
-    text = short(value)
-    return (f"+{text}" if sign and value > 0 else text).replace("-", "−")
-
-
 def shown(value: Value | None, *, sign: bool = False, whole: bool = False, n: int = 0) -> tuple[str, str]:
     """(value, interval) as text: ("0.267", "[0.109, 0.520]"), and of a number of rows ("3", "[1 %, 9 %]")."""
     if value is None:
         return "", ""
     if whole:
         ends = (
-            ""
-            if value.low is None or not n
-            else "[{:.0f} %, {:.0f} %]".format(*(100 * end / n for end in value.ends))
+            "" if value.low is None or not n else "[{}, {}]".format(*(percent(end / n) for end in value.ends))
         )
-        share = f" ({100 * value.value / n:.0f} %)" if ends else ""
+        share = f" ({percent(value.value / n)})" if ends else ""
         return f"{value.value:,.0f}{share}", ends
     ends = f"[{number(value.ends[0], sign=sign)}, {number(value.ends[1], sign=sign)}]"
     return number(value.value, sign=sign), "" if value.low is None else ends
@@ -172,7 +165,7 @@ def _answers(
                 Value(value.value, *(end * n for end in wilson(int(value.value), n))) for value in values
             ]
         if key == "mean_length" and apart and len(rows) == n:
-            lengths = [[float(len(text)) for text in side] for side in texts]
+            lengths = [[length(text, ()) for text in side] for side in texts]
             values = [_of(mean_interval(side, top=None)) for side in lengths]
             if len(lengths) == 2:
                 changed = [after - before for before, after in zip(*lengths, strict=True)]

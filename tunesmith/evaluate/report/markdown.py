@@ -9,10 +9,18 @@ from tunesmith.evaluate.blind.markdown import blind_lines
 from tunesmith.evaluate.chinese import in_chinese
 from tunesmith.evaluate.formats import MARK, Language
 from tunesmith.evaluate.markdown import escaped, fenced, joined, table
-from tunesmith.evaluate.report.figures import Figure, Value, number, shown
+from tunesmith.evaluate.numbers import number
+from tunesmith.evaluate.report.figures import Figure, Value, shown
 from tunesmith.evaluate.report.labels import in_chinese as label_in_chinese
-from tunesmith.evaluate.report.result import Group, Told
-from tunesmith.evaluate.report.rows import Changes, failure
+from tunesmith.evaluate.report.result import Told
+from tunesmith.evaluate.report.rows import (
+    TEXT_LIMITS,
+    Changes,
+    answer,
+    failure,
+    likelihoods,
+    references,
+)
 from tunesmith.evaluate.section import Quoted
 
 SHOWN_ROWS = 20
@@ -38,13 +46,14 @@ CHINESE = {
     "better": "更好",
     "lower": "更低",
     "higher": "更高",
-    "least B − A": "最小 B − A",
+    "least": "最小",
     "median": "中位数",
     "greatest": "最大",
     "Rows": "逐行查看",
     "prompt": "提示",
     "answer": "回答",
     "reference": "参考",
+    "choices, log-likelihood": "选项与对数似然",
     "How it was measured": "评测方式",
     "Training": "训练",
     "model": "模型",
@@ -119,13 +128,16 @@ class _Writer:
         yield from table(("", ""), [(self.say(name), value) for name, value in rows if value])
 
     def result(self, result: Told) -> Iterator[str]:
-        yield f"## {self.say(KINDS.get(result.kind, 'Evaluation'))} · {escaped(result.data or result.file)}"
+        names = f" · {result.a} → {result.b}" if result.kind == "comparison" else ""
+        what = self.say(KINDS.get(result.kind, "Evaluation"))
+        yield f"## {what} · {escaped((result.data or result.file) + names)}"
         yield ""
         if result.kind == "damaged":
             yield escaped(f"{result.file}: {result.error}")
             yield ""
             return
-        sides = f"A = {result.a}, B = {result.b}" if result.a else result.b
+        a, b = result.letters
+        sides = f"{a} = {result.a}, {b} = {result.b}" if result.a else result.b
         judge = f"; {self.say('judge')}: {result.judge}" if result.judge else ""
         yield escaped(f"n = {result.n:,}. {sides}{judge}")
         yield ""
@@ -137,8 +149,8 @@ class _Writer:
         if result.a:
             yield self.say(NOTE)
             yield ""
-        yield from self.groups(result.groups)
-        yield from self.changes(result.changes)
+        yield from self.groups(result)
+        yield from self.changes(result)
         for section in result.sections:
             yield f"### {escaped(self.say(section.title))}"
             yield ""
@@ -171,24 +183,27 @@ class _Writer:
             )
             for f in result.figures
         ]
-        names = ("figure", "n", "A [95 %]", "B [95 %]", "B − A [95 %]", "wins/losses/ties", "verdict")
+        intervals = (f"{what} [95 %]" for what in (*result.letters, result.minus))
+        names = ("figure", "n", *intervals, "wins/losses/ties", "verdict")
         yield from table([self.say(name) for name in names], told)
 
-    def groups(self, groups: Sequence[Group]) -> Iterator[str]:
-        if not groups:
+    def groups(self, result: Told) -> Iterator[str]:
+        if not result.groups:
             return
         yield f"### {self.say('By group')}"
         yield ""
-        for group in groups:
+        for group in result.groups:
             compared = any(figure.difference for _, figure in group.figures)
-            names = ("A", "B", f"B − A {group.metric} [95 %]") if compared else (f"{group.metric} [95 %]",)
+            of_both = (*result.letters, f"{result.minus} {group.metric} [95 %]")
+            names = of_both if compared else (f"{group.metric} [95 %]",)
             rows = [
                 (value, f"{f.n:,}", *([_words(f, f.a)] if f.a else []), _words(f, f.b), *_differences(f))
                 for value, f in group.figures
             ]
             yield from table((group.column, "n", *names), rows)
 
-    def changes(self, changes: Sequence[Changes]) -> Iterator[str]:
+    def changes(self, result: Told) -> Iterator[str]:
+        changes = result.changes
         if not changes:
             return
         yield f"### {self.say('Changes row by row')}"
@@ -196,9 +211,10 @@ class _Writer:
         judged = [change for change in changes if change.better != "neither"]
         neutral = [change for change in changes if change.better == "neither"]
         for some, low, high in ((judged, "worse", "better"), (neutral, "lower", "higher")):
-            names = ("figure", "n", low, "the same", high, "least B − A", "median", "greatest")
+            names = ("figure", "n", low, "the same", high, "least", "median", "greatest")
             if some:
-                yield from table([self.say(name) for name in names], [self.change(one) for one in some])
+                words = [self.say(name) + (f" {result.minus}" if name == "least" else "") for name in names]
+                yield from table(words, [self.change(one) for one in some])
 
     def change(self, one: Changes) -> tuple[str, ...]:
         spread = (number(difference, sign=True) for difference in one.spread)
@@ -213,17 +229,21 @@ class _Writer:
         for at, row in enumerate(result.rows[:SHOWN_ROWS], 1):
             yield f"**{at}.** {self.say('prompt')}"
             yield from fenced(str(row.get("prompt", "")))
-            sides = [("A", row["a"]), ("B", row["b"])] if result.a else [(self.say("answer"), row)]
-            for side, answer in sides:
-                text = str(answer.get("prediction") or "")
-                why = failure(answer)
+            pair = zip(result.letters, (row["a"], row["b"]), strict=True) if result.a else ()
+            sides = list(pair) or [(self.say("answer"), row)]
+            for side, given in sides:
+                text = answer(row, given)
+                why = failure(given)
                 what = "empty" if why is None else "no answer, the call failed"
                 told = f"{self.say(what)}: {why}" if why else self.say(what)
                 yield f"{side}" + ("" if text.strip() else f" ({escaped(told)})")
                 yield from fenced(text)
-            for reference in (row.get("references") or [])[:3]:
+            if listed := likelihoods(row, TEXT_LIMITS[0]):
+                yield self.say("choices, log-likelihood")
+                yield from fenced(listed)
+            for reference in references(row)[:3]:
                 yield self.say("reference")
-                yield from fenced(str(reference))
+                yield from fenced(reference)
 
 
 def _words(figure: Figure, value: Value | None) -> str:

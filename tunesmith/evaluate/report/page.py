@@ -15,11 +15,11 @@ from markupsafe import Markup
 
 from tunesmith.evaluate.blind.tables import RATER_COLUMNS, rater_rows, summary_rows
 from tunesmith.evaluate.blind.tables import in_chinese as of_blind_test
+from tunesmith.evaluate.numbers import number as figure_text
 from tunesmith.evaluate.pages import both, data_block, environment, rendered, told
 from tunesmith.evaluate.report.charts import NARROW, WIDE, Mark, deltas, forest
 from tunesmith.evaluate.report.data import number
 from tunesmith.evaluate.report.figures import Figure, shown
-from tunesmith.evaluate.report.figures import number as figure_text
 from tunesmith.evaluate.report.labels import label
 from tunesmith.evaluate.report.result import Group, Told
 from tunesmith.evaluate.report.rows import TEXT_LIMITS, Changes, row_block
@@ -48,7 +48,7 @@ def page(
         name=name,
         training=training,
         results=[_seen(result) for result in results],
-        several=sum(result.kind == "comparison" for result in results) > 1,
+        several=sum(result.kind == "comparison" and result.own for result in results) > 1,
         blind=[_of_blind(content) for content in blind],
     )
 
@@ -68,14 +68,14 @@ def _environment() -> Environment:
 
 def _seen(result: Told) -> dict[str, Any]:
     """A result with what only a page has: cells, charts, cards, and the block of its rows."""
-    block = row_block(result.rows, result.primary)
+    block = row_block(result.rows, result.primary, result.letters)
     return {
         "told": result,
         "table": [_cells(figure) for figure in result.figures],
         "cards": _cards(result),
         "forests": _forests(result),
-        "changes": [_changed(change, result.n) for change in result.changes],
-        "groups": [_grouped(group) for group in result.groups],
+        "changes": [_changed(change, result) for change in result.changes],
+        "groups": [_grouped(group, result.minus) for group in result.groups],
         "block": block,
         "json": data_block(block),
         "static": block["rows"][:STATIC_ROWS],
@@ -92,8 +92,8 @@ def _cells(figure: Figure) -> dict[str, Any]:
 
 
 def _cards(result: Told) -> list[dict[str, Any]]:
-    """The loss and the first metrics of a comparison: what the reader came for."""
-    judged = [figure for figure in result.figures if figure.verdict] if result.a else []
+    """The loss and the first metrics of a comparison: what the reader came for, and of nobody else."""
+    judged = [figure for figure in result.figures if figure.verdict] if result.a and result.own else []
     return [_cells(figure) for figure in judged[:MOST_CARDS]]
 
 
@@ -101,14 +101,15 @@ def _forests(result: Told) -> list[Chart]:
     """Differences that are judged: scores between 0 and 1 share an axis, every other one has its own."""
     differing = [figure for figure in result.figures if figure.difference and figure.verdict]
     together = [figure for figure in differing if _is_share(figure)]
-    charts = []
+    charts, minus = [], result.minus
     if together:
-        charts.append(_chart("Scores from 0 to 1: B − A", "0 到 1 的得分：B − A", _marks(together)))
+        charts.append(_chart(f"Scores from 0 to 1: {minus}", f"0 到 1 的得分：{minus}", _marks(together)))
     for figure in differing:
         if figure not in together:
-            chinese = {"loss": "损失（nat，越低越好）：B − A"}.get(figure.name, f"{figure.name}：B − A")
-            english = "loss (nats, lower is better)" if figure.name == "loss" else figure.name
-            charts.append(_chart(f"{english}: B − A", chinese, _marks([figure])))
+            loss = figure.name == "loss"
+            english = "loss (nats, lower is better)" if loss else figure.name
+            chinese = "损失（nat，越低越好）" if loss else figure.name
+            charts.append(_chart(f"{english}: {minus}", f"{chinese}：{minus}", _marks([figure])))
     return charts
 
 
@@ -134,8 +135,8 @@ def _chart(english: str, chinese: str, marks: Sequence[Mark], *, sign: bool = Tr
     return english, chinese, wide, narrow
 
 
-def _changed(change: Changes, n: int) -> dict[str, Any]:
-    title = f"{change.name}: B − A, n = {n} · {change.name}：逐行 B − A"
+def _changed(change: Changes, result: Told) -> dict[str, Any]:
+    title = f"{change.name}: {result.minus}, n = {result.n} · {change.name}：逐行 {result.minus}"
     wide, narrow = (
         deltas(change.differences, change.better, width=width, title=title) for width in (WIDE, NARROW)
     )
@@ -143,13 +144,13 @@ def _changed(change: Changes, n: int) -> dict[str, Any]:
     return {"of": change, "wide": wide, "narrow": narrow, "least": least, "median": median, "most": most}
 
 
-def _grouped(group: Group) -> dict[str, Any]:
+def _grouped(group: Group, minus: str) -> dict[str, Any]:
     largest = sorted(group.figures, key=lambda one: -one[1].n)[:MOST_MARKS]
     kept = [one for one in group.figures if one in largest]
     sign = any(figure.difference is not None for _, figure in kept)
     # No verdicts, so no colours: among many groups some differ by chance.
     marks = [Mark(value, figure.n, figure.difference or figure.b) for value, figure in kept]
-    words = f"{group.metric}: B − A" if sign else group.metric
+    words = f"{group.metric}: {minus}" if sign else group.metric
     return {
         "of": group,
         "table": [(value, _cells(figure)) for value, figure in group.figures],

@@ -14,7 +14,7 @@ from tunesmith.evaluate.report.figures import (
     evaluation_figures,
 )
 from tunesmith.evaluate.report.rows import Changes, changes, measures, read_rows
-from tunesmith.evaluate.results import pairs
+from tunesmith.evaluate.results import letters_of, pairs
 from tunesmith.evaluate.section import Section
 from tunesmith.evaluate.section_sources import sections
 from tunesmith.redact import short_paths
@@ -33,6 +33,9 @@ class Group:
 class Told:
     """A result: a comparison of two (`a` and `b` are names), an evaluation of `b`, what a judge said of two
     or of `b`, a benchmark of `b`, or a damaged file. The latter three have sections and no figures.
+
+    `letters` are what A and B are called: those that they have among several. `own`: it is about what the
+    report is about; on a run's page, other runs that were measured beside it aren't.
     """
 
     kind: str
@@ -41,6 +44,8 @@ class Told:
     n: int = 0
     a: str | None = None
     b: str = ""
+    letters: tuple[str, str] = ("A", "B")
+    own: bool = True
     primary: str | None = None
     figures: list[Figure] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
@@ -52,6 +57,11 @@ class Told:
     judge: str = ""
     found: Mapping[str, Any] = field(default_factory=dict)
     error: str = ""
+
+    @property
+    def minus(self) -> str:
+        """What a difference is called: `B − A`, `C − A`."""
+        return f"{self.letters[1]} − {self.letters[0]}"
 
 
 def told(result: Mapping[str, Any]) -> list[Told]:
@@ -100,6 +110,7 @@ def _comparison(pair: Mapping[str, Any], data: str, file: str, rows: list[dict[s
         int(pair["n"]),
         a=_name(pair["a"]),
         b=_name(pair["b"]),
+        letters=letters_of(pair),
         primary=pair.get("primary") or next(iter(pair["metrics"]), None),
         figures=comparison_figures(pair, rows),
         groups=_groups(pair),
@@ -107,7 +118,7 @@ def _comparison(pair: Mapping[str, Any], data: str, file: str, rows: list[dict[s
         notes=_notes(pair),
         sections=sections(pair),
         rows=rows,
-        settings=_settings([("A", pair["a"]), ("B", pair["b"])]),
+        settings=_settings(list(zip(letters_of(pair), (pair["a"], pair["b"]), strict=True))),
     )
 
 

@@ -153,7 +153,7 @@
   function hay(row) {
     if (row.hay === undefined) {
       const texts = [row.prompt, ...row.references, ...row.answers].map((text) => text[0]);
-      row.hay = plain([row.id, ...row.groups, ...texts].join("\n"));
+      row.hay = plain([row.id, ...row.groups, ...texts, row.choices].join("\n"));
     }
     return row.hay;
   }
@@ -175,12 +175,15 @@
     const texts = element("dl");
     line(texts, both("prompt", "提示"), row.prompt, words, "text");
     row.answers.forEach((text, at) => {
-      const name = paired ? document.createTextNode("AB"[at]) : both("answer", "回答");
+      const name = paired ? document.createTextNode(data.letters[at]) : both("answer", "回答");
       const told = line(texts, name, text, words, at === row.answers.length - 1 ? "text after" : "text", row.failed[at]);
       if (row.cut[at]) {
         told.append(" ", flag("cut at the limit", "因长度上限中断"));
       }
     });
+    if (row.choices) {
+      line(texts, both("choices, log-likelihood", "选项与对数似然"), [row.choices, 0], words, "text");
+    }
     row.references.forEach((text) => line(texts, both("reference", "参考"), text, words, "text"));
     made.append(head, texts);
     return made;
@@ -214,7 +217,7 @@
   }
 
   function digits(value) {
-    return Number.isInteger(value) ? String(value) : value.toFixed(3);
+    return (Number.isInteger(value) ? String(value) : value.toFixed(3)).replace("-", "−");
   }
 
   function line(texts, name, text, words, style, failed = null) {

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.evaluate.judge.rows import as_compared
+from tunesmith.evaluate.metrics.given_choices import letter, lettered
+from tunesmith.evaluate.numbers import number
 from tunesmith.evaluate.report.figures import Better, better, loss_of
 from tunesmith.redact import short_paths, without_secrets
 from tunesmith.rundir import read_jsonl
@@ -81,12 +83,15 @@ def measures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return [*(["loss"] if any(loss_of(side) is not None for side in sides) else []), *scores]
 
 
-def row_block(rows: Sequence[Mapping[str, Any]], primary: str | None = None) -> dict[str, Any]:
-    """What the page's script is given: {"measures", "primary", "groups", "limit", "left_out", "rows": […]}.
+def row_block(
+    rows: Sequence[Mapping[str, Any]], primary: str | None = None, letters: Sequence[str] = ("A", "B")
+) -> dict[str, Any]:
+    """What the page's script is given: {"measures", "primary", "groups", "letters", "limit", "left_out",
+    "rows": […]}.
 
-    A row is {"id", "prompt", "references", "answers": [A, B] or [B], "cut": [bool, …], "failed": [null or
-    why, …], "scores": [[A, B], …] in the order of the measures, "groups": [value, …]}; numbers that aren't
-    there are null.
+    A row is {"id", "prompt", "references", "choices": text, "answers": [A, B] or [B], "cut": [bool, …],
+    "failed": [null or why, …], "scores": [[A, B], …] in the order of the measures, "groups": [value, …]};
+    numbers that aren't there are null.
     """
     kept, names = rows[:MOST_ROWS], measures(rows)
     limit = text_limit(kept)
@@ -95,6 +100,7 @@ def row_block(rows: Sequence[Mapping[str, Any]], primary: str | None = None) -> 
         "measures": [{"name": name, "better": better(name)} for name in names],
         "primary": names.index(primary) if primary in names else 0,
         "groups": columns,
+        "letters": list(letters),
         "limit": limit,
         "left_out": len(rows) - len(kept),
         "rows": [_row(row, names, columns, limit) for row in kept],
@@ -104,8 +110,12 @@ def row_block(rows: Sequence[Mapping[str, Any]], primary: str | None = None) -> 
 def text_limit(rows: Sequence[Mapping[str, Any]]) -> int:
     """How many characters of each text are in the page: fewer where there are very many rows."""
     lengths = [len(text) for row in rows for text in _texts(row)]
-    fits = (limit for limit in TEXT_LIMITS if sum(min(n, limit) for n in lengths) <= MOST_CHARACTERS)
-    return next(fits, TEXT_LIMITS[-1])
+
+    def fits(limit: int) -> bool:
+        listed = sum(len(likelihoods(row, limit)) for row in rows)
+        return listed + sum(min(n, limit) for n in lengths) <= MOST_CHARACTERS
+
+    return next(filter(fits, TEXT_LIMITS), TEXT_LIMITS[-1])
 
 
 def _row(row: Mapping[str, Any], names: Sequence[str], columns: Sequence[str], limit: int) -> dict[str, Any]:
@@ -114,13 +124,45 @@ def _row(row: Mapping[str, Any], names: Sequence[str], columns: Sequence[str], l
     return {
         "id": str(row.get("id", "")).rpartition("/")[2],
         "prompt": cut(row.get("prompt"), limit),
-        "references": [cut(text, limit) for text in (row.get("references") or [])[:3]],
-        "answers": [cut(side.get("prediction"), limit) for side in sides],
+        "references": [cut(text, limit) for text in references(row)[:3]],
+        "choices": likelihoods(row, limit),
+        "answers": [cut(answer(row, side), limit) for side in sides],
         "cut": [side.get("finish") == "length" for side in sides],
         "failed": [failure(side) for side in sides],
         "scores": [[_rounded(_score(side, name)) for side in sides] for name in names],
         "groups": [str(groups.get(column, "")) for column in columns],
     }
+
+
+def references(row: Mapping[str, Any]) -> list[str]:
+    """What a row's true answer is; `C. H2O` where the reference names a choice."""
+    right = row.get("right_choice")
+    named = [f"{right}. {text}" for at, text in enumerate(row.get("choices") or []) if letter(at) == right]
+    return named or [str(text) for text in row.get("references") or []]
+
+
+def answer(row: Mapping[str, Any], side: Mapping[str, Any]) -> str:
+    """A side's answer; with its letter where nothing was answered and it is the likeliest choice."""
+    text = str(side.get("prediction") or "")
+    chosen = "log_likelihoods" in side and "finish" not in side
+    return lettered(text, row.get("choices") or []) if chosen else text
+
+
+def likelihoods(row: Mapping[str, Any], limit: int) -> str:
+    """A line for each of a row's choices, with how likely every side finds it; empty where nobody said.
+
+    The texts are cut, as these are beside the row's own texts; the whole ones are in the JSONL.
+    """
+    sides = [side.get("log_likelihoods") or [] for side in _sides(row)]
+    texts = [str(text) for text in row.get("choices") or []]
+    if not texts or any(len(side) != len(texts) for side in sides):
+        return ""
+    most = limit // 10
+    return "\n".join(
+        f"{letter(at)}. {text if len(text) <= most else text[:most] + '…'}  "
+        + " → ".join(number(side[at]) for side in sides)
+        for at, text in enumerate(texts)
+    )
 
 
 def failure(answer: Mapping[str, Any]) -> str | None:
@@ -139,8 +181,8 @@ def _sides(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _texts(row: Mapping[str, Any]) -> list[str]:
-    answers = [str(side.get("prediction") or "") for side in _sides(row)]
-    return [str(row.get("prompt") or ""), *answers, *map(str, (row.get("references") or [])[:3])]
+    answers = [answer(row, side) for side in _sides(row)]
+    return [str(row.get("prompt") or ""), *answers, *references(row)[:3]]
 
 
 def _score(answer: Mapping[str, Any], name: str) -> float | None:

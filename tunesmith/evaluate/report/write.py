@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +98,15 @@ def subject(source: RunDir | str | Path) -> Subject:
 
 
 def of_run(run: RunDir) -> Subject:
-    """A run with its results by kind, damaged ones first."""
+    """A run with its results by kind, damaged ones first, and last of all other runs measured beside it.
+
+    Of several models the last one is the run in whose folder the result stands (outputs.py).
+    """
     results = sorted(read_results(run), key=lambda result: ("damaged", *KINDS).index(result["kind"]))
-    parts = [part for result in results for part in told(result)]
-    return Subject(run.path.resolve().name, run.path / "report", parts, run, reports_of(run))
+    parts = [told(result) for result in results]
+    others = [replace(part, own=False) for some in parts for part in some[:-1]]
+    own = [some[-1] for some in parts]
+    return Subject(run.path.resolve().name, run.path / "report", own + others, run, reports_of(run))
 
 
 def text(about: Subject, form: Format, language: Language = "en") -> str:
