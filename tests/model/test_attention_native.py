@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,13 @@ def test_what_it_does_not_compute_is_left_to_others(library: ctypes.CDLL) -> Non
         assert not attention_native.fits(torch.zeros(2, 1, 24, dtype=torch.bfloat16))
         assert not attention_native.fits(torch.zeros(2, 1, 512, dtype=torch.bfloat16))
     assert not attention_native.fits(torch.zeros(2, 1, 64, dtype=torch.bfloat16))
+
+
+def test_loading_it_leaves_subnormal_numbers() -> None:
+    """-ffast-math would flush them to zero in all of the process, from then on."""
+    attention_native.build(COMPILER)
+    assert sys.float_info.min / 2 > 0
+    assert torch.full((64,), 1e-40).mul(2).min() > 0
 
 
 def test_it_is_built_once_and_a_failure_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

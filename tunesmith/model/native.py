@@ -21,8 +21,11 @@ import torch
 from tunesmith.errors import ModelError
 from tunesmith.places import home
 
+# Sums in any order, as -ffast-math has them; but that one also links what turns off subnormal numbers for the
+# whole process as soon as the library is loaded.
 FLAGS = (
-    "-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-std=c++20", "-fopenmp",
+    "-O3", "-march=native", "-fno-math-errno", "-fno-signed-zeros", "-fno-trapping-math",
+    "-fassociative-math", "-freciprocal-math", "-std=c++20", "-fopenmp",
     "-fPIC", "-shared", "-DCPU_CAPABILITY=AVX512", "-DCPU_CAPABILITY_AVX512",
 )  # fmt: skip
 
