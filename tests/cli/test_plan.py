@@ -95,6 +95,7 @@ def test_memory_is_told_in_the_unit_that_it_was_taken_for_and_what_auto_does_is_
     assert "train.checkpoint_activations=true" in done.stderr
 
 
+@pytest.mark.slow  # a process that imports torch; tests/model/test_hub.py has the messages
 def test_without_network_one_line_says_so(job: Path) -> None:
     words = ["--no-probe", "--card", "4090", "model=Qwen/Qwen2.5-7B-Instruct", "train.dtype=bf16"]
     environment = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}

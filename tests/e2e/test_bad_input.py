@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -359,14 +356,16 @@ def test_a_disk_that_fills_up_leaves_no_half_written_weights(
     ] == []
 
 
-def test_no_write_permission(place: Path, models: Path) -> None:
+def test_no_write_permission(
+    warm: Warm, tmp_path_factory: pytest.TempPathFactory, place: Path, models: Path
+) -> None:
     job(model=str(models / "qwen2"))(place)
     place.chmod(0o555)
-    command = [sys.executable, "-m", "tunesmith.cli.main", "train", "job.yaml"]
-    if os.geteuid() == 0:  # root may write everywhere, unless this capability is taken away
-        command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", *command]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=place, check=False)
-    assert ended.returncode == 1, ended.stderr
-    assert "Traceback" not in ended.stderr
-    assert "permission" in ended.stderr
+    ended = warm.run(
+        "train", "job.yaml", folder=place, printed=tmp_path_factory.mktemp("readonly") / "printed",
+        before=["tests.faults.system", "obey_permissions"],
+    )  # fmt: skip
+    assert ended.code == 1, ended.printed
+    assert "Traceback" not in ended.printed
+    assert "permission" in ended.printed
     assert not (place / "run").exists()

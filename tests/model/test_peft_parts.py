@@ -14,6 +14,7 @@ def run(code: str) -> list[str]:
     return done.stdout.split()
 
 
+@pytest.mark.slow  # a process that imports torch and bitsandbytes
 def test_training_without_quantisation_never_imports_it() -> None:
     pytest.importorskip("bitsandbytes", reason="extra quant")
     code = (

@@ -36,7 +36,7 @@ def test_a_jump_is_found_at_any_time_after_the_first_steps() -> None:
 
 
 def test_ordinary_training_has_none() -> None:
-    for seed in range(200):
+    for seed in range(80):
         spikes = Spikes()
         assert [i for i, x in enumerate(curve(300, 0.15, seed)) if spikes.see(x) is not None] == []
 
