@@ -38,7 +38,7 @@ def main(folder: str = "runs/tang-1") -> None:
     """Make every picture anew, and say how large it is."""
     run = tunesmith.open_run(folder)
     report = tunesmith.report(run)
-    comparison = next(file for file in sorted(run.eval.glob("*.json")) if _is_comparison(file))
+    comparison = max(filter(_is_comparison, sorted(run.eval.glob("*.json"))), key=_rows)
     with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
         chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
@@ -64,6 +64,10 @@ def main(folder: str = "runs/tang-1") -> None:
         browser.close()
 
 
+def _rows(comparison: Path) -> int:
+    return int(json.loads(comparison.read_text(encoding="utf-8"))["n"])
+
+
 def shoot(
     browser: Browser, file: Path, name: str, before: Callable[[Page], None] | None = None, **context: Any
 ) -> None:
@@ -77,7 +81,7 @@ def shoot(
     page.screenshot(path=str(picture))
     made.close()
     with Image.open(picture) as taken:
-        taken.convert("RGB").save(picture, optimize=True)
+        taken.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(picture, optimize=True)
     size = picture.stat().st_size
     print(f"{picture.name}: {size / 1000:.0f} kB")
     if size > MOST_BYTES:
