@@ -12,7 +12,8 @@ import pytest
 from tests.evaluate.made_run import Scripted, couplets
 from tunesmith.evaluate.chinese import in_chinese
 from tunesmith.evaluate.compare import Comparison, compare
-from tunesmith.evaluate.failures import Failed, answered_by_all
+from tunesmith.evaluate.failures import Failed
+from tunesmith.evaluate.left_out import answered_by_all
 from tunesmith.evaluate.metrics import METRICS
 from tunesmith.evaluate.perplexity import RowLoss, total
 from tunesmith.evaluate.results import pairs

@@ -18,8 +18,8 @@ import torch
 from tunesmith.errors import UsageError
 from tunesmith.evaluate.answerers import Note, Watch
 from tunesmith.evaluate.cost import Meter
-from tunesmith.evaluate.failures import answered_by_all
 from tunesmith.evaluate.figures import settled
+from tunesmith.evaluate.left_out import answered_by_all
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.pairing import differences, unlike
 from tunesmith.evaluate.row import RowResult

@@ -1,22 +1,16 @@
-"""Rows without an answer, because a call failed: counted, named, and left out of every figure."""
+"""Rows without an answer, because a call failed: what is kept of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tunesmith.errors import GenerateError
-from tunesmith.evaluate.perplexity import total
 from tunesmith.infer.predictions import answered
 from tunesmith.records import Completion, Conversation
 from tunesmith.words import counted
-
-if TYPE_CHECKING:
-    from tunesmith.evaluate.run import Evaluation
-
-NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,43 +55,3 @@ def failed_rows(rows: Sequence[Conversation], answers: Sequence[Completion]) -> 
         for at, (row, answer) in enumerate(zip(rows, answers, strict=True))
         if answer.finish == "error"
     }
-
-
-def failure_notes(result: Evaluation) -> list[str]:
-    """A sentence on the rows that are left out, with the first of them."""
-    if not result.failed:
-        return []
-    failed = list(result.failed.values())
-    named = "; ".join(f"{row.id}: {row.why}" for row in failed[:NAMED])
-    more = f"; and {len(failed) - NAMED} more" if len(failed) > NAMED else ""
-    return [
-        f"{result.model} failed on {counted(len(failed), 'row')} of {len(failed) + result.n}, left out of "
-        f"all figures: {named}{more}."
-    ]
-
-
-def answered_by_all(results: Sequence[Evaluation]) -> tuple[list[Evaluation], list[str]]:
-    """The evaluations with the rows that all of them answered, in pairs as before, and what is left out.
-
-    All figures are of the rows that are kept, but for the costs, which are of all that a side answered.
-
-    Raises GenerateError where no row is left.
-    """
-    notes = [note for result in results for note in failure_notes(result)]
-    left_out = {at for result in results for at in result.failed}
-    if not left_out:
-        return list(results), notes
-    count = results[0].n + len(results[0].failed)
-    if len(left_out) == count:
-        raise GenerateError(
-            "No row was answered by all.", details=notes, fix="The same command asks endpoints again."
-        )
-    kept = []
-    for result in results:
-        places = [at for at in range(count) if at not in result.failed]
-        rows = [row for at, row in zip(places, result.rows, strict=True) if at not in left_out]
-        apart = [row for at, row in zip(places, result.rows, strict=True) if at in left_out]
-        losses = [row.loss for row in rows if row.loss is not None]
-        loss = total(losses) if losses else None
-        kept.append(replace(result, rows=rows, loss=loss, apart=[*result.apart, *apart]))
-    return kept, [*notes, f"Compared are the {count - len(left_out)} rows that all answered."]

@@ -17,9 +17,9 @@ from tunesmith.evaluate import outputs
 from tunesmith.evaluate.answerers import Note, Watch
 from tunesmith.evaluate.compare import Comparison, check_count, compared
 from tunesmith.evaluate.cost import Meter
-from tunesmith.evaluate.failures import failure_notes
 from tunesmith.evaluate.findings.collect import collect
 from tunesmith.evaluate.findings.probes import Probes
+from tunesmith.evaluate.left_out import failure_notes
 from tunesmith.evaluate.metrics import Metric
 from tunesmith.evaluate.metrics.given_choices import about_letters
 from tunesmith.evaluate.predicted import Predictions, is_predictions, read_predictions

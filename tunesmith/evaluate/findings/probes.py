@@ -12,10 +12,10 @@ from dataclasses import asdict, replace
 from tunesmith.data.prompts import prompts_sha256
 from tunesmith.errors import DataError, GenerateError, TemplateError
 from tunesmith.evaluate.answerers import Base, Note, Watch, tell
-from tunesmith.evaluate.failures import answered_by_all
 from tunesmith.evaluate.findings.changed import ranking
 from tunesmith.evaluate.findings.general import GENERAL, NEW_TOKENS, are_general, general_rows
 from tunesmith.evaluate.findings.wrong import can_be_compared, wrong
+from tunesmith.evaluate.left_out import answered_by_all
 from tunesmith.evaluate.perplexity import RowLoss, reply_losses
 from tunesmith.evaluate.run import Evaluation, measured
 from tunesmith.infer.config import Sampling
