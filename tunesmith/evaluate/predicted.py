@@ -113,7 +113,8 @@ def read_predictions(
             found.append(replace(asked, id=name, origin=line.row.origin, references=references, meta=meta))
             answers[name] = _completion(value, keys.answer)
     bad += _twice([name for name in named if name not in beyond], path)
-    if lacking := [name for name in known if name not in {*named}]:
+    there = {*named}
+    if lacking := [name for name in known if name not in there]:
         shown = ", ".join(lacking[:10]) + (", …" if len(lacking) > 10 else "")
         bad.append(f"{path}: no prediction for {len(lacking)} of {len(known)} rows: {shown}")
     if bad or not found:
