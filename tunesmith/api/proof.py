@@ -50,8 +50,7 @@ def evaluate(
     `watch(what, done, rows)` is told of each row, `note` what an interrupted call had done already.
     """
     if predictions is not None:
-        if sampling or template is not None or dtype != "auto":
-            idle = [*sampling, *(["template"] if template else []), *(["dtype"] if dtype != "auto" else [])]
+        if idle := measure.for_models_alone(sampling, dtype, template):
             raise UsageError(
                 f"The answers are there already: {', '.join(idle)} would change nothing.", fix="Leave it out."
             )

@@ -5,7 +5,7 @@ Where the files go is in outputs.py, who is compared in sides.py. A run's report
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -120,8 +120,8 @@ def measure_several(
     with_base = with_base or len(names) == 1
     check_count(len(names) + with_base)
     ends = {names[-1], *([] if with_base else names[:1])}
-    idle = [*sampling.given(), *(["template"] if template else []), *(["dtype"] if dtype != "auto" else [])]
-    given = _given(names, questions, idle, asked=ends if forgetting else set())
+    needing = for_models_alone(sampling.given(), dtype, template)
+    given = _given(names, questions, needing, asked=ends if forgetting else set())
     outputs.check(output, replace(questions, files=(*questions.files, *given)))
     sides = sides_of(
         names, given, with_base=with_base, dtype=dtype, template=template, sampling=sampling, note=note
@@ -143,6 +143,11 @@ def measure_several(
         asked_names = [name for name in names if name not in given]
         told += about_letters(rows, metrics) if asked_names else []
         return _saved(result, questions, place.run, [*told, *_learnt(asked_names, questions)], asked)
+
+
+def for_models_alone(sampling: Iterable[str], dtype: str, template: str | None) -> list[str]:
+    """The names of settings that were given and change nothing about answers that are there already."""
+    return [*sampling, *([] if template is None else ["template"]), *(["dtype"] if dtype != "auto" else [])]
 
 
 def _given(
