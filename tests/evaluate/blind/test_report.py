@@ -88,8 +88,9 @@ def test_few_votes_say_how_many_are_needed(tmp_path: Path) -> None:
 
 def test_every_sentence_of_the_report_is_there_in_chinese(tmp_path: Path) -> None:
     same = made(tmp_path, 24, lambda i: f"甲{i}", lambda i: f"甲{i}" if i < 2 else f"乙{i}").test
-    rate(same, "one", lambda *_: "left", count=22)
-    rate(same, "two", lambda *_: "left", count=20)
+    # The first places hold each pair once and some again: the more are rated, the fewer are left unrated.
+    rate(same, "one", lambda *_: "left", count=16)
+    rate(same, "two", lambda *_: "left", count=14)
     blind_report(same.path, early=True)
     late = saved_file(same, "late", lambda *_: "tie", tmp_path / "late.json")
     report = blind_report(same.path, [late])
@@ -214,4 +215,5 @@ def test_equal_models_are_seldom_called_different(tmp_path: Path) -> None:
         coin = random.Random(seed)
         rate(test, "coin", lambda *_, coin=coin: coin.choice(["left", "right", "tie"]))
         called += blind_report(test.path)["preferred"] is not None
-    assert called <= 4
+    # At 0.05 at most 3 of 60 are to be expected; 8 and more would come once in a hundred such tests.
+    assert called <= 7
