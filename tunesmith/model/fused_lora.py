@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from tunesmith.model import linear_native
 from tunesmith.model.peft_parts import lora
 
 
@@ -158,7 +159,9 @@ class FusedLinear(Fused, lora.Linear):  # type: ignore[misc]
             y = F.linear(rows, weight, base.bias)
             h = rows @ a.to(dtype).t() * _tokens.to(dtype)[:, None]
             return y.addmm_(h, b.to(dtype).t(), alpha=self.scaling[name]).view(*x.shape[:-1], -1)
-        return lora_linear(x.to(dtype), weight, base.bias, a, b, self.scaling[name])
+        x = x.to(dtype)
+        linear = linear_native.lora_linear if linear_native.fits(x, weight) else lora_linear
+        return linear(x, weight, base.bias, a, b, self.scaling[name])
 
 
 def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:

@@ -37,6 +37,11 @@ def supported() -> bool:
     return known and "avx512bw" in flags and ("amx_bf16" in flags or "avx512_bf16" in flags)
 
 
+def has(feature: str) -> bool:
+    """Whether the processor names this feature, as Linux spells it."""
+    return feature in _processor()
+
+
 def compiler() -> str | None:
     """The C++ compiler of this machine, None where there is none."""
     return next((path for name in ("g++", "c++", "clang++") if (path := shutil.which(name))), None)

@@ -32,7 +32,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 
 from tunesmith.device import DTYPES, Device
 from tunesmith.errors import MissingExtraError, ModelError, SettingsError
-from tunesmith.model import weights
+from tunesmith.model import linear_native, weights
 from tunesmith.model.config import QuantizationSettings
 from tunesmith.model.fused_lora import Fused, at_work
 from tunesmith.model.peft_parts import see_bitsandbytes
@@ -279,11 +279,16 @@ class _LoRAProduct(torch.autograd.Function):
         layout: Layout,
         *pieces: Tensor,
     ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        small_a, small_b = a.to(x.dtype), b.to(x.dtype)
-        h = rows @ small_a.t()
-        y = F.linear(rows, unpack(layout, pieces), bias).addmm_(h, small_b.t(), alpha=scale)
-        ctx.save_for_backward(rows, small_a, small_b, h, *pieces)
+        rows, weight = x.reshape(-1, x.shape[-1]), unpack(layout, pieces)
+        ctx.native = linear_native.fits(rows, weight)
+        if ctx.native:
+            y, h = linear_native.forward(rows, weight, bias, a, b, scale)
+            ctx.save_for_backward(rows, a, b, h, *pieces)
+        else:
+            small_a, small_b = a.to(x.dtype), b.to(x.dtype)
+            h = rows @ small_a.t()
+            y = F.linear(rows, weight, bias).addmm_(h, small_b.t(), alpha=scale)
+            ctx.save_for_backward(rows, small_a, small_b, h, *pieces)
         ctx.scale, ctx.shape, ctx.formats, ctx.layout = scale, x.shape, (a.dtype, b.dtype), layout
         return y.view(*x.shape[:-1], y.shape[-1])
 
@@ -291,6 +296,10 @@ class _LoRAProduct(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         rows, a, b, h, *pieces = ctx.saved_tensors
         dy = grads[0].reshape(-1, grads[0].shape[-1])
+        if ctx.native:
+            weight, wanted = unpack(ctx.layout, tuple(pieces)), ctx.needs_input_grad[0]
+            back, *own = linear_native.backward(dy, rows, weight, a, b, h, ctx.scale, wanted)
+            return back.view(ctx.shape) if wanted else None, None, *own, None, None, *(None for _ in pieces)
         dh = dy @ b
         dx = da = db = None
         if ctx.needs_input_grad[0]:

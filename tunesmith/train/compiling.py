@@ -29,7 +29,7 @@ from torch import nn
 from tunesmith.data.batch import Batch
 from tunesmith.device import Device
 from tunesmith.errors import ModelError
-from tunesmith.model import attention_native
+from tunesmith.model import attention_native, linear_native
 
 WARM_UP = 20.0
 """Seconds of compilation at most on a two-core machine; a run must win more than twice that."""
@@ -64,7 +64,8 @@ class Compiled:
     """Decoder layers that run compiled inside `on`, and plainly elsewhere."""
 
     layers: Sequence[nn.Module] = ()
-    kernel: ctypes.CDLL | None = None  # attention in C++, where there is one
+    attention: ctypes.CDLL | None = None  # kernels in C++, where there are such
+    linear: ctypes.CDLL | None = None
     seen: list[list[int]] = field(default_factory=list)  # rows of the passes at which more was compiled
     _calls: list[object] = field(default_factory=list, init=False)
 
@@ -83,7 +84,7 @@ class Compiled:
         for layer, call in zip(self.layers, self._calls, strict=False):
             layer._compiled_call_impl = call  # type: ignore[assignment]
         try:
-            with attention_native.using(self.kernel):
+            with attention_native.using(self.attention), linear_native.using(self.linear):
                 yield
         finally:
             for layer in self.layers:
@@ -146,7 +147,7 @@ def start(
         note(f"{cost}: there isn't {lack}.")
         return Compiled()
     try:
-        compiled = Compiled(list(layers()), _kernel(device, note))
+        compiled = Compiled(list(layers()), *_kernels(device, note))
         seconds = compiled.build(trial)
     except Exception as error:  # whatever a model's code makes the compiler stumble over
         reason = (str(error).strip().splitlines() or [""])[0]
@@ -156,13 +157,20 @@ def start(
     return compiled
 
 
-def _kernel(device: Device | None, note: Callable[[str], None]) -> ctypes.CDLL | None:
-    """Attention in C++; None where the machine or the number format has none, or (said) it can't be built."""
-    here = device is not None and device.kind == "cpu" and device.dtype is torch.bfloat16
-    if not here or not attention_native.supported():
-        return None
-    try:
-        return attention_native.build(torch._inductor.cpp_builder.get_cpp_compiler())
-    except (ModelError, OSError) as error:
-        note(f"Attention runs without its kernel in C++, slower: {error}")
-        return None
+def _kernels(
+    device: Device | None, note: Callable[[str], None]
+) -> tuple[ctypes.CDLL | None, ctypes.CDLL | None]:
+    """Attention and LoRA in C++; None where the machine or the number format has none, or (said) it can't be
+    built.
+    """
+    if device is None or device.kind != "cpu" or device.dtype is not torch.bfloat16:
+        return None, None
+    compiler = torch._inductor.cpp_builder.get_cpp_compiler()
+    found: list[ctypes.CDLL | None] = []
+    for name, kernel in (("Attention", attention_native), ("LoRA", linear_native)):
+        try:
+            found.append(kernel.build(compiler) if kernel.supported() else None)
+        except (ModelError, OSError) as error:
+            note(f"{name} runs without its kernel in C++, slower: {error}")
+            found.append(None)
+    return found[0], found[1]

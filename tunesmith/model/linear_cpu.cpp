@@ -1,0 +1,414 @@
+// A linear layer with LoRA in bf16 on a CPU with tiles (AMX), forward and backward (model/linear_native.py).
+//
+//   product    y = x B + h V + bias          h = scale x U
+//   forward    x, B = W^T, U = A^T, V = B^T  of the layer; backward  x = dy, B = W, U = B, V = A: the same function
+//   gradients  dA = dh^T x, dB = (h^T dy)^T  while the rows are still in the cache
+//
+// oneDNN's product of these shapes reaches 45 % of what the tiles can do; low-rank products after it cost as much
+// again in reads. Here a thread takes blocks of rows that stay in its second-level cache, and meets panels of 32
+// columns that stay in the first: h is one more panel, h V some more steps of each sum. Sums are in fp32, y is
+// rounded once.
+//
+// A panel: [K / 32][two tiles of 16 columns][16 pairs of k][16 columns][2], so that a tile is 1,024 bytes in a row.
+
+#include "products_cpu.h"
+
+#include <omp.h>
+
+#include <array>
+#include <memory>
+#include <mutex>
+
+namespace {
+
+constexpr int64_t STEP = 32;            // k of a tile product
+constexpr int64_t SUB = 32;             // rows whose sums are held in tiles
+constexpr int64_t PANEL = 32;           // columns of a panel
+constexpr int64_t TILE = 16 * 32;       // numbers in a tile of bf16
+constexpr int64_t CHUNK = 576;          // k of a panel that the first-level cache holds beside the rows
+constexpr int64_t BLOCK_BYTES = 786432; // rows of x that a thread keeps in its second-level cache
+
+int64_t up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+struct Memory {  // grows, and is kept: fresh pages cost more than the work done in them
+  std::unique_ptr<char, decltype(&std::free)> data{nullptr, &std::free};
+  int64_t held = 0;
+  template <class T>
+  T* get(int64_t count) {
+    const int64_t bytes = up(count * int64_t(sizeof(T)), 4096);
+    if (bytes > held) {
+      data.reset(static_cast<char*>(std::aligned_alloc(4096, bytes)));
+      held = bytes;
+    }
+    return reinterpret_cast<T*>(data.get());
+  }
+};
+
+std::mutex one_at_a_time;  // what follows is shared by the threads of one call
+Memory packed_weights, packed_u, packed_v, gathered;
+thread_local Memory sums_of, low_of, turned_of, tail_of, other_tail_of, pairs_of;
+
+// Rows 2i and 2i + 1 of 32 numbers as 32 pairs, in two vectors of 16.
+inline void interleave(__m512i even, __m512i odd, uint32_t* low, uint32_t* high) {
+  alignas(64) static const auto index = [] {
+    std::array<std::array<uint16_t, 32>, 2> made{};
+    for (int i = 0; i < 32; i++)
+      for (int half = 0; half < 2; half++) made[half][i] = uint16_t(16 * half + i / 2 + 32 * (i % 2));
+    return made;
+  }();
+  _mm512_store_si512(low, _mm512_permutex2var_epi16(even, _mm512_load_si512(index[0].data()), odd));
+  _mm512_store_si512(high, _mm512_permutex2var_epi16(even, _mm512_load_si512(index[1].data()), odd));
+}
+
+// 16 rows of 16 pairs, `stride` numbers apart, as columns.
+inline void transpose(const Half* from, int64_t stride, uint32_t* to) {
+  __m512i r[16], t[16];
+  for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(from + i * stride);
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 4; i++) {  // rows 4 g + i hold column 4 lane + i of rows 4 g .. 4 g + 3
+    const __m512i a = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x44), b = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xee);
+    const __m512i c = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x44), d = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xee);
+    _mm512_store_si512(to + 16 * i, _mm512_shuffle_i32x4(a, c, 0x88));
+    _mm512_store_si512(to + 16 * (4 + i), _mm512_shuffle_i32x4(a, c, 0xdd));
+    _mm512_store_si512(to + 16 * (8 + i), _mm512_shuffle_i32x4(b, d, 0x88));
+    _mm512_store_si512(to + 16 * (12 + i), _mm512_shuffle_i32x4(b, d, 0xdd));
+  }
+}
+
+// Panel p of B [K, N], which stands there as it is or transposed [N, K]; `stride` of its rows in numbers.
+void pack(const Half* from, int64_t stride, bool transposed, int64_t K, int64_t p, Half* panel) {
+  for (int64_t k = 0; k < K; k += STEP, panel += 2 * TILE) {
+    auto to = reinterpret_cast<uint32_t*>(panel);
+    if (transposed) {
+      transpose(from + p * PANEL * stride + k, stride, to);
+      transpose(from + (p * PANEL + 16) * stride + k, stride, to + TILE / 2);
+    } else {
+      for (int64_t i = 0; i < 16; i++) {
+        const Half* rows = from + (k + 2 * i) * stride + p * PANEL;
+        interleave(_mm512_loadu_si512(rows), _mm512_loadu_si512(rows + stride), to + 16 * i, to + TILE / 2 + 16 * i);
+      }
+    }
+  }
+}
+
+// The same of a small matrix in fp32, filled up with zeros: element (k, n) at from[k * down + n * right].
+void pack_small(const float* from, int64_t down, int64_t right, int64_t K, int64_t N, int64_t p, Half* panel) {
+  auto to = reinterpret_cast<uint16_t*>(panel);
+  std::memset(static_cast<void*>(panel), 0, up(K, STEP) * PANEL * sizeof(Half));
+  const int64_t columns = std::min(PANEL, N - p * PANEL);
+  from += p * PANEL * right;
+  for (int64_t k = 0; k < K; k++)
+    for (int64_t n = 0; n < columns; n++)
+      to[k / STEP * 2 * TILE + n / 16 * TILE + k % STEP / 2 * 32 + n % 16 * 2 + k % 2] =
+          uint16_t(rounded(from[k * down + n * right]) >> 16);
+}
+
+// Sums of 32 rows and columns on their way to bf16: taken a few rows at a time between tile products, which
+// leave the vector units idle.
+struct Leaving {
+  const float* c = nullptr;
+  Half* out = nullptr;
+  int64_t stride = 0, rows = 0, at = 0;
+  __m512 low, high, by;
+
+  void start(const float* sums, float factor, const Half* bias, int64_t count, Half* to, int64_t step) {
+    c = sums, out = to, stride = step, rows = count, at = 0;
+    by = _mm512_set1_ps(factor);
+    low = high = _mm512_setzero_ps();
+    if (bias) {
+      low = widened(bias);
+      high = widened(bias + 16);
+    }
+  }
+  void row(int64_t r) {
+    const __m512 left = _mm512_fmadd_ps(_mm512_load_ps(c + r * PANEL), by, low);
+    const __m512 right = _mm512_fmadd_ps(_mm512_load_ps(c + r * PANEL + 16), by, high);
+    _mm512_storeu_si512(out + r * stride, (__m512i)_mm512_cvtne2ps_pbh(right, left));
+  }
+  void two() {
+    if (at + 2 > rows) return;
+    row(at);
+    row(at + 1);
+    at += 2;
+  }
+  void rest() {
+    for (; at < rows; at++) row(at);
+  }
+  static __m512 widened(const Half* x) {
+    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+  }
+};
+
+// Tiles 0 to 3 += 32 rows of x times `steps` steps of a panel.
+inline void multiply(const Half* x, int64_t stride, const Half* panel, int64_t steps, Leaving& leaving) {
+  for (int64_t i = 0; i < steps; i++, x += STEP, panel += 2 * TILE) {
+    _tile_stream_loadd(4, x, stride * 2);
+    _tile_loadd(6, panel, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, panel + TILE, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_stream_loadd(5, x + 16 * stride, stride * 2);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+    leaving.two();
+  }
+}
+
+// The same with the first 16 of a panel's columns alone.
+inline void multiply_half(const Half* x, int64_t stride, const Half* panel, int64_t steps) {
+  for (int64_t i = 0; i < steps; i++, x += STEP, panel += 2 * TILE) {
+    _tile_loadd(4, x, stride * 2);
+    _tile_loadd(6, panel, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, x + 16 * stride, stride * 2);
+    _tile_dpbf16ps(2, 5, 6);
+  }
+}
+
+inline void begin() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+inline void load(const float* c) {
+  _tile_loadd(0, c, 128);
+  _tile_loadd(1, c + 16, 128);
+  _tile_loadd(2, c + 512, 128);
+  _tile_loadd(3, c + 528, 128);
+}
+
+inline void store(float* c) {
+  _tile_stored(0, c, 128);
+  _tile_stored(1, c + 16, 128);
+  _tile_stored(2, c + 512, 128);
+  _tile_stored(3, c + 528, 128);
+}
+
+struct Product {
+  int64_t K, N, rank, R;  // R: the rank filled up to whole panels
+  const Half *B, *U, *V;  // packed; V: a panel of R / 32 steps for each of B's
+  const Half* bias;
+  float scale;
+};
+
+// `rows` rows, of which x and h have whole 32s.
+void block(const Product& p, const Half* x, int64_t x_stride, Half* h, Half* y, int64_t rows) {
+  const int64_t subs = up(rows, SUB) / SUB;
+  float* c = sums_of.get<float>((subs + 1) * SUB * PANEL);
+  Leaving leaving;
+  for (int64_t r = 0; r < p.R / PANEL; r++)
+    for (int64_t s = 0; s < subs; s++) {
+      begin();
+      if (p.rank - r * PANEL > 16)
+        multiply(x + s * SUB * x_stride, x_stride, p.U + r * PANEL * p.K, p.K / STEP, leaving);
+      else
+        multiply_half(x + s * SUB * x_stride, x_stride, p.U + r * PANEL * p.K, p.K / STEP);
+      leaving.rest();
+      store(c);
+      leaving.start(c, p.scale, nullptr, SUB, h + s * SUB * p.R + r * PANEL, p.R);
+    }
+  leaving.rest();
+  if (!y) return;
+  settled();
+  for (int64_t n = 0; n < p.N / PANEL; n++) {
+    const Half* panel = p.B + n * PANEL * p.K;
+    for (int64_t k = 0; k < p.K; k += CHUNK) {
+      const int64_t steps = std::min(CHUNK, p.K - k) / STEP;
+      const bool last = k + CHUNK >= p.K;
+      for (int64_t s = 0; s < subs; s++) {
+        // With one chunk two places are enough: one is filled while the other leaves.
+        float* sums = c + (p.K > CHUNK ? s : s % 2) * SUB * PANEL;
+        if (k)
+          load(sums);
+        else
+          begin();
+        multiply(x + s * SUB * x_stride + k, x_stride, panel + k * PANEL, steps, leaving);
+        if (last && p.R) multiply(h + s * SUB * p.R, p.R, p.V + n * PANEL * p.R, p.R / STEP, leaving);
+        leaving.rest();
+        store(sums);
+        if (last)
+          leaving.start(sums, 1.0f, p.bias ? p.bias + n * PANEL : nullptr, std::min(SUB, rows - s * SUB),
+                        y + s * SUB * p.N + n * PANEL, p.N);
+      }
+    }
+  }
+  leaving.rest();
+}
+
+// sums [R][N] += left^T [R, rows] times right [rows, N]; left stands transposed, [R][rows], rows in 32s.
+void gradient(const Half* turned, int64_t R, const Half* right, int64_t stride, int64_t rows, int64_t N, float* sums) {
+  auto pairs = pairs_of.get<uint32_t>(rows * PANEL / 2);
+  for (int64_t n = 0; n < N; n += PANEL) {
+    for (int64_t t = 0; t < rows; t += 2) {
+      const Half* from = right + t * stride + n;
+      uint32_t* to = pairs + t / STEP * TILE + t % STEP / 2 * 16;
+      interleave(_mm512_loadu_si512(from), _mm512_loadu_si512(from + stride), to, to + TILE / 2);
+    }
+    settled();
+    for (int64_t r = 0; r < R; r += 16) {
+      float* c = sums + r * N + n;
+      _tile_loadd(0, c, N * 4);
+      _tile_loadd(1, c + 16, N * 4);
+      for (int64_t t = 0; t < rows; t += STEP) {
+        _tile_loadd(4, turned + r * rows + t, rows * 2);
+        _tile_loadd(6, pairs + t / STEP * TILE, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, pairs + t / STEP * TILE + TILE / 2, 64);
+        _tile_dpbf16ps(1, 4, 7);
+      }
+      _tile_stored(0, c, N * 4);
+      _tile_stored(1, c + 16, N * 4);
+    }
+  }
+}
+
+// W [E, D] of a layer, or its transpose where `turned`, as the right side of x W^T (forward) or dy W.
+struct Weight {
+  const Half* data;
+  int64_t stride;
+  bool turned;
+};
+
+// Packs this thread's share of all that a product needs; a barrier must follow.
+void pack_all(const Weight& w, const float* u, int64_t u_down, int64_t u_right, const float* v, int64_t v_down,
+              int64_t v_right, int64_t rank, const Product& p, bool forward) {
+  const int64_t all = p.N / PANEL, me = omp_get_thread_num(), count = omp_get_num_threads();
+  for (int64_t n = me; n < all; n += count) {
+    pack(w.data, w.stride, w.turned != forward, p.K, n, const_cast<Half*>(p.B) + n * PANEL * p.K);
+    pack_small(v, v_down, v_right, rank, p.N, n, const_cast<Half*>(p.V) + n * PANEL * p.R);
+  }
+  for (int64_t r = me; r < p.R / PANEL; r += count)
+    pack_small(u, u_down, u_right, p.K, rank, r, const_cast<Half*>(p.U) + r * PANEL * p.K);
+}
+
+// This thread's rows in blocks of at most `most`: calls work(first row, rows); all but the last are whole 32s.
+template <class Work>
+void in_blocks(int64_t T, int64_t most, Work work) {
+  const int64_t subs = up(T, SUB) / SUB, me = omp_get_thread_num(), count = omp_get_num_threads();
+  const int64_t first = subs * me / count, last = subs * (me + 1) / count;
+  const int64_t blocks = up((last - first) * SUB, most) / most;
+  for (int64_t b = 0; b < blocks; b++) {
+    const int64_t begin = (first + (last - first) * b / blocks) * SUB;
+    const int64_t end = std::min(T, (first + (last - first) * (b + 1) / blocks) * SUB);
+    const int64_t whole = (end - begin) / SUB * SUB;
+    if (whole) work(begin, whole);
+    if (begin + whole < end) work(begin + whole, end - begin - whole);
+  }
+}
+
+// The rows where they stand, or a copy filled up with rows of zeros.
+const Half* filled(Memory& memory, const Half* from, int64_t& stride, int64_t rows, int64_t size) {
+  if (rows % SUB == 0) return from;
+  Half* to = memory.get<Half>(SUB * size);
+  std::memset(static_cast<void*>(to), 0, SUB * size * sizeof(Half));
+  for (int64_t r = 0; r < rows; r++) std::memcpy(static_cast<void*>(to + r * size), from + r * stride, size * 2);
+  stride = size;
+  return to;
+}
+
+// h [rows, R] as [R][rows].
+const Half* turned(const Half* h, int64_t rows, int64_t R, int64_t rank) {
+  Half* to = turned_of.get<Half>(rows * R);
+  std::memset(static_cast<void*>(to), 0, rows * R * sizeof(Half));
+  for (int64_t r = 0; r < rank; r++)
+    for (int64_t t = 0; t < rows; t++) to[r * rows + t] = h[t * R + r];
+  return to;
+}
+
+int64_t rows_of_block(int64_t width) { return std::max<int64_t>(SUB, BLOCK_BYTES / (2 * width) / SUB * SUB); }
+
+Product make(int64_t K, int64_t N, int64_t rank, const Half* bias, float scale) {
+  const int64_t R = up(rank, PANEL);
+  return {K, N, rank, R, packed_weights.get<Half>(K * N), packed_u.get<Half>(K * R), packed_v.get<Half>(N * R),
+          bias, scale};
+}
+
+}  // namespace
+
+extern "C" {
+
+int linear_supported() { return permitted(); }
+
+// y [T, E] = x W^T + bias + h b^T, h [T in whole 32s, R] = scale x a^T; a [rank, D], b [E, rank] in fp32.
+void linear_forward(const Half* x, const Half* w, const Half* bias, const float* a, const float* b, int64_t x_stride,
+                    int64_t w_stride, int64_t w_turned, int64_t T, int64_t D, int64_t E, int64_t rank, float scale,
+                    int64_t threads, Half* y, Half* h) {
+  std::lock_guard<std::mutex> lock(one_at_a_time);
+  const Product p = make(D, E, rank, bias, scale);
+#pragma omp parallel num_threads(threads)
+  {
+    Tiles tiles;
+    pack_all({w, w_stride, w_turned != 0}, a, 1, D, b, 1, rank, rank, p, true);
+#pragma omp barrier
+    settled();
+    in_blocks(T, rows_of_block(D), [&](int64_t at, int64_t rows) {
+      int64_t stride = x_stride;
+      const Half* from = filled(tail_of, x + at * x_stride, stride, rows, D);
+      settled();
+      block(p, from, stride, h + at * p.R, y + at * E, rows);
+    });
+  }
+}
+
+// dx [T, D] = dy W + dh a (null: not wanted), da [rank, D] = dh^T x, db [E, rank] = dy^T h, dh = scale dy b.
+void linear_backward(const Half* dy, const Half* x, const Half* w, const float* a, const float* b, const Half* h,
+                     int64_t dy_stride, int64_t x_stride, int64_t w_stride, int64_t w_turned, int64_t T, int64_t D,
+                     int64_t E, int64_t rank, float scale, int64_t threads, Half* dx, float* da, float* db) {
+  std::lock_guard<std::mutex> lock(one_at_a_time);
+  const Product p = make(E, D, rank, nullptr, scale);
+  const int64_t tall = up(rank, 16), part = tall * (D + E);
+  float* parts = gathered.get<float>(threads * part);
+  int64_t used = 1;
+#pragma omp parallel num_threads(threads)
+  {
+    Tiles tiles;
+    pack_all({w, w_stride, w_turned != 0}, b, rank, 1, a, D, 1, rank, p, false);
+    float* own_a = parts + omp_get_thread_num() * part;
+    float* own_b = own_a + tall * D;
+    if (omp_get_thread_num() == 0) used = omp_get_num_threads();
+    std::fill(own_a, own_a + part, 0.0f);
+#pragma omp barrier
+    settled();
+    in_blocks(T, rows_of_block(std::max(D, E)), [&](int64_t at, int64_t rows) {
+      const int64_t all = up(rows, SUB);
+      int64_t dy_step = dy_stride, x_step = x_stride;
+      const Half* dy_rows = filled(tail_of, dy + at * dy_stride, dy_step, rows, E);
+      const Half* x_rows = filled(other_tail_of, x + at * x_stride, x_step, rows, D);
+      Half* dh = low_of.get<Half>(all * p.R);
+      settled();
+      block(p, dy_rows, dy_step, dh, dx ? dx + at * D : nullptr, rows);
+      const Half* left = turned(dh, all, p.R, rank);
+      settled();
+      gradient(left, tall, x_rows, x_step, all, D, own_a);
+      left = turned(h + at * p.R, all, p.R, rank);
+      settled();
+      gradient(left, tall, dy_rows, dy_step, all, E, own_b);
+    });
+  }
+#pragma omp parallel for num_threads(threads)
+  for (int64_t r = 0; r < rank; r++) {
+    for (int64_t i = 0; i < D; i++) {
+      float sum = 0;
+      for (int64_t t = 0; t < used; t++) sum += parts[t * part + r * D + i];
+      da[r * D + i] = sum;
+    }
+    for (int64_t i = 0; i < E; i++) {
+      float sum = 0;
+      for (int64_t t = 0; t < used; t++) sum += parts[t * part + tall * D + r * E + i];
+      db[i * rank + r] = sum;
+    }
+  }
+}
+}

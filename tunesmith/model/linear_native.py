@@ -1,0 +1,182 @@
+"""A linear layer with LoRA in C++ (linear_cpu.cpp), for processors with tiles of bf16 (AMX).
+
+Built and used as attention_native is: by compiled training in bf16 alone. torch takes one product for the
+base and five thin ones for the adapter, each of which reads or writes all of x, y or their gradients again;
+here they are taken while a block of rows is in the cache. And each result is rounded once: an update that is
+smaller than half a step of bf16, as the first ones of a LoRA are, would be lost on a result already rounded.
+
+Shapes: T tokens, D and E the layer's input and output size, R rank, P the rank filled up to whole 32s, U
+tokens filled up to whole 32s.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunesmith.errors import ModelError
+from tunesmith.model import native
+from tunesmith.model.native import pointers, sizes
+
+SOURCES = [Path(__file__).with_name(name) for name in ("linear_cpu.cpp", "products_cpu.h")]
+WHOLE = 32
+"""Input and output sizes must be multiples of this; ranks are filled up to one."""
+
+_library: ctypes.CDLL | None = None
+_in_use = False  # by itself: what is compiled depends on it, and the compiler can't look at a library
+
+
+def supported() -> bool:
+    """Whether this machine may build and run it: Linux on x86-64 with tiles of bf16."""
+    return native.supported() and native.has("amx_bf16")
+
+
+def build(compiler: str) -> ctypes.CDLL:
+    """The library, compiled (2 s) unless the cache has it. Raises ModelError with the compiler's words."""
+    library = native.build("linear", SOURCES, compiler)
+    if not library.linear_supported():
+        raise ModelError("The system doesn't permit tiles (AMX).", fix="Train as it is; it is only slower.")
+    return library
+
+
+@contextmanager
+def using(library: ctypes.CDLL | None) -> Iterator[None]:
+    """Fused LoRA by the library inside, where it can; None changes nothing."""
+    global _library, _in_use
+    before = _library
+    _library = library or _library
+    _in_use = _library is not None
+    try:
+        yield
+    finally:
+        _library, _in_use = before, before is not None
+
+
+def fits(x: Tensor, weight: Tensor) -> bool:
+    """Whether the library is in use and computes x [..., D] times a weight [E, D]."""
+    e, d = weight.shape
+    return (
+        _in_use
+        and x.dtype is torch.bfloat16
+        and weight.dtype is torch.bfloat16
+        and e % WHOLE == 0
+        and d % WHOLE == 0
+        and 1 in weight.stride()
+    )
+
+
+def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """x [..., D], weight [E, D] and bias [E] in bf16; a [R, D], b [E, R] in fp32 -> [..., E]."""
+    out: Tensor = _LoRALinear.apply(x, weight, bias, a, b, scale)  # type: ignore[no-untyped-call]
+    return out
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """x [T, D], weight [E, D] -> y [T, E], h [U, P] = scale x a^T."""
+    found: tuple[Tensor, Tensor] = torch.ops.tunesmith.lora_forward(x, weight, bias, a, b, scale)
+    return found
+
+
+def backward(
+    dy: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, h: Tensor, scale: float, wanted: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dy [T, E] -> dx [T, D] (empty unless wanted), and in fp32 da [R, D], db [E, R]."""
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.tunesmith.lora_backward(
+        dy, x, weight, a, b, h, scale, wanted
+    )
+    return found
+
+
+class _LoRALinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        y, h = forward(rows, weight, bias, a, b, scale)
+        ctx.save_for_backward(rows, weight, a, b, h)
+        ctx.scale, ctx.shape = scale, x.shape
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, a, b, h = ctx.saved_tensors
+        dy = grads[0].reshape(-1, grads[0].shape[-1])
+        wanted = ctx.needs_input_grad[0]
+        dx, da, db = backward(dy, rows, weight, a, b, h, ctx.scale, wanted)
+        return dx.view(ctx.shape) if wanted else None, None, None, da, db, None
+
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    assert _library is not None
+    x, a, b = _rows(x), a.contiguous(), b.contiguous()
+    y, h = _results(x, weight, bias, a, b, scale)
+    stride, turned = _layout(weight)
+    _library.linear_forward(
+        *pointers(x, weight, bias, a, b), *sizes(x.stride(0), stride, turned, *x.shape, *b.shape),
+        ctypes.c_float(scale), *sizes(torch.get_num_threads()), *pointers(y, h),
+    )  # fmt: skip
+    return y, h
+
+
+def _backward(
+    dy: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, h: Tensor, scale: float, wanted: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    assert _library is not None
+    dy, x, a, b = _rows(dy), _rows(x), a.contiguous(), b.contiguous()
+    dx, da, db = _gradients(dy, x, weight, a, b, h, scale, wanted)
+    stride, turned = _layout(weight)
+    _library.linear_backward(
+        *pointers(dy, x, weight, a, b, h),
+        *sizes(dy.stride(0), x.stride(0), stride, turned, *x.shape, *b.shape), ctypes.c_float(scale),
+        *sizes(torch.get_num_threads()), *pointers(dx if wanted else None, da, db),
+    )  # fmt: skip
+    return dx, da, db
+
+
+def _results(x: Tensor, weight: Tensor, _bias: Tensor | None, a: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    """Room for what _forward gives."""
+    tokens, width = (-(-size // WHOLE) * WHOLE for size in (x.shape[0], a.shape[0]))
+    return x.new_empty((x.shape[0], weight.shape[0])), x.new_empty((tokens, width))
+
+
+def _gradients(
+    _dy: Tensor, x: Tensor, _weight: Tensor, a: Tensor, b: Tensor, _h: Tensor, _scale: float, wanted: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Room for what _backward gives."""
+    dx = x.new_empty(x.shape if wanted else (0,))
+    return dx, a.new_empty(a.shape, dtype=torch.float32), b.new_empty(b.shape, dtype=torch.float32)
+
+
+def _layout(weight: Tensor) -> tuple[int, bool]:
+    """The stride of a row of the weight, or of its transpose where that is what stands in rows."""
+    turned = weight.stride(1) != 1
+    return weight.stride(0 if not turned else 1), turned
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+# Registered by hand: a `custom_op` costs 0.1 ms a call.
+_operators = torch.library.Library("tunesmith", "FRAGMENT")  # type: ignore[no-untyped-call]
+for _name, _takes, _gives, _do, _room in (
+    ("lora_forward", "Tensor x, Tensor weight, Tensor? bias, Tensor a, Tensor b, float scale",
+     "(Tensor, Tensor)", _forward, _results),
+    ("lora_backward",
+     "Tensor dy, Tensor x, Tensor weight, Tensor a, Tensor b, Tensor h, float scale, bool wanted",
+     "(Tensor, Tensor, Tensor)", _backward, _gradients),
+):  # fmt: skip
+    _operators.define(f"{_name}({_takes}) -> {_gives}")  # type: ignore[no-untyped-call]
+    _operators.impl(_name, _do, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    torch.library.register_fake(f"tunesmith::{_name}", _room)
