@@ -175,8 +175,8 @@ def test_it_is_built_once_and_a_failure_is_told(tmp_path: Path, monkeypatch: pyt
     attention_native.build(COMPILER)
     assert made.stat().st_mtime_ns == stamp
     broken = tmp_path / "broken.cpp"
-    broken.write_text(attention_native.SOURCE.read_text("utf-8") + "\nnot C++\n", encoding="utf-8")
-    monkeypatch.setattr(attention_native, "SOURCE", broken)
+    broken.write_text(attention_native.SOURCES[0].read_text("utf-8") + "\nnot C++\n", encoding="utf-8")
+    monkeypatch.setattr(attention_native, "SOURCES", [broken, attention_native.SOURCES[1]])
     with pytest.raises(ModelError) as told:
         attention_native.build(COMPILER)
     assert "can't be compiled" in str(told.value)

@@ -11,19 +11,15 @@
 //     pt = exp(scale k q^T - lse)     dst = pt * (v dout^T - delta)     delta = sum of dout * out over D
 //     dv = pt dout                    dk = scale dst q                  dq^T = scale k^T dst
 //
-// Products are oneDNN's (AMX or AVX-512 in bf16, sums in fp32). Their right side is packed in pairs: element
-// (k, n) of a [K, N] matrix stands at [k / 2][n][k % 2].
+// Products' right sides are packed in pairs: element (k, n) of a [K, N] matrix stands at [k / 2][n][k % 2].
 
 #include <ATen/cpu/vec/vec.h>
 #include <c10/core/ScalarType.h>
-#include <c10/util/BFloat16.h>
 
-#include <algorithm>
+#include "products_cpu.h"  // after torch's, to which a global name Half is not known
+
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <limits>
-#include <memory>
 
 namespace at::native::cpublas {
 // As in ATen/native/CPUBlas.h, which takes seconds to compile.
@@ -35,10 +31,9 @@ TORCH_API bool could_pack(c10::ScalarType type);
 
 namespace {
 
-using Half = c10::BFloat16;
-using Vec = at::vec::Vectorized<float>;
 constexpr int64_t P = 64;  // tokens of a panel
 constexpr float INF = std::numeric_limits<float>::infinity();
+constexpr float LOG2_E = 1.44269504f;  // exponentials are powers of two here: maxima are in their units
 
 struct Shape {
   int64_t heads, kv_heads, size;
@@ -52,28 +47,24 @@ struct Rows {
   Half* at(int64_t t, int64_t h) const { return data + t * token + h * head; }
 };
 
-template <class T>
-struct Buffer {
-  std::unique_ptr<T[], decltype(&std::free)> data{nullptr, &std::free};
-  int64_t held = 0;
-  T* get(int64_t count) {
-    if (count > held) {
-      data.reset(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64)));
-      held = count;
-    }
-    return data.get();
-  }
-};
-
-inline uint32_t rounded(float x) {  // to the nearest bf16, in the upper 16 bits
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return bits + 0x7fff + ((bits >> 16) & 1);
-}
+// Head sizes in 32s have products here; oneDNN's, which the others have, cost as much in calls as in sums.
+bool tiled(int64_t size) { return size % 32 == 0; }
 
 void product(int64_t m, int64_t n, int64_t k, const Half* a, const Half* b, float* c, bool add) {
-  at::native::cpublas::brgemm(m, n, k, k, n, n, add, a, b, c, true);
+  if (!tiled(k) || !tiled(n) || !tiled(m)) return at::native::cpublas::brgemm(m, n, k, k, n, n, add, a, b, c, true);
+  for (int64_t row = 0; row < m; row += BLOCK)
+    product(a + row * k, k, k, BLOCK, reinterpret_cast<const uint32_t*>(b), n, c + row * n, add);
 }
+
+// The tiles of a thread for as long as it has tasks.
+struct Turn {
+  const bool ours;
+  std::unique_ptr<Tiles> tiles;
+  explicit Turn(int64_t size) : ours(tiled(size)), tiles(ours ? new Tiles : nullptr) {}
+  ~Turn() {
+    if (!ours) at::native::cpublas::brgemm_release(true);
+  }
+};
 
 // Panel p of a root that begins at token `begin`, as [P][size] with zeros after token `stop`.
 void take(const Rows& x, int64_t head, int64_t begin, int64_t stop, int64_t p, int64_t size, Half* out) {
@@ -107,11 +98,6 @@ void pack_rows(const Half* x, int64_t size, Half* out) {
 // What pack_rows gives -> [size][P].
 void transpose(const Half* pairs, int64_t size, Half* out) { turn(pairs, P / 2, size, out); }
 
-void write(const float* x, int64_t count, float factor, Half* out) {
-  auto to = reinterpret_cast<uint16_t*>(out);
-  for (int64_t i = 0; i < count; i++) to[i] = uint16_t(rounded(x[i] * factor) >> 16);
-}
-
 // What a thread works in; kept from call to call.
 struct Work {
   Buffer<Half> rows, packed, more, kt, p, ds, ds_pairs;
@@ -143,30 +129,55 @@ void mask_panel(float* s, const int32_t* end, int64_t query, int64_t key, float 
   }
 }
 
+// x y, summed in fp32; sizes in 16s.
+inline float inner(const Half* x, const Half* y, int64_t size) {
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t d = 0; d < size; d += 32) {
+    const __mmask32 there = size - d < 32 ? 0xffff : 0xffffffff;
+    sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_maskz_loadu_epi16(there, x + d),
+                           (__m512bh)_mm512_maskz_loadu_epi16(there, y + d));
+  }
+  return _mm512_reduce_add_ps(sum);
+}
+
+// 2^x, to 3e-7 of it; 0 below the normal numbers, which a processor is slow to leave. NaN stays NaN.
+inline __m512 power_of_two(__m512 x) {
+  const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
+  x = _mm512_maskz_mov_ps(normal, x);
+  const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  const __m512 part = _mm512_sub_ps(x, whole);
+  __m512 sum = _mm512_set1_ps(1.3333558e-3f);  // Taylor's: ln(2)^n / n!
+  for (float next : {9.6181291e-3f, 5.5504109e-2f, 0.24022651f, 0.69314718f, 1.0f})
+    sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(next));
+  return _mm512_maskz_scalef_ps(normal, sum, whole);
+}
+
 // Scores, keys as rows -> exp(score - maximum) packed in pairs; grows maxima and sums, rescales `acc` [size][P].
-void softmax_panel(float* s, Half* pairs, float* acc, float* most, float* sum, int64_t size, float scale) {
-  const Vec scales(scale), none(-INF), zero(0.0f);
-  for (int64_t c = 0; c < P; c += Vec::size()) {
-    Vec top = Vec::loadu(most + c);
-    const Vec before = top;
-    for (int64_t r = 0; r < P; r++) top = at::vec::maximum(top, Vec::loadu(s + r * P + c) * scales);
-    top.store(most + c);
-    const Vec shift = Vec::blendv(top, zero, top == none);  // nothing seen so far: exp(-inf - 0) = 0
-    const Vec factor = (before - shift).exp_u20();
-    Vec total = Vec::loadu(sum + c) * factor;
-    auto out = reinterpret_cast<uint32_t*>(pairs) + c;
-    alignas(64) float two[2][16];
+void softmax_panel(const float* s, Half* paired, float* acc, float* most, float* sum, int64_t size, float scale) {
+  const __m512 by = _mm512_set1_ps(scale * LOG2_E);
+  for (int64_t c = 0; c < P; c += LANES) {
+    const __m512 before = _mm512_loadu_ps(most + c);
+    __m512 tops[4] = {before, before, before, before};
+    for (int64_t r = 0; r < P; r++)  // four at a time: a maximum waits for the one before
+      tops[r % 4] = _mm512_max_ps(tops[r % 4], _mm512_mul_ps(_mm512_loadu_ps(s + r * P + c), by));
+    const __m512 top = _mm512_max_ps(_mm512_max_ps(tops[0], tops[1]), _mm512_max_ps(tops[2], tops[3]));
+    _mm512_storeu_ps(most + c, top);
+    // Nothing seen so far: 2^(-inf - 0) = 0.
+    const __m512 shift = _mm512_maskz_mov_ps(_mm512_cmpneq_ps_mask(top, _mm512_set1_ps(-INF)), top);
+    __m512 totals[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+    auto out = reinterpret_cast<uint32_t*>(paired) + c;
     for (int64_t r = 0; r < P; r += 2) {
-      const Vec a = (Vec::loadu(s + r * P + c) * scales - shift).exp_u20();
-      const Vec b = (Vec::loadu(s + (r + 1) * P + c) * scales - shift).exp_u20();
-      total = total + a + b;
-      a.store(two[0]);
-      b.store(two[1]);
-      for (int64_t x = 0; x < Vec::size(); x++)
-        out[r / 2 * P + x] = (rounded(two[1][x]) & 0xffff0000u) | (rounded(two[0][x]) >> 16);
+      const __m512 a = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(s + r * P + c), by, shift));
+      const __m512 b = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(s + (r + 1) * P + c), by, shift));
+      totals[0] = _mm512_add_ps(totals[0], a);
+      totals[1] = _mm512_add_ps(totals[1], b);
+      _mm512_storeu_si512(out + r / 2 * P, pairs(a, b));
     }
-    total.store(sum + c);
-    for (int64_t d = 0; d < size; d++) (Vec::loadu(acc + d * P + c) * factor).store(acc + d * P + c);
+    const __m512 factor = power_of_two(_mm512_sub_ps(before, shift)), total = _mm512_add_ps(totals[0], totals[1]);
+    _mm512_storeu_ps(sum + c, _mm512_fmadd_ps(_mm512_loadu_ps(sum + c), factor, total));
+    if (_mm512_cmpeq_ps_mask(before, top) == 0xffff) continue;
+    for (int64_t d = 0; d < size; d++)
+      _mm512_storeu_ps(acc + d * P + c, _mm512_mul_ps(_mm512_loadu_ps(acc + d * P + c), factor));
   }
 }
 
@@ -185,7 +196,7 @@ void forward_task(const Rows& q, const Rows& k, const Rows& v, Half* out, float*
     transpose(paired, size, vt + i * one);
   }
   auto s = w.s.get(P * P), acc = w.acc.get(2 * one), most = w.lse.get(P), sum = w.delta.get(P);
-  auto pairs = w.p.get(P * P);
+  auto paired_p = w.p.get(P * P);
   const int32_t* ends = w.end.get(0);
   for (int64_t item = 0; item < count * panels; item++) {
     const int64_t head = first + item / panels, j = item % panels;
@@ -198,52 +209,50 @@ void forward_task(const Rows& q, const Rows& k, const Rows& v, Half* out, float*
       if (w.panel_end.get(0)[i] <= j * P) continue;
       product(P, P, size, keys + i * one, qt, s, false);
       mask_panel(s, ends + i * P, j * P, i * P, -INF);
-      softmax_panel(s, pairs, acc, most, sum, size, sh.scale);
-      product(size, P, P, vt + i * one, pairs, acc, true);
+      softmax_panel(s, paired_p, acc, most, sum, size, sh.scale);
+      product(size, P, P, vt + i * one, paired_p, acc, true);
     }
     turn(acc, size, P, acc + one);
     for (int64_t r = 0; r < P && j * P + r < length; r++) {
       const int64_t at = (begin + j * P + r) * sh.heads + head;
       write(acc + one + r * size, size, 1.0f / sum[r], out + at * size);
-      lse[at] = most[r] + std::log(sum[r]);
+      lse[at] = most[r] / LOG2_E + std::log(sum[r]);
     }
   }
 }
 
 // pt and dst of a panel of keys (rows) and one of queries (columns), as left sides and dst packed in pairs.
-void gradients_panel(const float* s, float* dp, const float* lse, const float* delta, const int32_t* end,
-                     int64_t query, int64_t key, float scale, Half* p, Half* ds, Half* pairs) {
-  auto p16 = reinterpret_cast<uint16_t*>(p);
-  auto d16 = reinterpret_cast<uint16_t*>(ds);
-  auto pair32 = reinterpret_cast<uint32_t*>(pairs);
-  alignas(64) float prob[2][P], grad[2][P];
-  const Vec scales(scale);
-  for (int64_t r = 0; r < P; r += 2) {
-    for (int64_t two = 0; two < 2; two++) {
-      const int64_t row = (r + two) * P;
-      const int64_t from = key + r + two - query, to = end[r + two] - query;  // queries that see this key
-      if (from >= P || to <= 0 || to <= from) {
-        std::memset(prob[two], 0, sizeof prob[two]);
-        std::memset(grad[two], 0, sizeof grad[two]);
-        continue;
+void gradients_panel(const float* s, const float* dp, const float* lse, const float* delta, const int32_t* end,
+                     int64_t query, int64_t key, float scale, Half* p, Half* ds, Half* paired) {
+  const __m512 by = _mm512_set1_ps(scale * LOG2_E), unit = _mm512_set1_ps(LOG2_E);
+  for (int64_t r = 0; r < P; r += 2)
+    for (int64_t c = 0; c < P; c += 2 * LANES) {
+      __m512 prob[2][2], grad[2][2];
+      for (int64_t two = 0; two < 2; two++)
+        for (int64_t half = 0; half < 2; half++) {
+          const int64_t column = c + half * LANES, at = (r + two) * P + column;
+          // Of 16 queries those that see this key.
+          const int64_t from = std::clamp<int64_t>(key + r + two - query - column, 0, LANES);
+          const int64_t to = std::clamp<int64_t>(end[r + two] - query - column, from, LANES);
+          const auto seen = __mmask16((1u << to) - (1u << from));
+          if (!seen) {
+            prob[two][half] = grad[two][half] = _mm512_setzero_ps();
+            continue;
+          }
+          const __m512 norm = _mm512_mul_ps(_mm512_loadu_ps(lse + column), unit);
+          const __m512 value = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(s + at), by, norm));
+          prob[two][half] = _mm512_maskz_mov_ps(seen, value);
+          const __m512 apart = _mm512_sub_ps(_mm512_loadu_ps(dp + at), _mm512_loadu_ps(delta + column));
+          grad[two][half] = _mm512_maskz_mul_ps(seen, value, apart);
+        }
+      for (int64_t two = 0; two < 2; two++) {
+        _mm512_storeu_si512(p + (r + two) * P + c, halves(prob[two][0], prob[two][1]));
+        _mm512_storeu_si512(ds + (r + two) * P + c, halves(grad[two][0], grad[two][1]));
       }
-      for (int64_t c = 0; c < P; c += Vec::size()) {
-        Vec value = (Vec::loadu(s + row + c) * scales - Vec::loadu(lse + c)).exp_u20();
-        value.store(prob[two] + c);
-        (value * (Vec::loadu(dp + row + c) - Vec::loadu(delta + c))).store(grad[two] + c);
-      }
-      for (int64_t c = 0; c < from; c++) prob[two][c] = grad[two][c] = 0.0f;
-      for (int64_t c = std::max<int64_t>(to, 0); c < P; c++) prob[two][c] = grad[two][c] = 0.0f;
+      for (int64_t half = 0; half < 2; half++)
+        _mm512_storeu_si512(reinterpret_cast<uint32_t*>(paired) + r / 2 * P + c + half * LANES,
+                            pairs(grad[0][half], grad[1][half]));
     }
-    for (int64_t two = 0; two < 2; two++)
-      for (int64_t c = 0; c < P; c++) p16[(r + two) * P + c] = uint16_t(rounded(prob[two][c]) >> 16);
-    for (int64_t c = 0; c < P; c++) {
-      uint32_t a = rounded(grad[0][c]), b = rounded(grad[1][c]);
-      d16[r * P + c] = uint16_t(a >> 16);
-      d16[(r + 1) * P + c] = uint16_t(b >> 16);
-      pair32[r / 2 * P + c] = (b & 0xffff0000u) | (a >> 16);
-    }
-  }
 }
 
 struct Gradients {
@@ -275,16 +284,13 @@ void backward_task(const Rows& dout, const Rows& q, const Rows& k, const Rows& v
       pack_rows(rows, size, pack + 3 * all + j * one);
       for (int64_t r = 0; r < P; r++) {
         const int64_t t = j * P + r, at = (begin + t) * sh.heads + first + h;
-        float total = 0.0f;
-        if (t < length)
-          for (int64_t d = 0; d < size; d++) total += float(rows[r * size + d]) * float(out[at * size + d]);
-        delta[h * padded + t] = total;
+        delta[h * padded + t] = t < length ? inner(rows + r * size, out + at * size, size) : 0.0f;
         norm[h * padded + t] = t < length ? lse[at] : INF;
       }
     }
   }
   auto s = w.s.get(P * P), dp = w.dp.get(P * P), dk = w.acc.get(one), dv = w.acc2.get(one);
-  auto p = w.p.get(P * P), ds = w.ds.get(P * P), pairs = w.ds_pairs.get(P * P);
+  auto p = w.p.get(P * P), ds = w.ds.get(P * P), ds_pairs = w.ds_pairs.get(P * P);
   Half *kr = rows, *vr = rows + one, *kt = rows + 2 * one, *paired = rows + 3 * one;
   for (int64_t i = 0; i < panels; i++) {
     take(k, kv, begin, stop, i, size, kr);
@@ -299,10 +305,10 @@ void backward_task(const Rows& dout, const Rows& q, const Rows& k, const Rows& v
         product(P, P, size, kr, pack + j * one, s, false);
         product(P, P, size, vr, pack + 2 * all + j * one, dp, false);
         const int64_t at = h * padded + j * P;
-        gradients_panel(s, dp, norm + at, delta + at, w.end.get(0) + i * P, j * P, i * P, sh.scale, p, ds, pairs);
+        gradients_panel(s, dp, norm + at, delta + at, w.end.get(0) + i * P, j * P, i * P, sh.scale, p, ds, ds_pairs);
         product(P, size, P, p, pack + 3 * all + j * one, dv, add);
         product(P, size, P, ds, pack + all + j * one, dk, add);
-        product(size, P, P, kt, pairs, dq + h * all + j * one, true);
+        product(size, P, P, kt, ds_pairs, dq + h * all + j * one, true);
       }
     }
     for (int64_t r = 0; r < P && i * P + r < length; r++) {
@@ -330,7 +336,7 @@ void backward_task(const Rows& dout, const Rows& q, const Rows& k, const Rows& v
 extern "C" {
 
 // Whether this processor has products in bf16; without them a call would end the process.
-int attention_supported() { return at::native::cpublas::could_pack(c10::ScalarType::BFloat16); }
+int attention_supported() { return permitted() && at::native::cpublas::could_pack(c10::ScalarType::BFloat16); }
 
 // strides: of tokens and heads of each tensor, in elements. roots [R, 2]: where each begins and ends, the one
 // with the most work first. out [T, H, D], lse [T, H].
@@ -342,12 +348,12 @@ void attention_forward(Half* q, Half* k, Half* v, const int64_t* strides, const 
   const int64_t parts = heads / each;
 #pragma omp parallel num_threads(threads)
   {
+    Turn turn(size);
 #pragma omp for schedule(dynamic) nowait
     for (int64_t task = 0; task < count * parts; task++) {
       const int64_t* root = roots + 2 * (task / parts);
       forward_task(qr, kr, vr, out, lse, end, root[0], root[1], task % parts * each, each, shape);
     }
-    at::native::cpublas::brgemm_release(true);
   }
 }
 
@@ -363,23 +369,20 @@ void attention_backward(Half* dout, Half* q, Half* k, Half* v, const int64_t* st
   const int64_t group = heads / kv_heads, each = dk32 != nullptr ? 1 : group, parts = heads / each;
 #pragma omp parallel num_threads(threads)
   {
+    Turn turn(size);
 #pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < count * parts; task++) {
       const int64_t* root = roots + 2 * (task / parts);
       backward_task(dr, qr, kr, vr, out, lse, end, root[0], root[1], task % parts * each, each, gradients, shape);
     }
-    at::native::cpublas::brgemm_release(true);
     if (dk32 != nullptr) {
 #pragma omp for
       for (int64_t row = 0; row < tokens * kv_heads; row++)
-        for (int64_t d = 0; d < size; d++) {
-          float sum_k = 0.0f, sum_v = 0.0f;
-          for (int64_t h = 0; h < group; h++) {
-            sum_k += dk32[(row * group + h) * size + d];
-            sum_v += dv32[(row * group + h) * size + d];
-          }
-          dk[row * size + d] = Half(sum_k);
-          dv[row * size + d] = Half(sum_v);
+        for (auto [from, to] : {std::pair(dk32, dk), std::pair(dv32, dv)}) {
+          float* sums = from + row * group * size;
+          for (int64_t h = 1; h < group; h++)
+            for (int64_t d = 0; d < size; d++) sums[d] += sums[h * size + d];
+          write(sums, size, 1.0f, to + row * size);
         }
     }
   }

@@ -24,7 +24,7 @@ from tunesmith.model.segments import tree
 
 __all__ = ["backward", "build", "fits", "forward", "supported", "using"]
 
-SOURCE = Path(__file__).with_name("attention_cpu.cpp")
+SOURCES = [Path(__file__).with_name(name) for name in ("attention_cpu.cpp", "products_cpu.h")]
 LARGEST_HEAD = 256
 # Fewer tasks than this many times the threads would leave some idle at the end.
 TASKS_PER_THREAD = 4
@@ -34,7 +34,7 @@ _library: ctypes.CDLL | None = None
 
 def build(compiler: str) -> ctypes.CDLL:
     """The library, compiled (5 s) unless the cache has it. Raises ModelError with the compiler's words."""
-    library = native.build("attention", [SOURCE], compiler)
+    library = native.build("attention", SOURCES, compiler)
     if not library.attention_supported():
         raise ModelError(
             "torch has no products in bf16 for this processor.", fix="Train without compilation."

@@ -24,7 +24,6 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <memory>
 
 #include "products_cpu.h"
 
@@ -62,19 +61,6 @@ namespace {
 
 using Vec = at::vec::Vectorized<float>;
 constexpr float NONE = -std::numeric_limits<float>::infinity();
-
-template <class T>
-struct Buffer {
-  std::unique_ptr<T[], decltype(&std::free)> data{nullptr, &std::free};
-  int64_t held = 0;
-  T* get(int64_t count) {
-    if (count > held) {
-      data.reset(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64)));
-      held = count;
-    }
-    return data.get();
-  }
-};
 
 struct Work {  // a thread's own
   Buffer<uint32_t> pairs, low[2], queries;

@@ -16,7 +16,6 @@
 #include <omp.h>
 
 #include <array>
-#include <memory>
 #include <mutex>
 
 namespace {
@@ -30,23 +29,12 @@ constexpr int64_t BLOCK_BYTES = 786432; // rows of x that a thread keeps in its 
 
 int64_t up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
-struct Memory {  // grows, and is kept: fresh pages cost more than the work done in them
-  std::unique_ptr<char, decltype(&std::free)> data{nullptr, &std::free};
-  int64_t held = 0;
-  template <class T>
-  T* get(int64_t count) {
-    const int64_t bytes = up(count * int64_t(sizeof(T)), 4096);
-    if (bytes > held) {
-      data.reset(static_cast<char*>(std::aligned_alloc(4096, bytes)));
-      held = bytes;
-    }
-    return reinterpret_cast<T*>(data.get());
-  }
-};
-
 std::mutex one_at_a_time;  // what follows is shared by the threads of one call
-Memory packed_weights, packed_u, packed_v, gathered;
-thread_local Memory sums_of, low_of, turned_of, tail_of, other_tail_of, pairs_of;
+Buffer<Half> packed_weights, packed_u, packed_v;
+Buffer<float> gathered;
+thread_local Buffer<Half> low_of, turned_of, tail_of, other_tail_of;
+thread_local Buffer<float> sums_of;
+thread_local Buffer<uint32_t> pairs_of;
 
 // Rows 2i and 2i + 1 of 32 numbers as 32 pairs, in two vectors of 16.
 inline void interleave(__m512i even, __m512i odd, uint32_t* low, uint32_t* high) {
@@ -76,7 +64,8 @@ inline void transpose(const Half* from, int64_t stride, uint32_t* to) {
   }
   for (int i = 0; i < 4; i++) {  // rows 4 g + i hold column 4 lane + i of rows 4 g .. 4 g + 3
     const __m512i a = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x44), b = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xee);
-    const __m512i c = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x44), d = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xee);
+    const __m512i c = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x44);
+    const __m512i d = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xee);
     _mm512_store_si512(to + 16 * i, _mm512_shuffle_i32x4(a, c, 0x88));
     _mm512_store_si512(to + 16 * (4 + i), _mm512_shuffle_i32x4(a, c, 0xdd));
     _mm512_store_si512(to + 16 * (8 + i), _mm512_shuffle_i32x4(b, d, 0x88));
@@ -206,7 +195,7 @@ struct Product {
 // `rows` rows, of which x and h have whole 32s.
 void block(const Product& p, const Half* x, int64_t x_stride, Half* h, Half* y, int64_t rows) {
   const int64_t subs = up(rows, SUB) / SUB;
-  float* c = sums_of.get<float>((subs + 1) * SUB * PANEL);
+  float* c = sums_of.get((subs + 1) * SUB * PANEL);
   Leaving leaving;
   for (int64_t r = 0; r < p.R / PANEL; r++)
     for (int64_t s = 0; s < subs; s++) {
@@ -249,7 +238,7 @@ void block(const Product& p, const Half* x, int64_t x_stride, Half* h, Half* y, 
 
 // sums [R][N] += left^T [R, rows] times right [rows, N]; left stands transposed, [R][rows], rows in 32s.
 void gradient(const Half* turned, int64_t R, const Half* right, int64_t stride, int64_t rows, int64_t N, float* sums) {
-  auto pairs = pairs_of.get<uint32_t>(rows * PANEL / 2);
+  auto pairs = pairs_of.get(rows * PANEL / 2);
   for (int64_t n = 0; n < N; n += PANEL) {
     for (int64_t t = 0; t < rows; t += 2) {
       const Half* from = right + t * stride + n;
@@ -309,9 +298,9 @@ void in_blocks(int64_t T, int64_t most, Work work) {
 }
 
 // The rows where they stand, or a copy filled up with rows of zeros.
-const Half* filled(Memory& memory, const Half* from, int64_t& stride, int64_t rows, int64_t size) {
+const Half* filled(Buffer<Half>& memory, const Half* from, int64_t& stride, int64_t rows, int64_t size) {
   if (rows % SUB == 0) return from;
-  Half* to = memory.get<Half>(SUB * size);
+  Half* to = memory.get(SUB * size);
   std::memset(static_cast<void*>(to), 0, SUB * size * sizeof(Half));
   for (int64_t r = 0; r < rows; r++) std::memcpy(static_cast<void*>(to + r * size), from + r * stride, size * 2);
   stride = size;
@@ -320,7 +309,7 @@ const Half* filled(Memory& memory, const Half* from, int64_t& stride, int64_t ro
 
 // h [rows, R] as [R][rows].
 const Half* turned(const Half* h, int64_t rows, int64_t R, int64_t rank) {
-  Half* to = turned_of.get<Half>(rows * R);
+  Half* to = turned_of.get(rows * R);
   std::memset(static_cast<void*>(to), 0, rows * R * sizeof(Half));
   for (int64_t r = 0; r < rank; r++)
     for (int64_t t = 0; t < rows; t++) to[r * rows + t] = h[t * R + r];
@@ -331,8 +320,7 @@ int64_t rows_of_block(int64_t width) { return std::max<int64_t>(SUB, BLOCK_BYTES
 
 Product make(int64_t K, int64_t N, int64_t rank, const Half* bias, float scale) {
   const int64_t R = up(rank, PANEL);
-  return {K, N, rank, R, packed_weights.get<Half>(K * N), packed_u.get<Half>(K * R), packed_v.get<Half>(N * R),
-          bias, scale};
+  return {K, N, rank, R, packed_weights.get(K * N), packed_u.get(K * R), packed_v.get(N * R), bias, scale};
 }
 
 }  // namespace
@@ -369,7 +357,7 @@ void linear_backward(const Half* dy, const Half* x, const Half* w, const float* 
   std::lock_guard<std::mutex> lock(one_at_a_time);
   const Product p = make(E, D, rank, nullptr, scale);
   const int64_t tall = up(rank, 16), part = tall * (D + E);
-  float* parts = gathered.get<float>(threads * part);
+  float* parts = gathered.get(threads * part);
   int64_t used = 1;
 #pragma omp parallel num_threads(threads)
   {
@@ -386,7 +374,7 @@ void linear_backward(const Half* dy, const Half* x, const Half* w, const float* 
       int64_t dy_step = dy_stride, x_step = x_stride;
       const Half* dy_rows = filled(tail_of, dy + at * dy_stride, dy_step, rows, E);
       const Half* x_rows = filled(other_tail_of, x + at * x_stride, x_step, rows, D);
-      Half* dh = low_of.get<Half>(all * p.R);
+      Half* dh = low_of.get(all * p.R);
       settled();
       block(p, dy_rows, dy_step, dh, dx ? dx + at * D : nullptr, rows);
       const Half* left = turned(dh, all, p.R, rank);

@@ -1,4 +1,4 @@
-// Products of bf16 weights with few columns, by tiles (AMX) or dot products (AVX-512); for decode_cpu.cpp.
+// Products in bf16 by tiles (AMX) or dot products (AVX-512), and numbers on their way to bf16.
 
 #pragma once
 
@@ -9,7 +9,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
 
 using Half = c10::BFloat16;
 
@@ -18,6 +20,20 @@ namespace {
 constexpr int64_t LANES = 16;
 constexpr int64_t BLOCK = 32;  // outputs of a product, tokens of the cache at a time
 
+// Grows, and is kept: fresh pages cost more than the work done in them.
+template <class T>
+struct Buffer {
+  std::unique_ptr<T[], decltype(&std::free)> data{nullptr, &std::free};
+  int64_t held = 0;
+  T* get(int64_t count) {
+    if (count > held) {
+      data.reset(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64)));
+      held = count;
+    }
+    return data.get();
+  }
+};
+
 inline uint32_t rounded(float x) {  // to the nearest bf16, in the upper 16 bits
   uint32_t bits;
   std::memcpy(&bits, &x, 4);
@@ -25,6 +41,16 @@ inline uint32_t rounded(float x) {  // to the nearest bf16, in the upper 16 bits
 }
 
 inline uint32_t pair(float even, float odd) { return (rounded(odd) & 0xffff0000u) | (rounded(even) >> 16); }
+
+// 32 numbers as bf16, one after the other.
+inline __m512i halves(__m512 first, __m512 second) { return (__m512i)_mm512_cvtne2ps_pbh(second, first); }
+
+// 16 pairs of bf16: the even ones below.
+inline __m512i pairs(__m512 even, __m512 odd) {
+  const __m512i index = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
+                                         5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  return _mm512_permutexvar_epi16(index, halves(even, odd));
+}
 
 void write(const float* x, int64_t count, float factor, Half* out) {
   auto to = reinterpret_cast<uint16_t*>(out);

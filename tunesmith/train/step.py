@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tunesmith.data.pack import Step
 from tunesmith.device import peak_memory
@@ -36,6 +36,7 @@ class Parts:
     schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
     neftune: Neftune
+    trained: Sequence[nn.Parameter]  # looked up once: that takes as long as a layer's products
 
 
 @dataclass
@@ -58,7 +59,8 @@ class Taken:
 
 
 def build_parts(training: Training) -> Parts:
-    """New ones, as the settings ask, before the first step."""
+    """New ones, as the settings ask, before the first step; the model is set to train."""
+    training.model.train()  # parts of it may still be as they were loaded, whatever the whole says
     optimizer = build_optimizer(training.model, training.settings)
     return Parts(
         optimizer,
@@ -67,6 +69,7 @@ def build_parts(training: Training) -> Parts:
             training.device.kind, enabled=training.device.dtype is torch.float16, init_scale=1024
         ),
         Neftune(training.settings.neftune),
+        [p for p in training.model.parameters() if p.requires_grad],
     )
 
 
@@ -77,12 +80,13 @@ def take_step(training: Training, step: Step, parts: Parts) -> Taken:
     OutOfMemory. Raises TrainError where memory ran out when some weights were moved.
     """
     begun = time.monotonic()
-    training.model.train()
+    if not training.model.training:
+        training.model.train()
     # The whole step's label count is known before the first forward pass: each microbatch is divided by it.
     labels = sum(sum(training.train[i].label_mask) for pack in step.microbatches for i in pack)
     sums = _gradients(training, step.microbatches, labels, parts)
     rows = [i for pack in step.microbatches for i in pack]
-    trained = [p for p in training.model.parameters() if p.requires_grad]
+    trained = parts.trained
     with watched("optimizer", rows):
         parts.scaler.unscale_(parts.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(trained, training.settings.clip or math.inf))
