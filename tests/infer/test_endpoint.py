@@ -44,7 +44,7 @@ def test_answers_come_in_order_whatever_takes_longest_and_few_calls_are_under_wa
 
     def reply(call: Call) -> Odd:
         number = int(call.asked[1:-1])
-        return Odd(text=f"答{number}", seconds=0.1 if number % 4 == 0 else 0.0)
+        return Odd(text=f"答{number}", seconds=0.4 if number % 4 == 0 else 0.0)
 
     with served(reply) as server:
         answers = only(list(model(server.name, at_once=3).complete(prompts)))

@@ -2,8 +2,9 @@
 
     y = x W^T + b + s (x A^T) B^T          W, b frozen; A and B are fp32 masters
 
-PEFT's own forward takes six operations for this, keeps each one's input for the backward pass, and turns x
-into fp32 on the way. Here x, h = x A^T and the two small matrices are kept; the backward pass is written out:
+PEFT's own forward takes six operations for this, keeps each one's input for the backward pass, turns x into
+fp32 on the way, and adds to a result that is already rounded to bf16. Here x, h = x A^T and the two small
+matrices are kept; the backward pass is written out:
 
     dh = dy B        dx = dy W + s dh A        dA = s dh^T x        dB = s dy^T h
 
@@ -22,7 +23,6 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -156,9 +156,9 @@ class FusedLinear(Fused, lora.Linear):  # type: ignore[misc]
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
         if _tokens is not None:
             rows = x.to(dtype).flatten(0, -2)
-            y = F.linear(rows, weight, base.bias)
             h = rows @ a.to(dtype).t() * _tokens.to(dtype)[:, None]
-            return y.addmm_(h, b.to(dtype).t(), alpha=self.scaling[name]).view(*x.shape[:-1], -1)
+            y = low_rank_first(h, b.to(dtype).t(), self.scaling[name], rows, weight.t(), base.bias)
+            return y.view(*x.shape[:-1], -1)
         x = x.to(dtype)
         linear = linear_native.lora_linear if linear_native.fits(x, weight) else lora_linear
         return linear(x, weight, base.bias, a, b, self.scaling[name])
@@ -173,23 +173,32 @@ def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Te
 # The compiler turns addmm_ into addmm, which copies its first operand: 4 % of a step. It leaves this alone.
 # Registered by hand: a `custom_op` that writes into an argument costs 0.1 ms a call, as much as the product.
 _library = torch.library.Library("tunesmith", "FRAGMENT")  # type: ignore[no-untyped-call]
-_library.define("add_product_(Tensor(a!) total, Tensor left, Tensor right, float scale) -> ()")  # type: ignore[no-untyped-call]
+_library.define("add_product_(Tensor(a!) total, Tensor left, Tensor right) -> ()")  # type: ignore[no-untyped-call]
 
 
-def _add_product_eager(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
-    total.addmm_(left, right, alpha=scale)
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    total.addmm_(left, right)
 
 
-_library.impl("add_product_", _add_product_eager, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+_library.impl("add_product_", _add_product, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 torch.library.register_fake("tunesmith::add_product_", lambda *_: None)
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
-    """total += scale left right, in place."""
+def low_rank_first(
+    h: Tensor, small: Tensor, scale: float, rows: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """scale h small + rows weight + bias; h [T, R], small [R, N], rows [T, K], weight [K, N].
+
+    The low-rank part, which is small, is rounded by itself; the large one is added to it in fp32 and rounded
+    with it. The other way round what is below half a step of bf16, as most of a LoRA at first, would be lost.
+    """
+    h = h * scale
+    total = h @ small if bias is None else torch.addmm(bias, h, small)
     if torch.compiler.is_compiling():
-        torch.ops.tunesmith.add_product_(total, left, right, scale)
+        torch.ops.tunesmith.add_product_(total, rows, weight)
     else:
-        total.addmm_(left, right, alpha=scale)
+        total.addmm_(rows, weight)
+    return total
 
 
 class _LoRALinear(torch.autograd.Function):
@@ -201,8 +210,7 @@ class _LoRALinear(torch.autograd.Function):
         # Once per call: for small matrices that costs less than keeping copies in step with their masters.
         small_a, small_b = a.to(x.dtype), b.to(x.dtype)
         h = rows @ small_a.t()
-        y = F.linear(rows, weight, bias)
-        _add_product(y, h, small_b.t(), scale)
+        y = low_rank_first(h, small_b.t(), scale, rows, weight.t(), bias)
         ctx.save_for_backward(rows, weight, small_a, small_b, h)
         ctx.scale, ctx.shape, ctx.formats = scale, x.shape, (a.dtype, b.dtype)
         return y.view(*x.shape[:-1], y.shape[-1])
@@ -214,9 +222,7 @@ class _LoRALinear(torch.autograd.Function):
         dh = dy @ b
         dx = da = db = None
         if ctx.needs_input_grad[0]:
-            dx = dy @ weight
-            _add_product(dx, dh, a, ctx.scale)
-            dx = dx.view(ctx.shape)
+            dx = low_rank_first(dh, a, ctx.scale, dy, weight).view(ctx.shape)
         if ctx.needs_input_grad[3]:
             da = (dh.t() @ rows).to(ctx.formats[0]) * ctx.scale
         if ctx.needs_input_grad[4]:

@@ -34,7 +34,7 @@ from tunesmith.device import DTYPES, Device
 from tunesmith.errors import MissingExtraError, ModelError, SettingsError
 from tunesmith.model import linear_native, weights
 from tunesmith.model.config import QuantizationSettings
-from tunesmith.model.fused_lora import Fused, at_work
+from tunesmith.model.fused_lora import Fused, at_work, low_rank_first
 from tunesmith.model.peft_parts import see_bitsandbytes
 
 BLOCK, SCALES_BLOCK = 64, 256
@@ -287,7 +287,7 @@ class _LoRAProduct(torch.autograd.Function):
         else:
             small_a, small_b = a.to(x.dtype), b.to(x.dtype)
             h = rows @ small_a.t()
-            y = F.linear(rows, weight, bias).addmm_(h, small_b.t(), alpha=scale)
+            y = low_rank_first(h, small_b.t(), scale, rows, weight.t(), bias)
             ctx.save_for_backward(rows, small_a, small_b, h, *pieces)
         ctx.scale, ctx.shape, ctx.formats, ctx.layout = scale, x.shape, (a.dtype, b.dtype), layout
         return y.view(*x.shape[:-1], y.shape[-1])
@@ -304,7 +304,7 @@ class _LoRAProduct(torch.autograd.Function):
         dx = da = db = None
         if ctx.needs_input_grad[0]:
             weight = unpack(ctx.layout, tuple(pieces))
-            dx = (dy @ weight).addmm_(dh, a, alpha=ctx.scale).view(ctx.shape)
+            dx = low_rank_first(dh, a, ctx.scale, dy, weight).view(ctx.shape)
         if ctx.needs_input_grad[2]:
             da = (dh.t() @ rows).to(ctx.formats[0]) * ctx.scale
         if ctx.needs_input_grad[3]:
