@@ -81,6 +81,12 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ),
     ),
     (
+        "LoRA layers as one function, in C++ with matrix tiles (AMX) where the processor has them; updates too small for bf16 "
+        "aren't lost",
+        "LoRA 层合为一个函数，处理器支持矩阵分块（AMX）时用 C++ 计算；小于 bf16 精度的更新不会丢失",
+        ("model/test_fused_lora.py", "model/test_linear_native.py"),
+    ),
+    (
         "Families that can't be packed (Mamba, gated linear attention, LFM2) are batched by length; each fast path that is "
         "off is named with its reason",
         "无法打包的模型系列（Mamba、门控线性注意力、LFM2）按长度分批；任何未启用的加速都会说明原因",
