@@ -48,7 +48,10 @@ struct Rows {
 };
 
 // Head sizes in 32s have products here; oneDNN's, which the others have, cost as much in calls as in sums.
-bool tiled(int64_t size) { return size % 32 == 0; }
+bool tiled(int64_t size) {
+  static const bool allowed = permitted();
+  return allowed && size % 32 == 0;
+}
 
 void product(int64_t m, int64_t n, int64_t k, const Half* a, const Half* b, float* c, bool add) {
   if (!tiled(k) || !tiled(n) || !tiled(m)) return at::native::cpublas::brgemm(m, n, k, k, n, n, add, a, b, c, true);
@@ -140,7 +143,7 @@ inline float inner(const Half* x, const Half* y, int64_t size) {
   return _mm512_reduce_add_ps(sum);
 }
 
-// 2^x, to 3e-7 of it; 0 below the normal numbers, which a processor is slow to leave. NaN stays NaN.
+// 2^x, to 4e-6 of it; 0 below the normal numbers, which a processor is slow to leave. NaN stays NaN.
 inline __m512 power_of_two(__m512 x) {
   const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
   x = _mm512_maskz_mov_ps(normal, x);
@@ -336,7 +339,7 @@ void backward_task(const Rows& dout, const Rows& q, const Rows& k, const Rows& v
 extern "C" {
 
 // Whether this processor has products in bf16; without them a call would end the process.
-int attention_supported() { return permitted() && at::native::cpublas::could_pack(c10::ScalarType::BFloat16); }
+int attention_supported() { return at::native::cpublas::could_pack(c10::ScalarType::BFloat16); }
 
 // strides: of tokens and heads of each tensor, in elements. roots [R, 2]: where each begins and ends, the one
 // with the most work first. out [T, H, D], lse [T, H].

@@ -16,7 +16,6 @@
 #include <omp.h>
 
 #include <array>
-#include <mutex>
 
 namespace {
 
@@ -29,9 +28,6 @@ constexpr int64_t BLOCK_BYTES = 786432; // rows of x that a thread keeps in its 
 
 int64_t up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
-std::mutex one_at_a_time;  // what follows is shared by the threads of one call
-Buffer<Half> packed_weights, packed_u, packed_v;
-Buffer<float> gathered;
 thread_local Buffer<Half> low_of, turned_of, tail_of, other_tail_of;
 thread_local Buffer<float> sums_of;
 thread_local Buffer<uint32_t> pairs_of;
@@ -164,7 +160,7 @@ inline void multiply_half(const Half* x, int64_t stride, const Half* panel, int6
   }
 }
 
-inline void begin() {
+inline void zero() {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -187,7 +183,7 @@ inline void store(float* c) {
 
 struct Product {
   int64_t K, N, rank, R;  // R: the rank filled up to whole panels
-  const Half *B, *U, *V;  // packed; V: a panel of R / 32 steps for each of B's
+  Half *B, *U, *V;        // packed; V: a panel of R / 32 steps for each of B's
   const Half* bias;
   float scale;
 };
@@ -199,7 +195,7 @@ void block(const Product& p, const Half* x, int64_t x_stride, Half* h, Half* y, 
   Leaving leaving;
   for (int64_t r = 0; r < p.R / PANEL; r++)
     for (int64_t s = 0; s < subs; s++) {
-      begin();
+      zero();
       if (p.rank - r * PANEL > 16)
         multiply(x + s * SUB * x_stride, x_stride, p.U + r * PANEL * p.K, p.K / STEP, leaving);
       else
@@ -222,7 +218,7 @@ void block(const Product& p, const Half* x, int64_t x_stride, Half* h, Half* y, 
         if (k)
           load(sums);
         else
-          begin();
+          zero();
         multiply(x + s * SUB * x_stride + k, x_stride, panel + k * PANEL, steps, leaving);
         if (last && p.R) multiply(h + s * SUB * p.R, p.R, p.V + n * PANEL * p.R, p.R / STEP, leaving);
         leaving.rest();
@@ -238,11 +234,11 @@ void block(const Product& p, const Half* x, int64_t x_stride, Half* h, Half* y, 
 
 // sums [R][N] += left^T [R, rows] times right [rows, N]; left stands transposed, [R][rows], rows in 32s.
 void gradient(const Half* turned, int64_t R, const Half* right, int64_t stride, int64_t rows, int64_t N, float* sums) {
-  auto pairs = pairs_of.get(rows * PANEL / 2);
+  auto packed = pairs_of.get(rows * PANEL / 2);
   for (int64_t n = 0; n < N; n += PANEL) {
     for (int64_t t = 0; t < rows; t += 2) {
       const Half* from = right + t * stride + n;
-      uint32_t* to = pairs + t / STEP * TILE + t % STEP / 2 * 16;
+      uint32_t* to = packed + t / STEP * TILE + t % STEP / 2 * 16;
       interleave(_mm512_loadu_si512(from), _mm512_loadu_si512(from + stride), to, to + TILE / 2);
     }
     settled();
@@ -252,9 +248,9 @@ void gradient(const Half* turned, int64_t R, const Half* right, int64_t stride, 
       _tile_loadd(1, c + 16, N * 4);
       for (int64_t t = 0; t < rows; t += STEP) {
         _tile_loadd(4, turned + r * rows + t, rows * 2);
-        _tile_loadd(6, pairs + t / STEP * TILE, 64);
+        _tile_loadd(6, packed + t / STEP * TILE, 64);
         _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, pairs + t / STEP * TILE + TILE / 2, 64);
+        _tile_loadd(7, packed + t / STEP * TILE + TILE / 2, 64);
         _tile_dpbf16ps(1, 4, 7);
       }
       _tile_stored(0, c, N * 4);
@@ -275,11 +271,11 @@ void pack_all(const Weight& w, const float* u, int64_t u_down, int64_t u_right, 
               int64_t v_right, int64_t rank, const Product& p, bool forward) {
   const int64_t all = p.N / PANEL, me = omp_get_thread_num(), count = omp_get_num_threads();
   for (int64_t n = me; n < all; n += count) {
-    pack(w.data, w.stride, w.turned != forward, p.K, n, const_cast<Half*>(p.B) + n * PANEL * p.K);
-    pack_small(v, v_down, v_right, rank, p.N, n, const_cast<Half*>(p.V) + n * PANEL * p.R);
+    pack(w.data, w.stride, w.turned != forward, p.K, n, p.B + n * PANEL * p.K);
+    pack_small(v, v_down, v_right, rank, p.N, n, p.V + n * PANEL * p.R);
   }
   for (int64_t r = me; r < p.R / PANEL; r += count)
-    pack_small(u, u_down, u_right, p.K, rank, r, const_cast<Half*>(p.U) + r * PANEL * p.K);
+    pack_small(u, u_down, u_right, p.K, rank, r, p.U + r * PANEL * p.K);
 }
 
 // This thread's rows in blocks of at most `most`: calls work(first row, rows); all but the last are whole 32s.
@@ -318,9 +314,10 @@ const Half* turned(const Half* h, int64_t rows, int64_t R, int64_t rank) {
 
 int64_t rows_of_block(int64_t width) { return std::max<int64_t>(SUB, BLOCK_BYTES / (2 * width) / SUB * SUB); }
 
-Product make(int64_t K, int64_t N, int64_t rank, const Half* bias, float scale) {
+// `packed`: room for K N + (K + N) R numbers.
+Product make(int64_t K, int64_t N, int64_t rank, const Half* bias, float scale, Half* packed) {
   const int64_t R = up(rank, PANEL);
-  return {K, N, rank, R, packed_weights.get(K * N), packed_u.get(K * R), packed_v.get(N * R), bias, scale};
+  return {K, N, rank, R, packed, packed + K * N, packed + K * (N + R), bias, scale};
 }
 
 }  // namespace
@@ -329,12 +326,12 @@ extern "C" {
 
 int linear_supported() { return permitted(); }
 
-// y [T, E] = x W^T + bias + h b^T, h [T in whole 32s, R] = scale x a^T; a [rank, D], b [E, rank] in fp32.
+// y [T, E] = x W^T + bias + h b^T, h [T in whole 32s, R] = scale x a^T; a [rank, D], b [E, rank] in fp32. `packed`:
+// room for D E + (D + E) R numbers.
 void linear_forward(const Half* x, const Half* w, const Half* bias, const float* a, const float* b, int64_t x_stride,
                     int64_t w_stride, int64_t w_turned, int64_t T, int64_t D, int64_t E, int64_t rank, float scale,
-                    int64_t threads, Half* y, Half* h) {
-  std::lock_guard<std::mutex> lock(one_at_a_time);
-  const Product p = make(D, E, rank, bias, scale);
+                    int64_t threads, Half* y, Half* h, Half* packed) {
+  const Product p = make(D, E, rank, bias, scale, packed);
 #pragma omp parallel num_threads(threads)
   {
     Tiles tiles;
@@ -350,14 +347,14 @@ void linear_forward(const Half* x, const Half* w, const Half* bias, const float*
   }
 }
 
-// dx [T, D] = dy W + dh a (null: not wanted), da [rank, D] = dh^T x, db [E, rank] = dy^T h, dh = scale dy b.
+// dx [T, D] = dy W + dh a (null: not wanted), da [rank, D] = dh^T x, db [E, rank] = dy^T h, dh = scale dy b. `parts`:
+// room for rank in whole 16s x (D + E) numbers of each thread.
 void linear_backward(const Half* dy, const Half* x, const Half* w, const float* a, const float* b, const Half* h,
                      int64_t dy_stride, int64_t x_stride, int64_t w_stride, int64_t w_turned, int64_t T, int64_t D,
-                     int64_t E, int64_t rank, float scale, int64_t threads, Half* dx, float* da, float* db) {
-  std::lock_guard<std::mutex> lock(one_at_a_time);
-  const Product p = make(E, D, rank, nullptr, scale);
+                     int64_t E, int64_t rank, float scale, int64_t threads, Half* dx, float* da, float* db,
+                     Half* packed, float* parts) {
+  const Product p = make(E, D, rank, nullptr, scale, packed);
   const int64_t tall = up(rank, 16), part = tall * (D + E);
-  float* parts = gathered.get(threads * part);
   int64_t used = 1;
 #pragma omp parallel num_threads(threads)
   {

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tunesmith.errors import ModelError
 from tunesmith.model import native
+from tunesmith.model.attention_kernels import scratch
 from tunesmith.model.native import pointers, sizes
 
 SOURCES = [Path(__file__).with_name(name) for name in ("linear_cpu.cpp", "products_cpu.h")]
@@ -63,16 +64,18 @@ def fits(x: Tensor, weight: Tensor) -> bool:
     e, d = weight.shape
     return (
         _in_use
+        and x.device.type == "cpu"
         and x.dtype is torch.bfloat16
         and weight.dtype is torch.bfloat16
-        and e % WHOLE == 0
-        and d % WHOLE == 0
+        and x.shape[-1] == d
+        and e > 0 < d
+        and e % WHOLE == d % WHOLE == 0
         and 1 in weight.stride()
     )
 
 
 def lora_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """x [..., D], weight [E, D] and bias [E] in bf16; a [R, D], b [E, R] in fp32 -> [..., E]."""
+    """x [..., D] and weight [E, D] in bf16; bias [E], a [R, D], b [E, R] in any format -> [..., E]."""
     out: Tensor = _LoRALinear.apply(x, weight, bias, a, b, scale)  # type: ignore[no-untyped-call]
     return out
 
@@ -112,19 +115,20 @@ class _LoRALinear(torch.autograd.Function):
         dy = grads[0].reshape(-1, grads[0].shape[-1])
         wanted = ctx.needs_input_grad[0]
         dx, da, db = backward(dy, rows, weight, a, b, h, ctx.scale, wanted)
-        return dx.view(ctx.shape) if wanted else None, None, None, da, db, None
+        return dx.view(ctx.shape) if wanted else None, None, None, da.to(a.dtype), db.to(b.dtype), None
 
 
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     assert _library is not None
-    x, a, b = _rows(x), a.contiguous(), b.contiguous()
+    x, a, b = _rows(x), a.float().contiguous(), b.float().contiguous()
+    bias = None if bias is None else bias.to(x.dtype).contiguous()
     y, h = _results(x, weight, bias, a, b, scale)
     stride, turned = _layout(weight)
     _library.linear_forward(
         *pointers(x, weight, bias, a, b), *sizes(x.stride(0), stride, turned, *x.shape, *b.shape),
-        ctypes.c_float(scale), *sizes(torch.get_num_threads()), *pointers(y, h),
+        ctypes.c_float(scale), *sizes(torch.get_num_threads()), *pointers(y, h, _packed(weight, h)),
     )  # fmt: skip
     return y, h
 
@@ -133,15 +137,23 @@ def _backward(
     dy: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, h: Tensor, scale: float, wanted: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert _library is not None
-    dy, x, a, b = _rows(dy), _rows(x), a.contiguous(), b.contiguous()
+    dy, x, a, b = _rows(dy), _rows(x), a.float().contiguous(), b.float().contiguous()
     dx, da, db = _gradients(dy, x, weight, a, b, h, scale, wanted)
     stride, turned = _layout(weight)
+    threads, tall = torch.get_num_threads(), -(-a.shape[0] // 16) * 16
+    parts = scratch("linear parts", (threads * tall * sum(weight.shape),), da)
     _library.linear_backward(
         *pointers(dy, x, weight, a, b, h),
         *sizes(dy.stride(0), x.stride(0), stride, turned, *x.shape, *b.shape), ctypes.c_float(scale),
-        *sizes(torch.get_num_threads()), *pointers(dx if wanted else None, da, db),
+        *sizes(threads), *pointers(dx if wanted else None, da, db, _packed(weight, h), parts),
     )  # fmt: skip
     return dx, da, db
+
+
+def _packed(weight: Tensor, h: Tensor) -> Tensor:
+    """Room for the weight and the small matrices as the library multiplies them."""
+    e, d = weight.shape
+    return scratch("linear packed", (e * d + (e + d) * h.shape[1],), h)
 
 
 def _results(x: Tensor, weight: Tensor, _bias: Tensor | None, a: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -160,6 +172,7 @@ def _gradients(
 
 def _layout(weight: Tensor) -> tuple[int, bool]:
     """The stride of a row of the weight, or of its transpose where that is what stands in rows."""
+    assert 1 in weight.stride(), "as it did when `fits` was asked"
     turned = weight.stride(1) != 1
     return weight.stride(0 if not turned else 1), turned
 

@@ -34,7 +34,7 @@ def supported() -> bool:
     """Whether this machine may build and run them: Linux on x86-64 with AVX-512 and products in bf16."""
     flags = _processor()
     known = sys.platform == "linux" and platform.machine() == "x86_64"
-    return known and "avx512bw" in flags and ("amx_bf16" in flags or "avx512_bf16" in flags)
+    return known and {"avx512bw", "avx512_bf16"} <= flags
 
 
 def has(feature: str) -> bool:

@@ -27,6 +27,7 @@ struct Buffer {
   int64_t held = 0;
   T* get(int64_t count) {
     if (count > held) {
+      data.reset();  // before there is another
       data.reset(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64)));
       held = count;
     }
@@ -116,7 +117,9 @@ struct Tiles {
   };
   Config before;
   Tiles() {
+    settled();
     _tile_storeconfig(&before);
+    settled();
     Config ours;
     ours.palette = 1;
     std::fill(ours.columns, ours.columns + 8, 64);
@@ -125,6 +128,7 @@ struct Tiles {
     _tile_loadconfig(&ours);
   }
   ~Tiles() {
+    settled();
     if (before.palette)
       _tile_loadconfig(&before);
     else

@@ -298,7 +298,8 @@ class _LoRAProduct(torch.autograd.Function):
         dy = grads[0].reshape(-1, grads[0].shape[-1])
         if ctx.native:
             weight, wanted = unpack(ctx.layout, tuple(pieces)), ctx.needs_input_grad[0]
-            back, *own = linear_native.backward(dy, rows, weight, a, b, h, ctx.scale, wanted)
+            back, *small = linear_native.backward(dy, rows, weight, a, b, h, ctx.scale, wanted)
+            own = (grad.to(dtype) for grad, dtype in zip(small, ctx.formats, strict=True))
             return back.view(ctx.shape) if wanted else None, None, *own, None, None, *(None for _ in pieces)
         dh = dy @ b
         dx = da = db = None

@@ -147,7 +147,8 @@ def start(
         note(f"{cost}: there isn't {lack}.")
         return Compiled()
     try:
-        compiled = Compiled(list(layers()), *_kernels(device, note))
+        attention, linear = _kernels(device, note)
+        compiled = Compiled(list(layers()), attention=attention, linear=linear)
         seconds = compiled.build(trial)
     except Exception as error:  # whatever a model's code makes the compiler stumble over
         reason = (str(error).strip().splitlines() or [""])[0]
