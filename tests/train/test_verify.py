@@ -16,8 +16,8 @@ from tests.train.test_run import make_job
 from tunesmith import api
 from tunesmith.data.batch import Batch
 from tunesmith.errors import ModelError, PlanError
-from tunesmith.model import attention_kernels, fused_lora
-from tunesmith.train import head, paths, verify
+from tunesmith.model import attention_kernels, attention_native, fused_lora, linear_native
+from tunesmith.train import compiling, head, paths, verify
 from tunesmith.train.run import train
 
 EAGER = {"train": {"compile": False}}
@@ -94,6 +94,25 @@ def test_the_compiled_path(tmp_path: Path) -> None:
     line = next(line for line in verdict.lines if line.name == "all together, compiled")
     assert line.state in ("exact", "not used"), line
     assert line.state == "exact" or "there isn't" in line.note, line
+
+
+@pytest.mark.slow  # the same
+def test_the_compiled_path_in_bf16_has_the_kernels_that_training_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[tuple[object, object]] = []
+    build = compiling.Compiled.build
+    monkeypatch.setattr(
+        compiling.Compiled, "build",
+        lambda self, trial: used.append((self.attention, self.linear)) or build(self, trial),
+    )  # fmt: skip
+    line = api.verify(make_job(tmp_path, train={"dtype": "bf16"})).lines[-1]
+    assert line.state == "approximate"
+    assert line.overall is not None
+    assert 1e-4 < line.overall < 0.1
+    assert line.note == "compiled"
+    assert (used[-1][0] is not None) == attention_native.supported()
+    assert (used[-1][1] is not None) == linear_native.supported()
 
 
 def test_a_compiler_that_fails_is_no_wrong_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

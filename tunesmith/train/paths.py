@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from tunesmith.data.batch import Batch, collate
 from tunesmith.data.encode import Example
 from tunesmith.data.pack import plan_eval
+from tunesmith.device import Device
 from tunesmith.model import fused_lora, targets
 from tunesmith.model.attention import can_segment, can_share, segment_attention
 from tunesmith.model.families import packed_inputs
@@ -109,7 +110,7 @@ def fast_paths(
         together,
         name="all together, compiled",
         loss=objective_loss(sft(job.train.label_smoothing, fused=True)),
-        setting=partial(_compiled, job=job),
+        setting=partial(compiled, job=job),
         compiled=True,
         why_not="the job says train.compile=false" if job.train.compile is False
         else f"there isn't {lack}" if lack else "",
@@ -216,10 +217,12 @@ def _recomputed(model: nn.Module, job: Job) -> Iterator[None]:
 
 
 @contextmanager
-def _compiled(model: nn.Module, job: Job) -> Iterator[None]:
-    compiled = compiling.Compiled(list(targets.decoder_layers(model)))
-    compiled.build(lambda: None)
-    with _recomputed(model, job), compiled.on():
+def compiled(model: nn.Module, job: Job, device: Device | None = None) -> Iterator[None]:
+    """Layers compiled inside; on `device`, where that is given, with the kernels that a job there has."""
+    attention, linear = compiling.kernels(device, lambda _: None)
+    layers = compiling.Compiled(list(targets.decoder_layers(model)), attention=attention, linear=linear)
+    layers.build(lambda: None)
+    with _recomputed(model, job), layers.on():
         yield
 
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from tunesmith.errors import ModelError
 from tunesmith.model import adapters
 from tunesmith.model.describe import describe
 from tunesmith.model.load import require_free
-from tunesmith.train import dryrun, estimate, paths
+from tunesmith.train import compiling, dryrun, estimate, paths
 from tunesmith.train.config import VERIFIED_TOKENS, Job
 from tunesmith.train.listener import Silent
 from tunesmith.train.paths import FastPath, Found, Gradients
@@ -150,7 +151,15 @@ def _as_the_job(
         paths.microbatches(exact, rows), paths.objective_loss(own.objective), paths.as_it_is,
         packing=exact.packing, segments=exact.segments, sharing=exact.sharing,
     )  # fmt: skip
-    found = paths.run(path, own.model, own, labels)
+    found = None
+    if job.train.compile is not False and not compiling.missing():
+        compiled = replace(path, setting=partial(paths.compiled, job=job, device=own.device))
+        try:
+            found = paths.run(compiled, own.model, own, labels)
+            told.append("compiled")
+        except Exception as error:
+            told.append(f"compiling failed with {type(error).__name__}")
+    found = found or paths.run(path, own.model, own, labels)
     overall, worst, tensor = paths.difference(found[1], naive[1])
     return Line(path.name, "approximate", overall, worst, tensor, _apart(found, naive), note="; ".join(told))
 
