@@ -85,6 +85,9 @@ class RemoteModel:
                     return
                 except BaseException as error:
                     came.put((at, error))
+                    if getattr(error, "everywhere", True):
+                        client.call_off()  # here, where the next call would begin
+                        return
 
         # Daemons: a process that is told to end doesn't wait for a server.
         for _ in range(min(self.batch_size, count)):
