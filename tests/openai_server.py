@@ -85,16 +85,16 @@ def served(reply: Reply) -> Iterator[Server]:
                 under_way += 1
                 server.most_at_once = max(server.most_at_once, under_way)
             try:
-                with suppress(OSError):
-                    self._answer(call)
+                found = reply(call) if self.path == "/v1/chat/completions" else Odd(404, error="no such path")
+                odd = Odd(text=found) if isinstance(found, str) else found
+                time.sleep(odd.seconds)
             finally:
-                with lock:
+                with lock:  # before the reply: whoever has it may ask again at once
                     under_way -= 1
+            with suppress(OSError):
+                self._answer(call, odd)
 
-        def _answer(self, call: Call) -> None:
-            found = reply(call) if self.path == "/v1/chat/completions" else Odd(404, error="no such path")
-            odd = Odd(text=found) if isinstance(found, str) else found
-            time.sleep(odd.seconds)
+        def _answer(self, call: Call, odd: Odd) -> None:
             if odd.reset:
                 linger = struct.pack("ii", 1, 0)  # the kernel sends RST instead of FIN
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)

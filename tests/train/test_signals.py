@@ -115,6 +115,7 @@ def test_a_second_process_is_refused_within_a_second(place: Place) -> None:
     job = short_job(place, "second")
     child = job.start()
     child.until(lambda: job.last_step() >= 1)
+    child.send(signal.SIGSTOP)  # else it may be through before all have asked
     # `choose` is what the command asks before anything is loaded, torch included.
     asked = asked_for(load_job(job.folder / "job.yaml", [f"output={job.run.path}"]), [])
     for resume in (True, None):
