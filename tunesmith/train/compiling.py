@@ -160,9 +160,12 @@ def start(
     return compiled
 
 
+def _has_kernels(device: Device | None) -> bool:
+    return device is not None and device.kind == "cpu" and device.dtype is torch.bfloat16
+
+
 def _gain(device: Device | None) -> float:
-    here = device is not None and device.kind == "cpu" and device.dtype is torch.bfloat16
-    return _KERNELS_GAIN if here and linear_native.supported() else _GAIN
+    return _KERNELS_GAIN if _has_kernels(device) and linear_native.supported() else _GAIN
 
 
 def kernels(
@@ -171,7 +174,7 @@ def kernels(
     """Attention and LoRA in C++; None where the machine or the number format has none, or (said) it can't be
     built.
     """
-    if device is None or device.kind != "cpu" or device.dtype is not torch.bfloat16:
+    if not _has_kernels(device):
         return None, None
     compiler = torch._inductor.cpp_builder.get_cpp_compiler()
     found: list[ctypes.CDLL | None] = []
