@@ -25,7 +25,7 @@ from tunesmith.model import native
 from tunesmith.model.attention_kernels import scratch
 from tunesmith.model.native import pointers, sizes
 
-SOURCES = [Path(__file__).with_name(name) for name in ("linear_cpu.cpp", "products_cpu.h")]
+SOURCES = [Path(__file__).with_name(name) for name in ("linear_cpu.cpp", "panels_cpu.h", "products_cpu.h")]
 WHOLE = 32
 """Input and output sizes must be multiples of this; ranks are filled up to one."""
 

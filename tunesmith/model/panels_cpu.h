@@ -1,0 +1,113 @@
+// Products of rows [T, K] with a matrix [K, N] packed in panels, by tiles (AMX): rows stay in a thread's second-level
+// cache, a panel of 32 columns in its first.
+//
+// A panel: [K / 32][two tiles of 16 columns][16 pairs of k][16 columns][2], so that a tile is 1,024 bytes in a row.
+
+#pragma once
+
+#include "products_cpu.h"
+
+#include <array>
+
+namespace {
+
+constexpr int64_t STEP = 32;     // k of a tile product
+constexpr int64_t SUB = 32;      // rows whose sums are held in tiles
+constexpr int64_t PANEL = 32;    // columns of a panel
+constexpr int64_t TILE = 16 * 32;  // numbers in a tile of bf16
+constexpr int64_t CHUNK = 576;   // k of a panel that the first-level cache holds beside the rows
+
+inline int64_t up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+
+// Rows 2i and 2i + 1 of 32 numbers as 32 pairs, in two vectors of 16.
+inline void interleave(__m512i even, __m512i odd, uint32_t* low, uint32_t* high) {
+  alignas(64) static const auto index = [] {
+    std::array<std::array<uint16_t, 32>, 2> made{};
+    for (int i = 0; i < 32; i++)
+      for (int half = 0; half < 2; half++) made[half][i] = uint16_t(16 * half + i / 2 + 32 * (i % 2));
+    return made;
+  }();
+  _mm512_store_si512(low, _mm512_permutex2var_epi16(even, _mm512_load_si512(index[0].data()), odd));
+  _mm512_store_si512(high, _mm512_permutex2var_epi16(even, _mm512_load_si512(index[1].data()), odd));
+}
+
+// 16 rows of 16 pairs, `stride` numbers apart, as columns.
+inline void transpose(const Half* from, int64_t stride, uint32_t* to) {
+  __m512i r[16], t[16];
+  for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(from + i * stride);
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 4; i++) {  // rows 4 g + i hold column 4 lane + i of rows 4 g .. 4 g + 3
+    const __m512i a = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x44), b = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xee);
+    const __m512i c = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x44);
+    const __m512i d = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xee);
+    _mm512_store_si512(to + 16 * i, _mm512_shuffle_i32x4(a, c, 0x88));
+    _mm512_store_si512(to + 16 * (4 + i), _mm512_shuffle_i32x4(a, c, 0xdd));
+    _mm512_store_si512(to + 16 * (8 + i), _mm512_shuffle_i32x4(b, d, 0x88));
+    _mm512_store_si512(to + 16 * (12 + i), _mm512_shuffle_i32x4(b, d, 0xdd));
+  }
+}
+
+// Panel p of B [K, N], which stands there as it is or transposed [N, K]; `stride` of its rows in numbers.
+void pack(const Half* from, int64_t stride, bool transposed, int64_t K, int64_t p, Half* panel) {
+  for (int64_t k = 0; k < K; k += STEP, panel += 2 * TILE) {
+    auto to = reinterpret_cast<uint32_t*>(panel);
+    if (transposed) {
+      transpose(from + p * PANEL * stride + k, stride, to);
+      transpose(from + (p * PANEL + 16) * stride + k, stride, to + TILE / 2);
+    } else {
+      for (int64_t i = 0; i < 16; i++) {
+        const Half* rows = from + (k + 2 * i) * stride + p * PANEL;
+        interleave(_mm512_loadu_si512(rows), _mm512_loadu_si512(rows + stride), to + 16 * i, to + TILE / 2 + 16 * i);
+      }
+    }
+  }
+}
+
+// Tiles 0 to 3 += 32 rows of x times `steps` steps of a panel. Products of tiles leave the vector units idle:
+// `leaving.two()` has them take two rows of earlier sums on their way out in every step.
+template <class Leaving>
+inline void multiply(const Half* x, int64_t stride, const Half* panel, int64_t steps, Leaving& leaving) {
+  for (int64_t i = 0; i < steps; i++, x += STEP, panel += 2 * TILE) {
+    _tile_stream_loadd(4, x, stride * 2);
+    _tile_loadd(6, panel, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, panel + TILE, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_stream_loadd(5, x + 16 * stride, stride * 2);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+    leaving.two();
+  }
+}
+
+inline void zero() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+inline void load(const float* c) {
+  _tile_loadd(0, c, 128);
+  _tile_loadd(1, c + 16, 128);
+  _tile_loadd(2, c + 512, 128);
+  _tile_loadd(3, c + 528, 128);
+}
+
+inline void store(float* c) {
+  _tile_stored(0, c, 128);
+  _tile_stored(1, c + 16, 128);
+  _tile_stored(2, c + 512, 128);
+  _tile_stored(3, c + 528, 128);
+}
+
+}  // namespace
