@@ -27,7 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tunesmith.device import available_memory
 from tunesmith.errors import ModelError
-from tunesmith.model import fused_lora, saved, targets
+from tunesmith.model import fused_gated, fused_lora, saved, targets
 from tunesmith.model.config import AdapterSettings
 from tunesmith.model.load import require_free
 from tunesmith.model.peft_parts import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -56,6 +56,7 @@ def prepare(
     if settings.init != "default":
         tuned.pissa_initial = {n: p.detach().clone() for n, p in tuned.named_parameters() if p.requires_grad}
     fused_lora.fuse(tuned)
+    fused_gated.fuse(tuned)
     return tuned
 
 
@@ -89,6 +90,7 @@ def attach(model: PreTrainedModel, folder: Path, *, base_fingerprint: str | None
     config = _checked_config(model, folder, base_fingerprint)
     tuned = _load_adapter(model, folder, config, trainable=False).eval()
     fused_lora.fuse(tuned)  # the forward that it was trained with: the same bits
+    fused_gated.fuse(tuned)
     return tuned
 
 
@@ -105,6 +107,7 @@ def attach_several(model: PreTrainedModel, folders: Sequence[Path]) -> PeftModel
         tuned = _load_adapter(tuned, folder, config, trainable=False, name=_slot(at))
     switch(tuned, 0)
     fused_lora.fuse(tuned)
+    fused_gated.fuse(tuned)
     return cast(PeftModel, tuned.eval())
 
 

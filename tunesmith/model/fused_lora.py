@@ -114,6 +114,11 @@ def can_mix(model: nn.Module) -> bool:
 _tokens: Tensor | None = None
 
 
+def applies_to_all() -> bool:
+    """Whether adapters act on all tokens now, as they do outside `only_for`."""
+    return _tokens is None
+
+
 @contextmanager
 def only_for(tokens: Tensor | None) -> Iterator[None]:
     """The adapter acts only on tokens that are 1 in `tokens` [T], not on those that are 0; None: on all.

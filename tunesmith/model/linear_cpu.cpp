@@ -9,77 +9,9 @@
 // columns that stay in the first: h is one more panel, h V some more steps of each sum. Sums are in fp32, y is
 // rounded once.
 
-#include "panels_cpu.h"
-
-#include <omp.h>
+#include "lora_cpu.h"
 
 namespace {
-
-constexpr int64_t BLOCK_BYTES = 786432;  // rows of x that a thread keeps in its second-level cache
-
-thread_local Buffer<Half> low_of, turned_of, tail_of, other_tail_of;
-thread_local Buffer<float> sums_of;
-thread_local Buffer<uint32_t> pairs_of;
-
-// A panel of a small matrix in fp32, filled up with zeros: element (k, n) at from[k * down + n * right].
-void pack_small(const float* from, int64_t down, int64_t right, int64_t K, int64_t N, int64_t p, Half* panel) {
-  auto to = reinterpret_cast<uint16_t*>(panel);
-  std::memset(static_cast<void*>(panel), 0, up(K, STEP) * PANEL * sizeof(Half));
-  const int64_t columns = std::min(PANEL, N - p * PANEL);
-  from += p * PANEL * right;
-  for (int64_t k = 0; k < K; k++)
-    for (int64_t n = 0; n < columns; n++)
-      to[k / STEP * 2 * TILE + n / 16 * TILE + k % STEP / 2 * 32 + n % 16 * 2 + k % 2] =
-          uint16_t(rounded(from[k * down + n * right]) >> 16);
-}
-
-// Sums of 32 rows and columns on their way to bf16: taken a few rows at a time between tile products, which
-// leave the vector units idle.
-struct Leaving {
-  const float* c = nullptr;
-  Half* out = nullptr;
-  int64_t stride = 0, rows = 0, at = 0;
-  __m512 low, high, by;
-
-  void start(const float* sums, float factor, const Half* bias, int64_t count, Half* to, int64_t step) {
-    c = sums, out = to, stride = step, rows = count, at = 0;
-    by = _mm512_set1_ps(factor);
-    low = high = _mm512_setzero_ps();
-    if (bias) {
-      low = widened(bias);
-      high = widened(bias + 16);
-    }
-  }
-  void row(int64_t r) {
-    const __m512 left = _mm512_fmadd_ps(_mm512_load_ps(c + r * PANEL), by, low);
-    const __m512 right = _mm512_fmadd_ps(_mm512_load_ps(c + r * PANEL + 16), by, high);
-    _mm512_storeu_si512(out + r * stride, (__m512i)_mm512_cvtne2ps_pbh(right, left));
-  }
-  void two() {
-    if (at + 2 > rows) return;
-    row(at);
-    row(at + 1);
-    at += 2;
-  }
-  void rest() {
-    for (; at < rows; at++) row(at);
-  }
-  static __m512 widened(const Half* x) {
-    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
-  }
-};
-
-// `multiply` with the first 16 of a panel's columns alone.
-inline void multiply_half(const Half* x, int64_t stride, const Half* panel, int64_t steps) {
-  for (int64_t i = 0; i < steps; i++, x += STEP, panel += 2 * TILE) {
-    _tile_loadd(4, x, stride * 2);
-    _tile_loadd(6, panel, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, x + 16 * stride, stride * 2);
-    _tile_dpbf16ps(2, 5, 6);
-  }
-}
 
 struct Product {
   int64_t K, N, rank, R;  // R: the rank filled up to whole panels
@@ -90,81 +22,19 @@ struct Product {
 
 // `rows` rows, of which x and h have whole 32s.
 void block(const Product& p, const Half* x, int64_t x_stride, Half* h, Half* y, int64_t rows) {
-  const int64_t subs = up(rows, SUB) / SUB;
-  float* c = sums_of.get((subs + 1) * SUB * PANEL);
-  Leaving leaving;
-  for (int64_t r = 0; r < p.R / PANEL; r++)
-    for (int64_t s = 0; s < subs; s++) {
-      zero();
-      if (p.rank - r * PANEL > 16)
-        multiply(x + s * SUB * x_stride, x_stride, p.U + r * PANEL * p.K, p.K / STEP, leaving);
-      else
-        multiply_half(x + s * SUB * x_stride, x_stride, p.U + r * PANEL * p.K, p.K / STEP);
-      leaving.rest();
-      store(c);
-      leaving.start(c, p.scale, nullptr, SUB, h + s * SUB * p.R + r * PANEL, p.R);
-    }
-  leaving.rest();
+  const Left left{x, x_stride, up(rows, SUB) / SUB};
+  float* c = sums_of.get((left.subs + 1) * SUB * PANEL);
+  low_rank(left, p.U, nullptr, nullptr, p.K, p.rank, p.R, p.scale, c, h);
   if (!y) return;
-  settled();
-  for (int64_t n = 0; n < p.N / PANEL; n++) {
-    const Half* panel = p.B + n * PANEL * p.K;
-    for (int64_t k = 0; k < p.K; k += CHUNK) {
-      const int64_t steps = std::min(CHUNK, p.K - k) / STEP;
-      const bool last = k + CHUNK >= p.K;
-      for (int64_t s = 0; s < subs; s++) {
-        // With one chunk two places are enough: one is filled while the other leaves.
-        float* sums = c + (p.K > CHUNK ? s : s % 2) * SUB * PANEL;
-        if (k)
-          load(sums);
-        else
-          zero();
-        multiply(x + s * SUB * x_stride + k, x_stride, panel + k * PANEL, steps, leaving);
-        if (last && p.R) multiply(h + s * SUB * p.R, p.R, p.V + n * PANEL * p.R, p.R / STEP, leaving);
-        leaving.rest();
-        store(sums);
-        if (last)
-          leaving.start(sums, 1.0f, p.bias ? p.bias + n * PANEL : nullptr, std::min(SUB, rows - s * SUB),
-                        y + s * SUB * p.N + n * PANEL, p.N);
-      }
-    }
-  }
+  Leaving leaving;
+  for (int64_t n = 0; n < p.N / PANEL; n++)
+    panel_sums(left, p.K, p.B + n * PANEL * p.K, h, p.R, p.V + n * PANEL * p.R, c, true, false, leaving,
+               [&](int64_t s, const float* sums) {
+                 leaving.start(sums, 1.0f, p.bias ? p.bias + n * PANEL : nullptr, std::min(SUB, rows - s * SUB),
+                               y + s * SUB * p.N + n * PANEL, p.N);
+               });
   leaving.rest();
 }
-
-// sums [R][N] += left^T [R, rows] times right [rows, N]; left stands transposed, [R][rows], rows in 32s.
-void gradient(const Half* turned, int64_t R, const Half* right, int64_t stride, int64_t rows, int64_t N, float* sums) {
-  auto packed = pairs_of.get(rows * PANEL / 2);
-  for (int64_t n = 0; n < N; n += PANEL) {
-    for (int64_t t = 0; t < rows; t += 2) {
-      const Half* from = right + t * stride + n;
-      uint32_t* to = packed + t / STEP * TILE + t % STEP / 2 * 16;
-      interleave(_mm512_loadu_si512(from), _mm512_loadu_si512(from + stride), to, to + TILE / 2);
-    }
-    settled();
-    for (int64_t r = 0; r < R; r += 16) {
-      float* c = sums + r * N + n;
-      _tile_loadd(0, c, N * 4);
-      _tile_loadd(1, c + 16, N * 4);
-      for (int64_t t = 0; t < rows; t += STEP) {
-        _tile_loadd(4, turned + r * rows + t, rows * 2);
-        _tile_loadd(6, packed + t / STEP * TILE, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, packed + t / STEP * TILE + TILE / 2, 64);
-        _tile_dpbf16ps(1, 4, 7);
-      }
-      _tile_stored(0, c, N * 4);
-      _tile_stored(1, c + 16, N * 4);
-    }
-  }
-}
-
-// W [E, D] of a layer, or its transpose where `turned`, as the right side of x W^T (forward) or dy W.
-struct Weight {
-  const Half* data;
-  int64_t stride;
-  bool turned;
-};
 
 // Packs this thread's share of all that a product needs; a barrier must follow.
 void pack_all(const Weight& w, const float* u, int64_t u_down, int64_t u_right, const float* v, int64_t v_down,
@@ -177,42 +47,6 @@ void pack_all(const Weight& w, const float* u, int64_t u_down, int64_t u_right, 
   for (int64_t r = me; r < p.R / PANEL; r += count)
     pack_small(u, u_down, u_right, p.K, rank, r, p.U + r * PANEL * p.K);
 }
-
-// This thread's rows in blocks of at most `most`: calls work(first row, rows); all but the last are whole 32s.
-template <class Work>
-void in_blocks(int64_t T, int64_t most, Work work) {
-  const int64_t subs = up(T, SUB) / SUB, me = omp_get_thread_num(), count = omp_get_num_threads();
-  const int64_t first = subs * me / count, last = subs * (me + 1) / count;
-  const int64_t blocks = up((last - first) * SUB, most) / most;
-  for (int64_t b = 0; b < blocks; b++) {
-    const int64_t begin = (first + (last - first) * b / blocks) * SUB;
-    const int64_t end = std::min(T, (first + (last - first) * (b + 1) / blocks) * SUB);
-    const int64_t whole = (end - begin) / SUB * SUB;
-    if (whole) work(begin, whole);
-    if (begin + whole < end) work(begin + whole, end - begin - whole);
-  }
-}
-
-// The rows where they stand, or a copy filled up with rows of zeros.
-const Half* filled(Buffer<Half>& memory, const Half* from, int64_t& stride, int64_t rows, int64_t size) {
-  if (rows % SUB == 0) return from;
-  Half* to = memory.get(SUB * size);
-  std::memset(static_cast<void*>(to), 0, SUB * size * sizeof(Half));
-  for (int64_t r = 0; r < rows; r++) std::memcpy(static_cast<void*>(to + r * size), from + r * stride, size * 2);
-  stride = size;
-  return to;
-}
-
-// h [rows, R] as [R][rows].
-const Half* turned(const Half* h, int64_t rows, int64_t R, int64_t rank) {
-  Half* to = turned_of.get(rows * R);
-  std::memset(static_cast<void*>(to), 0, rows * R * sizeof(Half));
-  for (int64_t r = 0; r < rank; r++)
-    for (int64_t t = 0; t < rows; t++) to[r * rows + t] = h[t * R + r];
-  return to;
-}
-
-int64_t rows_of_block(int64_t width) { return std::max<int64_t>(SUB, BLOCK_BYTES / (2 * width) / SUB * SUB); }
 
 // `packed`: room for K N + (K + N) R numbers.
 Product make(int64_t K, int64_t N, int64_t rank, const Half* bias, float scale, Half* packed) {

@@ -12,7 +12,7 @@ tokens filled up to whole 32s.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,10 @@ from tunesmith.model import native
 from tunesmith.model.attention_kernels import scratch
 from tunesmith.model.native import pointers, sizes
 
-SOURCES = [Path(__file__).with_name(name) for name in ("linear_cpu.cpp", "panels_cpu.h", "products_cpu.h")]
+SOURCES = [
+    Path(__file__).with_name(name)
+    for name in ("linear_cpu.cpp", "lora_cpu.h", "panels_cpu.h", "products_cpu.h")
+]
 WHOLE = 32
 """Input and output sizes must be multiples of this; ranks are filled up to one."""
 
@@ -122,10 +125,10 @@ def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     assert _library is not None
-    x, a, b = _rows(x), a.float().contiguous(), b.float().contiguous()
+    x, a, b = rows_of(x), a.float().contiguous(), b.float().contiguous()
     bias = None if bias is None else bias.to(x.dtype).contiguous()
     y, h = _results(x, weight, bias, a, b, scale)
-    stride, turned = _layout(weight)
+    stride, turned = layout_of(weight)
     _library.linear_forward(
         *pointers(x, weight, bias, a, b), *sizes(x.stride(0), stride, turned, *x.shape, *b.shape),
         ctypes.c_float(scale), *sizes(torch.get_num_threads()), *pointers(y, h, _packed(weight, h)),
@@ -137,9 +140,9 @@ def _backward(
     dy: Tensor, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, h: Tensor, scale: float, wanted: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     assert _library is not None
-    dy, x, a, b = _rows(dy), _rows(x), a.float().contiguous(), b.float().contiguous()
+    dy, x, a, b = rows_of(dy), rows_of(x), a.float().contiguous(), b.float().contiguous()
     dx, da, db = _gradients(dy, x, weight, a, b, h, scale, wanted)
-    stride, turned = _layout(weight)
+    stride, turned = layout_of(weight)
     threads, tall = torch.get_num_threads(), -(-a.shape[0] // 16) * 16
     parts = scratch("linear parts", (threads * tall * sum(weight.shape),), da)
     _library.linear_backward(
@@ -170,26 +173,36 @@ def _gradients(
     return dx, a.new_empty(a.shape, dtype=torch.float32), b.new_empty(b.shape, dtype=torch.float32)
 
 
-def _layout(weight: Tensor) -> tuple[int, bool]:
+def layout_of(weight: Tensor) -> tuple[int, bool]:
     """The stride of a row of the weight, or of its transpose where that is what stands in rows."""
     assert 1 in weight.stride(), "as it did when `fits` was asked"
     turned = weight.stride(1) != 1
     return weight.stride(0 if not turned else 1), turned
 
 
-def _rows(x: Tensor) -> Tensor:
+def rows_of(x: Tensor) -> Tensor:
+    """x [T, D] with numbers of a row side by side."""
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-# Registered by hand: a `custom_op` costs 0.1 ms a call.
 _operators = torch.library.Library("tunesmith", "FRAGMENT")  # type: ignore[no-untyped-call]
-for _name, _takes, _gives, _do, _room in (
+
+
+def register(*operators: tuple[str, str, str, Callable[..., Any], Callable[..., Any]]) -> None:
+    """Operators for compiled code: name, what it takes, what it gives, its function, room for its results.
+
+    By hand: a `custom_op` costs 0.1 ms a call.
+    """
+    for name, takes, gives, do, room in operators:
+        _operators.define(f"{name}({takes}) -> {gives}")  # type: ignore[no-untyped-call]
+        _operators.impl(name, do, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        torch.library.register_fake(f"tunesmith::{name}", room)
+
+
+register(
     ("lora_forward", "Tensor x, Tensor weight, Tensor? bias, Tensor a, Tensor b, float scale",
      "(Tensor, Tensor)", _forward, _results),
     ("lora_backward",
      "Tensor dy, Tensor x, Tensor weight, Tensor a, Tensor b, Tensor h, float scale, bool wanted",
      "(Tensor, Tensor, Tensor)", _backward, _gradients),
-):  # fmt: skip
-    _operators.define(f"{_name}({_takes}) -> {_gives}")  # type: ignore[no-untyped-call]
-    _operators.impl(_name, _do, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-    torch.library.register_fake(f"tunesmith::{_name}", _room)
+)  # fmt: skip

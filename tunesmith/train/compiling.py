@@ -14,7 +14,6 @@ so the last bits. A training that goes on in another process therefore compiles 
 
 from __future__ import annotations
 
-import ctypes
 import sysconfig
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,8 +27,8 @@ from torch import nn
 
 from tunesmith.data.batch import Batch
 from tunesmith.device import Device
-from tunesmith.errors import ModelError
-from tunesmith.model import attention_native, linear_native
+from tunesmith.model import linear_native
+from tunesmith.model.kernels import Kernels, build
 
 WARM_UP = 20.0
 """Seconds of compilation at most on a two-core machine; a run must win more than twice that."""
@@ -65,8 +64,7 @@ class Compiled:
     """Decoder layers that run compiled inside `on`, and plainly elsewhere."""
 
     layers: Sequence[nn.Module] = ()
-    attention: ctypes.CDLL | None = None  # kernels in C++, where there are such
-    linear: ctypes.CDLL | None = None
+    kernels: Kernels = field(default_factory=Kernels)  # in C++, where there are such
     seen: list[list[int]] = field(default_factory=list)  # rows of the passes at which more was compiled
     _calls: list[object] = field(default_factory=list, init=False)
 
@@ -85,7 +83,7 @@ class Compiled:
         for layer, call in zip(self.layers, self._calls, strict=False):
             layer._compiled_call_impl = call  # type: ignore[assignment]
         try:
-            with attention_native.using(self.attention), linear_native.using(self.linear):
+            with self.kernels.using():
                 yield
         finally:
             for layer in self.layers:
@@ -149,8 +147,7 @@ def start(
         note(f"{cost}: there isn't {lack}.")
         return Compiled()
     try:
-        attention, linear = kernels(device, note)
-        compiled = Compiled(list(layers()), attention=attention, linear=linear)
+        compiled = Compiled(list(layers()), kernels(device, note))
         seconds = compiled.build(trial)
     except Exception as error:  # whatever a model's code makes the compiler stumble over
         reason = (str(error).strip().splitlines() or [""])[0]
@@ -168,20 +165,8 @@ def _gain(device: Device | None) -> float:
     return _KERNELS_GAIN if _has_kernels(device) and linear_native.supported() else _GAIN
 
 
-def kernels(
-    device: Device | None, note: Callable[[str], None]
-) -> tuple[ctypes.CDLL | None, ctypes.CDLL | None]:
-    """Attention and LoRA in C++; None where the machine or the number format has none, or (said) it can't be
-    built.
-    """
+def kernels(device: Device | None, note: Callable[[str], None]) -> Kernels:
+    """What is there in C++ for this device and its number format; `note` is told of what can't be built."""
     if not _has_kernels(device):
-        return None, None
-    compiler = torch._inductor.cpp_builder.get_cpp_compiler()
-    found: list[ctypes.CDLL | None] = []
-    for name, kernel in (("Attention", attention_native), ("LoRA", linear_native)):
-        try:
-            found.append(kernel.build(compiler) if kernel.supported() else None)
-        except (ModelError, OSError) as error:
-            note(f"{name} runs without its kernel in C++, slower: {error}")
-            found.append(None)
-    return found[0], found[1]
+        return Kernels()
+    return build(torch._inductor.cpp_builder.get_cpp_compiler(), note)

@@ -21,7 +21,7 @@ from tunesmith.data.batch import Batch, collate
 from tunesmith.data.encode import Example
 from tunesmith.data.pack import plan_eval
 from tunesmith.device import Device
-from tunesmith.model import fused_lora, targets
+from tunesmith.model import fused_gated, fused_lora, targets
 from tunesmith.model.attention import can_segment, can_share, segment_attention
 from tunesmith.model.families import packed_inputs
 from tunesmith.train import compiling
@@ -188,12 +188,14 @@ def objective_loss(objective: Objective) -> Loss:
 def peft_forward(model: nn.Module) -> Iterator[None]:
     """PEFT's own LoRA forward inside."""
     fused = any(isinstance(module, fused_lora.FusedLinear) for module in model.modules())
+    fused_gated.unfuse(model)
     fused_lora.unfuse(model)
     try:
         yield
     finally:
         if fused:
             fused_lora.fuse(model)
+            fused_gated.fuse(model)
 
 
 @contextmanager
@@ -219,8 +221,8 @@ def _recomputed(model: nn.Module, job: Job) -> Iterator[None]:
 @contextmanager
 def compiled(model: nn.Module, job: Job, device: Device | None = None) -> Iterator[None]:
     """Layers compiled inside; on `device`, where that is given, with the kernels that a job there has."""
-    attention, linear = compiling.kernels(device, lambda _: None)
-    layers = compiling.Compiled(list(targets.decoder_layers(model)), attention=attention, linear=linear)
+    kernels = compiling.kernels(device, lambda _: None)
+    layers = compiling.Compiled(list(targets.decoder_layers(model)), kernels)
     layers.build(lambda: None)
     with _recomputed(model, job), layers.on():
         yield

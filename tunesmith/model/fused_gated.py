@@ -1,0 +1,99 @@
+"""Gated feed-forward blocks whose three layers have plain LoRA, as one function where a kernel computes that.
+
+Only inside gated_native.using: everywhere else, and wherever a block isn't exactly that, its own forward runs
+over its layers as they are. A block is known by its class's forward: the very operations of `_as_usual`,
+whatever the family calls it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from functools import cache
+from typing import Any, ClassVar, cast
+
+from torch import Tensor, nn
+from transformers.activations import SiLUActivation
+
+from tunesmith.model import gated_native
+from tunesmith.model.fused_lora import FusedLinear, applies_to_all, at_work, product_dtype
+from tunesmith.model.peft_parts import lora
+
+
+def fuse(model: nn.Module) -> None:
+    """Give every such block below `model` the fused forward."""
+    for block in model.modules():
+        if not isinstance(block, FusedGated) and _is_gated(block):
+            kind: Any = type(block)
+            block.__class__ = _fused(kind)
+
+
+def unfuse(model: nn.Module) -> None:
+    """Back to their own forward everywhere."""
+    for block in model.modules():
+        if isinstance(block, FusedGated):
+            own: Any = block.plain
+            block.__class__ = own
+
+
+class FusedGated:
+    """Marks a block with the fused forward; `plain` is the class that it was."""
+
+    plain: ClassVar[type[nn.Module]]
+    gate_proj: Any
+    up_proj: Any
+    down_proj: Any
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] -> [..., D]."""
+        layers = (self.gate_proj, self.up_proj, self.down_proj)
+        names = [_plain_lora(layer) for layer in layers]
+        dtype = product_dtype(x)
+        weights = [layer.get_base_layer().weight for layer in layers]
+        if None in names or not applies_to_all() or not gated_native.fits(x.to(dtype), weights):
+            out: Tensor = cast(Any, super()).forward(x)
+            return out
+        named = list(zip(layers, cast("list[str]", names), strict=True))
+        return gated_native.gated(
+            x.to(dtype),
+            weights,
+            [layer.lora_A[name].weight for layer, name in named],
+            [layer.lora_B[name].weight for layer, name in named],
+            [layer.scaling[name] for layer, name in named],
+        )
+
+
+def _plain_lora(layer: lora.Linear) -> str | None:
+    """The one adapter at work on a frozen linear layer without a bias on which nothing hangs; else None."""
+    base = layer.get_base_layer()
+    if type(layer) is not FusedLinear or type(base) is not nn.Linear or base.bias is not None:
+        return None
+    if base.weight.requires_grad or any(
+        hooks for part in (layer, base) for hooks in (part._forward_hooks, part._forward_pre_hooks)
+    ):
+        return None
+    return at_work(layer)
+
+
+def _as_usual(self: Any, x: Tensor) -> Tensor:
+    down_proj: Tensor = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+    return down_proj
+
+
+def _is_gated(block: nn.Module) -> bool:
+    """Whether this is such a block over layers with LoRA."""
+    forward, usual = getattr(type(block).forward, "__code__", None), _as_usual.__code__
+    return (
+        forward is not None
+        and (forward.co_code, forward.co_names, forward.co_argcount)
+        == (usual.co_code, usual.co_names, usual.co_argcount)
+        and type(cast(Any, block).act_fn) in (nn.SiLU, SiLUActivation)
+        and all(
+            type(getattr(block, name, None)) is FusedLinear for name in ("gate_proj", "up_proj", "down_proj")
+        )
+    )
+
+
+@cache
+def _fused(plain: Hashable) -> Any:
+    assert isinstance(plain, type)
+    return type(f"Fused{plain.__name__}", (FusedGated, plain), {"plain": plain})

@@ -1,0 +1,45 @@
+"""The libraries in C++ that compiled training in bf16 on a CPU uses, all together."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+from tunesmith.errors import ModelError
+from tunesmith.model import attention_native, gated_native, linear_native
+
+# By what is said of each where it can't be built.
+KERNELS = {"Attention": attention_native, "LoRA": linear_native, "The feed-forward block": gated_native}
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Those that this machine has, by their names in KERNELS."""
+
+    libraries: Mapping[str, ctypes.CDLL] = field(default_factory=dict)
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """In use inside, each where it can."""
+        with ExitStack() as stack:
+            for name, library in self.libraries.items():
+                stack.enter_context(KERNELS[name].using(library))
+            yield
+
+
+def build(compiler: str, note: Callable[[str], None]) -> Kernels:
+    """All that this machine can run, compiled side by side; `note` is told of one that can't be built."""
+
+    def one(name: str) -> ctypes.CDLL | None:
+        try:
+            return KERNELS[name].build(compiler) if KERNELS[name].supported() else None
+        except (ModelError, OSError) as error:
+            note(f"{name} runs without its kernel in C++, slower: {error}")
+            return None
+
+    with ThreadPoolExecutor(len(KERNELS)) as pool:
+        built = list(pool.map(one, KERNELS))
+    return Kernels({name: library for name, library in zip(KERNELS, built, strict=True) if library})
