@@ -20,10 +20,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tunesmith.data.batch import Batch
 from tunesmith.device import Device
@@ -80,8 +80,8 @@ class Compiled:
         `rows` of the pass are kept in `seen` where it makes the compiler work.
         """
         before = _graphs() if self.active else 0
-        for layer, call in zip(self.layers, self._calls, strict=False):
-            layer._compiled_call_impl = call  # type: ignore[assignment]
+        for at, (layer, call) in enumerate(zip(self.layers, self._calls, strict=False)):
+            layer._compiled_call_impl = call if at else _wanting_gradient(call)  # type: ignore[assignment]
         try:
             with self.kernels.using():
                 yield
@@ -104,6 +104,19 @@ class Compiled:
             torch._dynamo.reset()
             raise
         return time.monotonic() - start
+
+
+def _wanting_gradient(call: Any) -> Callable[..., Any]:
+    """The first layer as all others are: under a frozen embedding its input wants no gradient, and code of
+    its own would be compiled for that, which costs more than the gradient.
+    """
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if args and torch.is_grad_enabled() and isinstance(x := args[0], Tensor) and not x.requires_grad:
+            args = (x.detach().requires_grad_(), *args[1:])
+        return call(*args, **kwargs)
+
+    return forward
 
 
 @contextmanager

@@ -42,15 +42,23 @@ def label_states(model: nn.Module, decoder: nn.Module, batch: Batch) -> Tensor:
     return states.flatten(0, 1).index_select(0, batch.keep)
 
 
-@contextmanager
-def mixed_precision(device: Device, model: nn.Module) -> Iterator[None]:
-    """Products in the device's number format, while trained weights stay fp32 masters.
+def needs_autocast(device: Device, model: nn.Module) -> bool:
+    """Whether something has to be cast for products in the device's number format.
 
     Autocast looks at every operation. Under plain LoRA on a base in that format it has nothing to cast.
     """
-    enabled = device.dtype is not torch.float32
-    if enabled:
-        masters = own_masters(model)
-        enabled = any(p.dtype is torch.float32 and id(p) not in masters for p in model.parameters())
+    if device.dtype is torch.float32:
+        return False
+    masters = own_masters(model)
+    return any(p.dtype is torch.float32 and id(p) not in masters for p in model.parameters())
+
+
+@contextmanager
+def mixed_precision(device: Device, model: nn.Module, *, needed: bool | None = None) -> Iterator[None]:
+    """Products in the device's number format, while trained weights stay fp32 masters.
+
+    `needed`: what needs_autocast says, where it was asked before; that takes some milliseconds.
+    """
+    enabled = needs_autocast(device, model) if needed is None else needed
     with torch.autocast(device.kind, dtype=device.dtype if enabled else None, enabled=enabled):
         yield

@@ -20,7 +20,7 @@ from tunesmith.device import peak_memory
 from tunesmith.errors import TrainError, lacks_memory
 from tunesmith.model.attention import segment_attention
 from tunesmith.train.compiling import shaped_by
-from tunesmith.train.forward import mixed_precision
+from tunesmith.train.forward import mixed_precision, needs_autocast
 from tunesmith.train.memory import give_back, reserve, versions, watched
 from tunesmith.train.neftune import Neftune
 from tunesmith.train.optim import build_optimizer, build_schedule
@@ -36,7 +36,9 @@ class Parts:
     schedule: torch.optim.lr_scheduler.LRScheduler
     scaler: torch.amp.GradScaler
     neftune: Neftune
-    trained: Sequence[nn.Parameter]  # looked up once: that takes as long as a layer's products
+    # Looked up once: that takes as long as a layer's products.
+    trained: Sequence[nn.Parameter]
+    autocast: bool
 
 
 @dataclass
@@ -70,6 +72,7 @@ def build_parts(training: Training) -> Parts:
         ),
         Neftune(training.settings.neftune),
         [p for p in training.model.parameters() if p.requires_grad],
+        needs_autocast(training.device, training.model),
     )
 
 
@@ -149,8 +152,9 @@ def _pass(training: Training, rows: Sequence[int], labels: int, parts: Parts, su
     """One forward and backward pass."""
     batch = training.batch([training.train[i] for i in rows])
     parts.neftune.prepare(batch)
+    precision = mixed_precision(training.device, training.model, needed=parts.autocast)
     with training.compiled.on(rows), shaped_by(batch):
-        with watched("forward", rows), mixed_precision(training.device, training.model):
+        with watched("forward", rows), precision:
             loss, _ = training.objective.loss(training.model, batch)
         with watched("backward", rows):
             parts.scaler.scale(loss / labels).backward()  # type: ignore[no-untyped-call]
