@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -29,7 +30,7 @@ from torch import nn
 from tunesmith.data.batch import Batch
 from tunesmith.device import Device
 from tunesmith.errors import ModelError
-from tunesmith.model import attention_native, linear_native
+from tunesmith.model import attention_native, head_native, linear_native
 
 WARM_UP = 20.0
 """Seconds of compilation at most on a two-core machine; a run must win more than twice that."""
@@ -67,6 +68,7 @@ class Compiled:
     layers: Sequence[nn.Module] = ()
     attention: ctypes.CDLL | None = None  # kernels in C++, where there are such
     linear: ctypes.CDLL | None = None
+    head: ctypes.CDLL | None = None
     seen: list[list[int]] = field(default_factory=list)  # rows of the passes at which more was compiled
     _calls: list[object] = field(default_factory=list, init=False)
 
@@ -85,7 +87,11 @@ class Compiled:
         for layer, call in zip(self.layers, self._calls, strict=False):
             layer._compiled_call_impl = call  # type: ignore[assignment]
         try:
-            with attention_native.using(self.attention), linear_native.using(self.linear):
+            with (
+                attention_native.using(self.attention),
+                linear_native.using(self.linear),
+                head_native.using(self.head),
+            ):
                 yield
         finally:
             for layer in self.layers:
@@ -149,8 +155,8 @@ def start(
         note(f"{cost}: there isn't {lack}.")
         return Compiled()
     try:
-        attention, linear = kernels(device, note)
-        compiled = Compiled(list(layers()), attention=attention, linear=linear)
+        attention, linear, head = kernels(device, note)
+        compiled = Compiled(list(layers()), attention=attention, linear=linear, head=head)
         seconds = compiled.build(trial)
     except Exception as error:  # whatever a model's code makes the compiler stumble over
         reason = (str(error).strip().splitlines() or [""])[0]
@@ -170,18 +176,19 @@ def _gain(device: Device | None) -> float:
 
 def kernels(
     device: Device | None, note: Callable[[str], None]
-) -> tuple[ctypes.CDLL | None, ctypes.CDLL | None]:
-    """Attention and LoRA in C++; None where the machine or the number format has none, or (said) it can't be
-    built.
+) -> tuple[ctypes.CDLL | None, ctypes.CDLL | None, ctypes.CDLL | None]:
+    """Attention, LoRA and the head's loss in C++; None where the machine or the number format has none, or
+    (said) it can't be built.
     """
     if not _has_kernels(device):
-        return None, None
+        return None, None, None
     compiler = torch._inductor.cpp_builder.get_cpp_compiler()
-    found: list[ctypes.CDLL | None] = []
-    for name, kernel in (("Attention", attention_native), ("LoRA", linear_native)):
+
+    def built(name: str, kernel: ModuleType) -> ctypes.CDLL | None:
         try:
-            found.append(kernel.build(compiler) if kernel.supported() else None)
+            return kernel.build(compiler) if kernel.supported() else None
         except (ModelError, OSError) as error:
             note(f"{name} runs without its kernel in C++, slower: {error}")
-            found.append(None)
-    return found[0], found[1]
+            return None
+
+    return built("Attention", attention_native), built("LoRA", linear_native), built("The head", head_native)

@@ -219,8 +219,10 @@ def _recomputed(model: nn.Module, job: Job) -> Iterator[None]:
 @contextmanager
 def compiled(model: nn.Module, job: Job, device: Device | None = None) -> Iterator[None]:
     """Layers compiled inside; on `device`, where that is given, with the kernels that a job there has."""
-    attention, linear = compiling.kernels(device, lambda _: None)
-    layers = compiling.Compiled(list(targets.decoder_layers(model)), attention=attention, linear=linear)
+    attention, linear, head = compiling.kernels(device, lambda _: None)
+    layers = compiling.Compiled(
+        list(targets.decoder_layers(model)), attention=attention, linear=linear, head=head
+    )
     layers.build(lambda: None)
     with _recomputed(model, job), layers.on():
         yield
