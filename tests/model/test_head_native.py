@@ -218,6 +218,7 @@ def test_what_it_does_not_compute(library: ctypes.CDLL, monkeypatch: pytest.Monk
         assert not head_native.fits(hidden[:0], weight, None, 0.0)
         assert not head_native.fits(hidden[:, :48], weight[:, :48], None, 0.0)
         assert not head_native.fits(hidden, weight[:20], None, 0.0)
+        assert not head_native.fits(hidden.repeat(1, 33), weight.repeat(1, 33), None, 0.0), "too wide"
         assert not head_native.fits(hidden[:, :32], weight[:, ::2], None, 0.0)
         monkeypatch.setattr(torch, "get_num_threads", lambda: 2000)
         assert not head_native.fits(hidden, weight, None, 0.0), "sums of all threads take too much memory"

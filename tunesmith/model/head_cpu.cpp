@@ -11,8 +11,8 @@
 //   u = exp(h W^T - z_y) in bf16               sums += u W
 //
 // The label's own logit, known beforehand, takes the running maximum's place: what is near it is the more exact, and
-// nothing is scaled anew. Where a logit lies so far above that the sums could overflow, the rows are done once more with
-// the maximum. The label's own part is left out of the sums and added exactly: p_y - 1 would be lost in rounding.
+// nothing is scaled anew. Where a logit lies so far above that the sums could overflow, the rows are done once more
+// with the maximum. The label's own part is left out of the sums and added exactly: p_y - 1 would be lost in rounding.
 // Exponentials are taken while the tiles work. Threads share the vocabulary: each reads its part of the weight alone.
 
 #include "panels_cpu.h"
@@ -25,9 +25,9 @@
 namespace {
 
 constexpr float LOG2_E = 1.44269504f, LN_2 = 0.69314718f;  // exponentials are powers of two here
-constexpr float FAR = 64.0f;             // above the label's logit, in those units
-constexpr int64_t BLOCK_BYTES = 1179648;  // of the weight, both ways round, that a thread keeps in its second-level cache
-constexpr int64_t STATES = 3 * LANES;    // of a row: largest, sum of exponentials, sum
+constexpr float FAR = 64.0f;              // above the label's logit, in those units
+constexpr int64_t BLOCK_BYTES = 1179648;  // of the weight, both ways round, kept in the second-level cache
+constexpr int64_t STATES = 3 * LANES;     // of a row, a vector each: largest, sum of exponentials, sum
 
 thread_local Buffer<Half> left_of, block_of, powers_of;
 thread_local Buffer<float> parts_of, states_of, rows_of, sums_of, columns_of;
@@ -39,8 +39,8 @@ struct Head {
   float scale, cap, smoothing;
 };
 
-// What is known of a chunk's rows beforehand. `reference`: what is subtracted from logits; `shift`: how far it lies above
-// the label's own; `slope`: the cap's derivative there.
+// What is known of a chunk's rows beforehand. `reference`: what is subtracted from logits; `shift`: how far it lies
+// above the label's own; `slope`: the cap's derivative there.
 struct Rows {
   int64_t count, subs;
   Half* left;  // [subs][D / 32][32][32]
@@ -112,8 +112,13 @@ struct Leaving {
   }
 };
 
-struct Nothing {
-  void two() {}
+// Asks for the sums that come next, which may lie in the third-level cache.
+struct Fetching {
+  const float* next;
+  void two() {
+    for (int i = 0; i < 4; i++) _mm_prefetch(reinterpret_cast<const char*>(next + 16 * i), _MM_HINT_T0);
+    next += 64;
+  }
 };
 
 // Tiles 0 to 3 += 32 rows, laid out as [steps][32][32], times a panel. Here the rows stay in the first-level cache, and
@@ -144,18 +149,17 @@ void pass(const Head& head, const Rows& rows, int64_t first, int64_t last, float
   Half* powers = powers_of.get(most * SUB * PANEL);
   float* c = sums_of.get((most + 1) * SUB * PANEL);
   Leaving<CAPPED, SMOOTHED> leaving(head);
-  Nothing nothing;
   for (int64_t r = 0; r < rows.subs * SUB; r++) {
     std::fill(states + r * STATES, states + (r + 1) * STATES, 0.0f);
     std::fill(states + r * STATES, states + r * STATES + LANES, -INFINITY);
   }
   if (sums && first == last) std::fill(sums, sums + rows.subs * SUB * D, 0.0f);
   for (int64_t block = first; block < last; block += most) {
-    const int64_t panels = std::min(most, last - block);
+    const int64_t panels = std::min(most, last - block), deep = panels * PANEL;
     const Half* from = head.weight + block * PANEL * head.stride;
     for (int64_t p = 0; p < panels; p++) pack(from, head.stride, true, D, p, down + p * PANEL * D);
     if (sums)
-      for (int64_t d = 0; d < steps; d++) pack(from, head.stride, false, panels * PANEL, d, up + d * PANEL * panels * PANEL);
+      for (int64_t d = 0; d < steps; d++) pack(from, head.stride, false, deep, d, up + d * deep * PANEL);
     for (int64_t s = 0; s < rows.subs; s++) {
       settled();
       for (int64_t k = 0; k < D; k += CHUNK) {
@@ -166,12 +170,13 @@ void pass(const Head& head, const Rows& rows, int64_t first, int64_t last, float
             load(place);
           else
             zero();
-          passing(rows.left + (s * D + k) * SUB, down + p * PANEL * D + k * PANEL, std::min(CHUNK, D - k) / STEP, leaving);
+          passing(rows.left + (s * D + k) * SUB, down + (p * D + k) * PANEL, std::min(CHUNK, D - k) / STEP, leaving);
           leaving.rest();
           store(place);
           settled();
           if (ends)
-            leaving.start(place, rows, s * SUB, (block + p) * PANEL, states + s * SUB * STATES, powers + p * SUB * PANEL);
+            leaving.start(place, rows, s * SUB, (block + p) * PANEL, states + s * SUB * STATES,
+                          powers + p * SUB * PANEL);
         }
       }
       leaving.rest();
@@ -183,7 +188,8 @@ void pass(const Head& head, const Rows& rows, int64_t first, int64_t last, float
           zero();
         else
           load(place);
-        passing(powers, up + d * PANEL * panels * PANEL, panels, nothing);
+        Fetching fetching{place + SUB * PANEL};
+        passing(powers, up + d * deep * PANEL, panels, fetching);
         store(place);
       }
     }
@@ -224,7 +230,7 @@ void lay_out(const Head& head, const Half* hidden, int64_t stride, const int64_t
 }
 
 // Whether a row has a logit far above its label's; it is the reference then.
-bool raise(Rows& rows, int64_t r, const float* states, int64_t step, int64_t threads) {
+bool lift(Rows& rows, int64_t r, const float* states, int64_t step, int64_t threads) {
   __m512 top = _mm512_load_ps(states);
   for (int64_t t = 1; t < threads; t++) top = _mm512_max_ps(top, _mm512_load_ps(states + t * step));
   const float most = _mm512_reduce_max_ps(top);
@@ -281,12 +287,12 @@ extern "C" {
 
 int head_supported() { return permitted(); }
 
-// Rows of which all threads keep sums at a time: `rows` at most. hidden [N, D], weight [V, D], targets [N] -> total, each
-// [N], dhidden [N, D] (null: not wanted). cap 0: none; smoothing only without a cap. Returns 0 for a target that there
-// isn't.
-int head_loss(const Half* hidden, const Half* weight, const int64_t* targets, int64_t hidden_stride, int64_t weight_stride,
-              int64_t N, int64_t D, int64_t V, float scale, float cap, float smoothing, int64_t rows, int64_t threads,
-              float* total, float* each, Half* dhidden) {
+// hidden [N, D], weight [V, D], targets [N] -> total, each [N], dhidden [N, D] (null: not wanted). cap 0: none;
+// smoothing only without a cap. The weight is read once for `rows` rows, of which all threads keep sums. Returns 0 for
+// a target that isn't in the vocabulary.
+int head_loss(const Half* hidden, const Half* weight, const int64_t* targets, int64_t hidden_stride,
+              int64_t weight_stride, int64_t N, int64_t D, int64_t V, float scale, float cap, float smoothing,
+              int64_t rows, int64_t threads, float* total, float* each, Half* dhidden) {
   for (int64_t i = 0; i < N; i++)
     if (targets[i] < 0 || targets[i] >= V) return 0;
   const Head head{weight, weight_stride, V, D, scale, cap, smoothing};
@@ -331,7 +337,7 @@ int head_loss(const Half* hidden, const Half* weight, const int64_t* targets, in
         if (once) break;
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < chunk.count; r++)
-          if (raise(chunk, r, states + r * STATES, states_step, count)) raised = start;
+          if (lift(chunk, r, states + r * STATES, states_step, count)) raised = start;
         again = raised == start;
       }
 #pragma omp for schedule(static)

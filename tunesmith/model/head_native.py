@@ -30,6 +30,9 @@ SUMS = 48 * 2**20
 FEWEST_ROWS = 128
 """Fewer at a time would spend too long on laying out the weight."""
 
+WIDEST = 2048
+"""Hidden sizes beyond leave so few columns of the weight in the cache that torch's products are faster."""
+
 _library: ctypes.CDLL | None = None
 
 
@@ -66,7 +69,7 @@ def fits(hidden: Tensor, weight: Tensor, cap: float | None, smoothing: float) ->
         and hidden.device.type == "cpu"
         and hidden.dtype is weight.dtype is torch.bfloat16
         and len(hidden) > 0
-        and v > 0 < d
+        and v > 0 < d <= WIDEST
         and v % WHOLE == d % WHOLE == 0
         and weight.stride(1) == 1
         and _rows(d) >= FEWEST_ROWS
