@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tests.train.test_equality import rows
+from tests.train.test_head import MORE, TINY
 from tunesmith.data.batch import collate
 from tunesmith.device import Device
 from tunesmith.errors import ModelError
@@ -273,6 +276,38 @@ def test_training_takes_it_and_compiles_no_loop(
     assert (apart / sum(float(q.square().sum()) for q in wanted[1])) ** 0.5 < 0.02
     step(sft(smoothing))
     assert counted.calls == ["head_loss"], "outside it is plain torch"
+
+
+@pytest.mark.parametrize("family", ["granite", "cohere", "gemma2", "qwen2"])
+def test_families_with_factors_and_caps(family: str, library: ctypes.CDLL) -> None:
+    """As near to the model's own loss in fp32 as its own logits in bf16 are."""
+    config = AutoConfig.for_model(
+        family, **{**TINY, **MORE.get(family, {}), "hidden_size": 64, "vocab_size": 224}
+    )
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    states = (torch.randn(40, 64) * 3).bfloat16()
+    weight = model.get_output_embeddings().weight.data.bfloat16()
+    found = head.head_of(model)
+    assert found is not None
+    one, targets = replace(found[1], weight=weight), torch.arange(40)
+    assert (one.scale, one.cap) != (1.0, None) or family == "qwen2"
+
+    def gradient(loss: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> list[Tensor]:
+        x = x.detach().requires_grad_()
+        total, each = loss(x)
+        return [total.detach(), each, *torch.autograd.grad(total, x)]
+
+    wanted = gradient(
+        lambda x: loss_of(x @ weight.double().t(), targets, one.scale, one.cap), states.double()
+    )
+    counted = Counting(library)
+    with head_native.using(counted):  # type: ignore[arg-type]
+        native = gradient(lambda x: head.head_loss(x, targets, one), states)
+    torchs = gradient(lambda x: head.head_loss(x, targets, one), states)
+    assert counted.calls == ["head_loss"]
+    assert max(errors(native, wanted)) < 2.5e-3
+    assert errors(native, wanted)[2] < errors(torchs, wanted)[2]
 
 
 @pytest.mark.parametrize("what", ["bias", "lora", "trained", "fp32"])
