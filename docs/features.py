@@ -131,7 +131,12 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         "Output head on label tokens alone, in chunks, full logits never held; plain LoRA as one function: gradients equal "
         "those of transformers and PEFT",
         "输出层只作用于标签词元并分块计算，从不生成完整 logits；普通 LoRA 合为一个函数：梯度与 transformers、PEFT 一致",
-        ("train/test_head.py", "model/test_fused_lora.py", "train/test_compiling.py"),
+        (
+            "train/test_head.py",
+            "model/test_head_native.py",
+            "model/test_fused_lora.py",
+            "train/test_compiling.py",
+        ),
     ),
     (
         "`plan`: memory by part, disk and time before a training, for this machine or a card by name; where it doesn't fit, "

@@ -9,10 +9,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from tunesmith.errors import ModelError
-from tunesmith.model import attention_native, gated_native, linear_native
+from tunesmith.model import attention_native, gated_native, head_native, linear_native
 
 # By what is said of each where it can't be built.
-KERNELS = {"Attention": attention_native, "LoRA": linear_native, "The feed-forward block": gated_native}
+KERNELS = {
+    "Attention": attention_native, "LoRA": linear_native, "The feed-forward block": gated_native,
+    "The head": head_native,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ sum: the gradient that comes back is one number, a factor.
     z = cap tanh(scale (h W^T + bias + s (h A^T) B^T) / cap)        what of this a model has: `head_of`
     loss = sum over label tokens of  logsumexp(z) - (1 - e) z[label] - e mean(z)       e: label smoothing
 
+Compiled training in bf16 takes a plain frozen head in one call where the processor has tiles
+(model/head_native.py).
+
 A head that isn't understood (a family not listed, another module, a hook on it) has no `Head`; the caller
 then asks the model for its logits at label positions (forward.label_logits).
 
@@ -24,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tunesmith.model import head_native
 from tunesmith.model.fused_lora import at_work, product_dtype
 from tunesmith.model.peft_parts import PeftModel, lora
 
@@ -98,15 +102,30 @@ def head_loss(
     The second result [N] is the loss of each by itself, not smoothed; it has no gradient. `fused` compiles
     what lies between the products into one loop (needs a C++ compiler); same results.
     """
-    plain = head.scale == 1.0 and head.cap is None
-    function = _compiled() if fused else _in_place if plain else _chunk_loss
     wanted = torch.is_grad_enabled()
-    chunk = partial(function, wanted=wanted, scale=head.scale, cap=head.cap, smoothing=label_smoothing)
-    weights = (head.weight, head.bias, head.a, head.b)
-    result: tuple[Tensor, Tensor] = _HeadLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, *weights, targets, head.lora_scale, chunk, wanted
+    if _native(hidden, head, label_smoothing):
+        found = _NativeLoss.apply(  # type: ignore[no-untyped-call]
+            hidden, head, targets, label_smoothing, wanted and hidden.requires_grad
+        )
+    else:
+        plain = head.scale == 1.0 and head.cap is None
+        function = _compiled() if fused else _in_place if plain else _chunk_loss
+        chunk = partial(function, wanted=wanted, scale=head.scale, cap=head.cap, smoothing=label_smoothing)
+        found = _HeadLoss.apply(  # type: ignore[no-untyped-call]
+            hidden, head.weight, head.bias, head.a, head.b, targets, head.lora_scale, chunk, wanted
+        )
+    return cast(tuple[Tensor, Tensor], found)
+
+
+def _native(hidden: Tensor, head: Head, smoothing: float) -> bool:
+    """Whether the head is one for the library, and it is in use."""
+    return (
+        head.bias is None
+        and head.a is None
+        and not head.weight.requires_grad
+        and product_dtype(hidden) is hidden.dtype
+        and head_native.fits(hidden, head.weight, head.cap, smoothing)
     )
-    return result
 
 
 def _chunk_loss(
@@ -190,6 +209,23 @@ class _HeadLoss(torch.autograd.Function):
             for grad, dtype in zip(ctx.saved_tensors, ctx.formats, strict=True)
         ]
         return *grads, None, None, None, None
+
+
+class _NativeLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Head, targets: Tensor, smoothing: float, wanted: bool
+    ) -> tuple[Tensor, Tensor]:
+        total, each, grad = head_native.head_loss(
+            hidden, head.weight, targets, head.scale, head.cap, smoothing, wanted=wanted
+        )
+        ctx.save_for_backward(grad)
+        ctx.mark_non_differentiable(each)
+        return total, each
+
+    @staticmethod
+    def backward(ctx: Any, *factors: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.saved_tensors[0] * factors[0], None, None, None, None
 
 
 def _forward(
