@@ -24,6 +24,7 @@
 
 namespace {
 
+constexpr float LN_2 = 0.69314718f;       // exponentials are powers of two here
 constexpr float FAR = 64.0f;              // above the label's logit, in those units
 constexpr int64_t BLOCK_BYTES = 1179648;  // of the weight, both ways round, kept in the second-level cache
 constexpr int64_t STATES = 3 * LANES;     // of a row, a vector each: largest, sum of exponentials, sum
