@@ -134,6 +134,7 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         (
             "train/test_head.py",
             "model/test_head_native.py",
+            "model/test_gated_native.py",
             "model/test_fused_lora.py",
             "train/test_compiling.py",
         ),

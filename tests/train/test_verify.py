@@ -16,7 +16,7 @@ from tests.train.test_run import make_job
 from tunesmith import api
 from tunesmith.data.batch import Batch
 from tunesmith.errors import ModelError, PlanError
-from tunesmith.model import attention_kernels, attention_native, fused_lora, head_native, linear_native
+from tunesmith.model import attention_kernels, fused_lora, kernels
 from tunesmith.train import compiling, head, paths, verify
 from tunesmith.train.run import train
 
@@ -100,20 +100,18 @@ def test_the_compiled_path(tmp_path: Path) -> None:
 def test_the_compiled_path_in_bf16_has_the_kernels_that_training_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    used: list[tuple[object, object, object]] = []
+    used: list[set[str]] = []
     build = compiling.Compiled.build
     monkeypatch.setattr(
         compiling.Compiled, "build",
-        lambda self, trial: used.append((self.attention, self.linear, self.head)) or build(self, trial),
+        lambda self, trial: used.append({*self.kernels.libraries}) or build(self, trial),
     )  # fmt: skip
     line = api.verify(make_job(tmp_path, train={"dtype": "bf16"})).lines[-1]
     assert line.state == "approximate"
     assert line.overall is not None
     assert 1e-4 < line.overall < 0.1
     assert line.note == "compiled"
-    assert (used[-1][0] is not None) == attention_native.supported()
-    assert (used[-1][1] is not None) == linear_native.supported()
-    assert (used[-1][2] is not None) == head_native.supported()
+    assert used[-1] == {name for name, kernel in kernels.KERNELS.items() if kernel.supported()}
 
 
 def test_a_compiler_that_fails_is_no_wrong_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
