@@ -229,7 +229,7 @@ def test_training_compiles_the_model_over_it(
 
 
 @pytest.mark.parametrize(
-    "away", ["disabled", "another adapter", "a hook on a layer", "only some tokens", "unfused"]
+    "away", ["disabled", "another adapter", "a hook on a layer", "only some tokens", "merged", "unfused"]
 )
 def test_its_own_forward_runs_where_it_is_not_exactly_that(
     away: str, tuned: PeftModel, library: ctypes.CDLL
@@ -258,6 +258,10 @@ def test_its_own_forward_runs_where_it_is_not_exactly_that(
         elif away == "only some tokens":
             with fused_lora.only_for(torch.tensor([1, 0, 1])):
                 block(x)
+        elif away == "merged":
+            tuned.merge_and_unload()
+            assert type(block.gate_proj) is torch.nn.Linear
+            block(x)
         else:
             fused_gated.unfuse(tuned)
             block(x)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from functools import cache
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 
 from tunesmith.model import gated_native
 from tunesmith.model.fused_lora import FusedLinear, applies_to_all, at_work, product_dtype
-from tunesmith.model.peft_parts import lora
 
 
 def fuse(model: nn.Module) -> None:
@@ -45,33 +44,43 @@ class FusedGated:
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., D]."""
-        layers = (self.gate_proj, self.up_proj, self.down_proj)
-        names = [_plain_lora(layer) for layer in layers]
+        found = [_plain_lora(layer) for layer in (self.gate_proj, self.up_proj, self.down_proj)]
+        loras = [lora for lora in found if lora is not None]
         dtype = product_dtype(x)
-        weights = [layer.get_base_layer().weight for layer in layers]
-        if None in names or not applies_to_all() or not gated_native.fits(x.to(dtype), weights):
+        weights = [lora.weight for lora in loras]
+        if len(loras) < len(found) or not applies_to_all() or not gated_native.fits(x.to(dtype), weights):
             out: Tensor = cast(Any, super()).forward(x)
             return out
-        named = list(zip(layers, cast("list[str]", names), strict=True))
         return gated_native.gated(
             x.to(dtype),
             weights,
-            [layer.lora_A[name].weight for layer, name in named],
-            [layer.lora_B[name].weight for layer, name in named],
-            [layer.scaling[name] for layer, name in named],
+            [lora.a for lora in loras],
+            [lora.b for lora in loras],
+            [lora.scale for lora in loras],
         )
 
 
-def _plain_lora(layer: lora.Linear) -> str | None:
-    """The one adapter at work on a frozen linear layer without a bias on which nothing hangs; else None."""
-    base = layer.get_base_layer()
-    if type(layer) is not FusedLinear or type(base) is not nn.Linear or base.bias is not None:
+class _LoRA(NamedTuple):
+    weight: Tensor
+    a: Tensor
+    b: Tensor
+    scale: float
+
+
+def _plain_lora(layer: nn.Module) -> _LoRA | None:
+    """What a layer computes that is frozen, without a bias, with one adapter at work; else None.
+
+    Asked in every pass: PEFT may have merged it, taken it out, or hung something on it since.
+    """
+    if type(layer) is not FusedLinear or type(base := layer.get_base_layer()) is not nn.Linear:
         return None
-    if base.weight.requires_grad or any(
-        hooks for part in (layer, base) for hooks in (part._forward_hooks, part._forward_pre_hooks)
-    ):
+    if base.bias is not None or base.weight.requires_grad:
         return None
-    return at_work(layer)
+    if any(hooks for part in (layer, base) for hooks in (part._forward_hooks, part._forward_pre_hooks)):
+        return None
+    if (name := at_work(layer)) is None:
+        return None
+    return _LoRA(base.weight, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
 
 
 def _as_usual(self: Any, x: Tensor) -> Tensor:
