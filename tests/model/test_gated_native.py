@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from tests.families import tiny_model
 from tests.model.test_linear_native import Counting, errors
@@ -103,7 +104,7 @@ def test_results_are_nearer_to_the_exact_ones_than_layer_by_layer(
     block = given(*shape)
     wanted = exact(block)
     with gated_native.using(library):
-        assert gated_native.fits(block[0], block[1])
+        assert gated_native.fits(block[0], block[1], [8, 8, 8])
         ours = errors(computed(in_one, *block), wanted)
     theirs = errors(computed(by_torch, *block), wanted)
     few = shape[0] < 30  # of which a rounding that falls the other way is a larger share
@@ -164,16 +165,22 @@ def test_no_rows(library: ctypes.CDLL) -> None:
 
 def test_what_it_does_not_compute(library: ctypes.CDLL) -> None:
     x, weights, *_ = given(4, 64, 96, (8, 8, 8))
-    assert not gated_native.fits(x, weights)
+
+    def fits(x: Tensor, weights: Sequence[Tensor], ranks: Sequence[int] = (8, 8, 8)) -> bool:
+        return gated_native.fits(x, weights, ranks)
+
+    assert not fits(x, weights)
     with gated_native.using(library):
-        assert gated_native.fits(x, weights)
-        assert not gated_native.fits(x.float(), [w.float() for w in weights])
-        assert not gated_native.fits(x, [weights[0], weights[1][:64], weights[2]])
-        assert not gated_native.fits(x[:, :32], weights)
-        assert not gated_native.fits(x, [w[:80] if len(w) > 80 else w[:, :80] for w in weights])
+        assert fits(x, weights)
+        assert fits(x, weights, [gated_native.HIGHEST_RANK] * 3)
+        assert not fits(x, weights, [8, gated_native.HIGHEST_RANK + 1, 8])
+        assert not fits(x.float(), [w.float() for w in weights])
+        assert not fits(x, [weights[0], weights[1][:64], weights[2]])
+        assert not fits(x[:, :32], weights)
+        assert not fits(x, [w[:80] if len(w) > 80 else w[:, :80] for w in weights])
         wide = torch.empty(gated_native.WIDEST + 32, 64, dtype=torch.bfloat16)
-        assert not gated_native.fits(x, [wide, wide, wide.t()])
-    assert not gated_native.fits(x, weights)
+        assert not fits(x, [wide, wide, wide.t()])
+    assert not fits(x, weights)
 
 
 def test_a_system_that_forbids_tiles_is_told(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,45 +235,69 @@ def test_training_compiles_the_model_over_it(
     assert (apart / sum(float(q.square().sum()) for q in wanted)) ** 0.5 < 0.02
 
 
-@pytest.mark.parametrize(
-    "away", ["disabled", "another adapter", "a hook on a layer", "only some tokens", "merged", "unfused"]
-)
+def hooked(part: torch.nn.Module, kind: str) -> None:
+    getattr(part, f"register_{kind}")(lambda *_: None)
+
+
+def bias(block: Any) -> None:
+    block.up_proj.get_base_layer().bias = torch.nn.Parameter(torch.zeros(96).bfloat16(), requires_grad=False)
+
+
+AWAY: dict[str, Callable[[PeftModel, Any], Any]] = {
+    "disabled": lambda model, _: model.base_model.disable_adapter_layers(),
+    "several adapters": lambda model, _: (
+        model.add_adapter("second", LoraConfig(target_modules="all-linear")),
+        model.base_model.set_adapter(["default", "second"]),
+    ),
+    "merged": lambda model, _: model.merge_adapter(),
+    "merged for good": lambda model, _: model.merge_and_unload(),
+    "taken out": lambda model, _: model.unload(),
+    "a trained base": lambda _, block: block.down_proj.get_base_layer().weight.requires_grad_(),
+    "a bias": lambda _, block: bias(block),
+    "dropout": lambda _, block: block.up_proj.lora_dropout.update({"default": torch.nn.Dropout(0.5)}),
+    "another gate": lambda _, block: setattr(block, "act_fn", torch.nn.GELU()),
+    "a hook on a layer": lambda _, block: hooked(block.gate_proj, "forward_hook"),
+    "a hook before a base": lambda _, block: hooked(block.up_proj.get_base_layer(), "forward_pre_hook"),
+    "a hook on the way back": lambda _, block: hooked(block.down_proj, "full_backward_hook"),
+    "a hook on the gate": lambda _, block: hooked(block.act_fn, "full_backward_pre_hook"),
+    "unfused": lambda model, _: fused_gated.unfuse(model),
+}
+
+
+@pytest.mark.parametrize("away", AWAY)
 def test_its_own_forward_runs_where_it_is_not_exactly_that(
     away: str, tuned: PeftModel, library: ctypes.CDLL
 ) -> None:
     fused_lora.fuse(tuned)
     fused_gated.fuse(tuned)
-    block = tuned.get_base_model().model.layers[0].mlp  # type: ignore[union-attr]
+    block: Any = tuned.get_base_model().model.layers[0].mlp  # type: ignore[union-attr]
     counted: Any = Counting(library)
     x = torch.randn(3, 64).bfloat16()
-    with gated_native.using(counted), torch.no_grad():
+    with gated_native.using(counted):
         block(x)
         assert counted.calls == ["gated_forward"]
         counted.calls.clear()
-        if away == "disabled":
-            with tuned.disable_adapter():
-                block(x)
-        elif away == "another adapter":
-            tuned.add_adapter("second", LoraConfig(target_modules="all-linear"))
-            tuned.base_model.set_adapter(["default", "second"])
+        with fused_lora.only_for(torch.tensor([1, 0, 1])):
             block(x)
-        elif away == "a hook on a layer":
-            seen = []
-            block.gate_proj.register_forward_hook(lambda *_: seen.append(1))
-            block(x)
-            assert seen
-        elif away == "only some tokens":
-            with fused_lora.only_for(torch.tensor([1, 0, 1])):
-                block(x)
-        elif away == "merged":
-            tuned.merge_and_unload()
-            assert type(block.gate_proj) is torch.nn.Linear
-            block(x)
-        else:
-            fused_gated.unfuse(tuned)
-            block(x)
-            assert type(block).__name__ == "LlamaMLP"
+        AWAY[away](tuned, block)
+        block(x)
     assert not counted.calls
+
+
+class Turned(LlamaMLP):
+    """The same names in another order."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        down_proj: Tensor = self.down_proj(self.up_proj(x) * self.act_fn(self.gate_proj(x)))
+        return down_proj
+
+
+def test_a_block_is_known_by_its_operations(tuned: PeftModel) -> None:
+    layers: Any = tuned.get_base_model().model.layers  # type: ignore[union-attr]
+    layers[1].mlp.__class__ = Turned
+    fused_lora.fuse(tuned)
+    fused_gated.fuse(tuned)
+    assert [isinstance(layer.mlp, fused_gated.FusedGated) for layer in layers] == [True, False]
 
 
 @pytest.mark.parametrize(

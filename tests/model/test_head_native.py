@@ -171,6 +171,21 @@ def test_a_logit_that_is_no_number_is_no_number_in_the_loss(library: ctypes.CDLL
             assert gradient.isfinite().all(-1).tolist() == [i != 3 for i in range(40)]
 
 
+def test_a_label_whose_own_logit_overflows_is_no_sure_answer(library: ctypes.CDLL) -> None:
+    hidden, weight, targets = given(40, 64, 96)
+    targets[3] = 7
+    assert 7 not in [*targets[:3].tolist(), *targets[4:].tolist()]
+    hidden[3], hidden[:, 0], hidden[3, 0] = 0, 0, 1e20
+    weight[7], weight[7, 0] = 0, 1e20
+    with head_native.using(library):
+        for smoothing in (0.0, 0.1):
+            total, each, gradient = head_native.head_loss(hidden, weight, targets, smoothing=smoothing)
+            assert gradient is not None
+            assert not torch.isfinite(total)
+            assert torch.isfinite(each).tolist() == [i != 3 for i in range(40)]
+            assert gradient.isfinite().all(-1).tolist() == [i != 3 for i in range(40)]
+
+
 def test_rows_with_gaps_and_no_gradient(library: ctypes.CDLL) -> None:
     hidden, weight, targets = given(50, 64, 96)
     with head_native.using(library):

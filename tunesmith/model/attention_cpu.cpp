@@ -33,7 +33,6 @@ namespace {
 
 constexpr int64_t P = 64;  // tokens of a panel
 constexpr float INF = std::numeric_limits<float>::infinity();
-// Exponentials are powers of two here: maxima are in their units.
 
 struct Shape {
   int64_t heads, kv_heads, size;
@@ -143,7 +142,8 @@ inline float inner(const Half* x, const Half* y, int64_t size) {
   return _mm512_reduce_add_ps(sum);
 }
 
-// Scores, keys as rows -> exp(score - maximum) packed in pairs; grows maxima and sums, rescales `acc` [size][P].
+// Scores, keys as rows -> exp(score - maximum) packed in pairs; grows maxima (in powers of two) and sums, rescales
+// `acc` [size][P].
 void softmax_panel(const float* s, Half* paired, float* acc, float* most, float* sum, int64_t size, float scale) {
   const __m512 by = _mm512_set1_ps(scale * LOG2_E);
   for (int64_t c = 0; c < P; c += LANES) {

@@ -38,17 +38,23 @@ class FusedGated:
     """Marks a block with the fused forward; `plain` is the class that it was."""
 
     plain: ClassVar[type[nn.Module]]
+    act_fn: Any
     gate_proj: Any
     up_proj: Any
     down_proj: Any
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., D] -> [..., D]."""
+        if not gated_native.in_use() or not _is_silu(self.act_fn):
+            own: Tensor = cast(Any, super()).forward(x)
+            return own
         found = [_plain_lora(layer) for layer in (self.gate_proj, self.up_proj, self.down_proj)]
         loras = [lora for lora in found if lora is not None]
         dtype = product_dtype(x)
         weights = [lora.weight for lora in loras]
-        if len(loras) < len(found) or not applies_to_all() or not gated_native.fits(x.to(dtype), weights):
+        ranks = [len(lora.a) for lora in loras]
+        known = len(loras) == len(found) and applies_to_all()
+        if not known or not gated_native.fits(x.to(dtype), weights, ranks):
             out: Tensor = cast(Any, super()).forward(x)
             return out
         return gated_native.gated(
@@ -76,11 +82,19 @@ def _plain_lora(layer: nn.Module) -> _LoRA | None:
         return None
     if base.bias is not None or base.weight.requires_grad:
         return None
-    if any(hooks for part in (layer, base) for hooks in (part._forward_hooks, part._forward_pre_hooks)):
+    if _has_hooks(layer) or _has_hooks(base):
         return None
     if (name := at_work(layer)) is None:
         return None
     return _LoRA(base.weight, layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name])
+
+
+def _has_hooks(part: nn.Module) -> bool:
+    return any((part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks))
+
+
+def _is_silu(act_fn: nn.Module) -> bool:
+    return type(act_fn) in (nn.SiLU, SiLUActivation) and not _has_hooks(act_fn)
 
 
 def _as_usual(self: Any, x: Tensor) -> Tensor:
@@ -95,7 +109,7 @@ def _is_gated(block: nn.Module) -> bool:
         forward is not None
         and (forward.co_code, forward.co_names, forward.co_argcount)
         == (usual.co_code, usual.co_names, usual.co_argcount)
-        and type(cast(Any, block).act_fn) in (nn.SiLU, SiLUActivation)
+        and _is_silu(cast(Any, block).act_fn)
         and all(
             type(getattr(block, name, None)) is FusedLinear for name in ("gate_proj", "up_proj", "down_proj")
         )

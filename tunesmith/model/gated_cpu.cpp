@@ -265,6 +265,7 @@ int64_t rows_of_pair(int64_t E) { return std::max<int64_t>(SUB, PAIR_BYTES / (4 
 // to[i * down + r * right] = factor x the sum over threads of row `first` + r, column i, of what lies at `at` in each.
 void reduce(const float* parts, int64_t each, int64_t used, int64_t at, int64_t first, int64_t rank, int64_t N,
             float factor, int64_t down, int64_t right, float* to) {
+#pragma omp parallel for num_threads(used)
   for (int64_t r = 0; r < rank; r++)
     for (int64_t i = 0; i < N; i++) {
       float sum = 0;

@@ -27,14 +27,16 @@ from tunesmith.model.attention_kernels import scratch
 from tunesmith.model.linear_native import WHOLE, layout_of, rows_of, supported
 from tunesmith.model.native import pointers, sizes
 
-__all__ = ["build", "fits", "gated", "supported", "using"]
+__all__ = ["build", "fits", "gated", "in_use", "supported", "using"]
 
 SOURCES = [
     Path(__file__).with_name(name)
     for name in ("gated_cpu.cpp", "lora_cpu.h", "panels_cpu.h", "products_cpu.h")
 ]
 WIDEST = 3072
-"""Of E: with more, too few rows are in the cache at a time, and the layers by themselves are as fast."""
+"""Of E: with more, fewer than 96 rows are in the cache at a time, and the weights are read too often."""
+HIGHEST_RANK = 32
+"""gate and up share one low-rank part, half of which is zeros for each: with more, that is what they gain."""
 
 _library: ctypes.CDLL | None = None
 _in_use = False  # by itself: what is compiled depends on it, and the compiler can't look at a library
@@ -71,7 +73,12 @@ def using(library: ctypes.CDLL | None) -> Iterator[None]:
         _library, _in_use = before, before is not None
 
 
-def fits(x: Tensor, weights: Sequence[Tensor]) -> bool:
+def in_use() -> bool:
+    """Whether there is a library now: the first question, which costs nothing."""
+    return _in_use
+
+
+def fits(x: Tensor, weights: Sequence[Tensor], ranks: Sequence[int]) -> bool:
     """Whether the library is in use and computes x [..., D] with these: gate, up [E, D] and down [D, E]."""
     gate, up, down = weights
     e, d = gate.shape
@@ -83,6 +90,7 @@ def fits(x: Tensor, weights: Sequence[Tensor]) -> bool:
         and up.shape == (e, d)
         and down.shape == (d, e)
         and 0 < e <= WIDEST
+        and max(ranks) <= HIGHEST_RANK
         and d > 0
         and e % WHOLE == d % WHOLE == 0
         and all(w.dtype is torch.bfloat16 and 1 in w.stride() for w in weights)

@@ -21,6 +21,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <limits>
 
 namespace {
 
@@ -248,7 +249,10 @@ float finish(const Head& head, const Rows& rows, int64_t r, const float* states,
     powers = _mm512_add_ps(powers, _mm512_load_ps(states + t * states_step + LANES));
     apart = _mm512_add_ps(apart, _mm512_load_ps(states + t * states_step + 2 * LANES));
   }
-  const float others = _mm512_reduce_add_ps(powers), shift = rows.shift[r], e = head.smoothing;
+  // Beside an infinite logit of the label all others are nothing, and what is left would look like a sure model.
+  const float others =
+      std::isfinite(rows.reference[r]) ? _mm512_reduce_add_ps(powers) : std::numeric_limits<float>::quiet_NaN();
+  const float shift = rows.shift[r], e = head.smoothing;
   const float all = others + std::exp2(-shift);
   *each = shift == 0 ? std::log1p(others) : std::log(all) + LN_2 * shift;
   if (out) {

@@ -36,13 +36,13 @@ class Kernels:
 def build(compiler: str, note: Callable[[str], None]) -> Kernels:
     """All that this machine can run, compiled side by side; `note` is told of one that can't be built."""
 
-    def one(name: str) -> ctypes.CDLL | None:
+    names = [name for name, kernel in KERNELS.items() if kernel.supported()]
+    with ThreadPoolExecutor(len(KERNELS)) as pool:
+        building = [pool.submit(KERNELS[name].build, compiler) for name in names]
+    built: dict[str, ctypes.CDLL] = {}
+    for name, made in zip(names, building, strict=True):
         try:
-            return KERNELS[name].build(compiler) if KERNELS[name].supported() else None
+            built[name] = made.result()
         except (ModelError, OSError) as error:
             note(f"{name} runs without its kernel in C++, slower: {error}")
-            return None
-
-    with ThreadPoolExecutor(len(KERNELS)) as pool:
-        built = list(pool.map(one, KERNELS))
-    return Kernels({name: library for name, library in zip(KERNELS, built, strict=True) if library})
+    return Kernels(built)

@@ -24,7 +24,7 @@ void put_small(const float* from, int64_t down, int64_t right, int64_t K, int64_
   for (int64_t k = k0; k < k0 + K; k++)
     for (int64_t n = first; n < last; n++)
       to[k / STEP * 2 * TILE + n % PANEL / 16 * TILE + k % STEP / 2 * 32 + n % 16 * 2 + k % 2] =
-          uint16_t(rounded(from[(k - k0) * down + (n - n0) * right] * factor) >> 16);
+          c10::BFloat16(from[(k - k0) * down + (n - n0) * right] * factor).x;  // which leaves no number none
 }
 
 inline void clear(Half* panel, int64_t K) {

@@ -80,8 +80,8 @@ class Compiled:
         `rows` of the pass are kept in `seen` where it makes the compiler work.
         """
         before = _graphs() if self.active else 0
-        for at, (layer, call) in enumerate(zip(self.layers, self._calls, strict=False)):
-            layer._compiled_call_impl = call if at else _wanting_gradient(call)  # type: ignore[assignment]
+        for layer, call in zip(self.layers, self._calls, strict=False):
+            layer._compiled_call_impl = call  # type: ignore[assignment]
         try:
             with self.kernels.using():
                 yield
@@ -96,7 +96,10 @@ class Compiled:
         start = time.monotonic()
         for layer in self.layers:
             layer.compile(dynamic=True)
-            self._calls.append(layer._compiled_call_impl)
+            call: Any = layer._compiled_call_impl
+            # Not under frozen layers: those would all take gradients for nothing.
+            first = not self._calls and any(p.requires_grad for p in layer.parameters())
+            self._calls.append(_wanting_gradient(call) if first else call)
         try:
             with self.on():
                 trial()
@@ -108,7 +111,8 @@ class Compiled:
 
 def _wanting_gradient(call: Any) -> Callable[..., Any]:
     """The first layer as all others are: under a frozen embedding its input wants no gradient, and code of
-    its own would be compiled for that, which costs more than the gradient.
+    its own would be compiled for that, which costs more than the gradient. (It is, in a family that hands the
+    input over by keyword.)
     """
 
     def forward(*args: Any, **kwargs: Any) -> Any:
