@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-LOSS_TOLERANCE = 0.02  # why not less: README.md, "Losses"
+LOSS_TOLERANCE = 0.03  # why not less: README.md, "Losses"
 """Relative: bf16 rounds by up to 0.4 % in each product, and contenders round in different orders."""
 
 
