@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from tests.model.test_linear_native import Counting
 from tests.train.test_equality import rows
 from tests.train.test_head import MORE, TINY
 from tunesmith.data.batch import collate
@@ -343,17 +344,6 @@ def test_other_heads_go_the_other_way(what: str, library: ctypes.CDLL) -> None:
         assert torch.equal(found, wanted)
         head.head_loss(hidden.bfloat16(), targets, head.Head(weight.detach().bfloat16()))
     assert counted.calls == ["head_loss"]
-
-
-class Counting:
-    """A library that keeps the names of what is called."""
-
-    def __init__(self, library: ctypes.CDLL, **instead: object) -> None:
-        self.library, self.instead, self.calls = library, instead, list[str]()
-
-    def __getattr__(self, name: str) -> object:
-        self.calls.append(name)
-        return self.instead.get(name) or getattr(self.library, name)
 
 
 class Guarded:

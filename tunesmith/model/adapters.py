@@ -90,7 +90,6 @@ def attach(model: PreTrainedModel, folder: Path, *, base_fingerprint: str | None
     config = _checked_config(model, folder, base_fingerprint)
     tuned = _load_adapter(model, folder, config, trainable=False).eval()
     fused_lora.fuse(tuned)  # the forward that it was trained with: the same bits
-    fused_gated.fuse(tuned)
     return tuned
 
 
@@ -107,7 +106,6 @@ def attach_several(model: PreTrainedModel, folders: Sequence[Path]) -> PeftModel
         tuned = _load_adapter(tuned, folder, config, trainable=False, name=_slot(at))
     switch(tuned, 0)
     fused_lora.fuse(tuned)
-    fused_gated.fuse(tuned)
     return cast(PeftModel, tuned.eval())
 
 

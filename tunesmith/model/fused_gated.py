@@ -50,15 +50,15 @@ class FusedGated:
             return own
         found = [_plain_lora(layer) for layer in (self.gate_proj, self.up_proj, self.down_proj)]
         loras = [lora for lora in found if lora is not None]
-        dtype = product_dtype(x)
+        rows = x.to(product_dtype(x))
         weights = [lora.weight for lora in loras]
         ranks = [len(lora.a) for lora in loras]
         known = len(loras) == len(found) and applies_to_all()
-        if not known or not gated_native.fits(x.to(dtype), weights, ranks):
+        if not known or not gated_native.fits(rows, weights, ranks):
             out: Tensor = cast(Any, super()).forward(x)
             return out
         return gated_native.gated(
-            x.to(dtype),
+            rows,
             weights,
             [lora.a for lora in loras],
             [lora.b for lora in loras],

@@ -49,10 +49,10 @@ inline __m512 sigmoid(__m512 x) {
 }
 
 // Sums of gate and up on their way: g and u to memory, silu(g) u into the block.
-struct GatedOut {
+struct GatedOut : InTurns<GatedOut> {
   const float *gate = nullptr, *up = nullptr;
   Half *g = nullptr, *u = nullptr, *act = nullptr;
-  int64_t stride = 0, rows = 0, at = SUB;  // rows: real ones; act has all 32
+  int64_t stride = 0, rows = 0;  // rows: real ones; act has all 32
 
   void start(const float* gate_sums, const float* up_sums, Half* to_g, Half* to_u, Half* to_act, int64_t count,
              int64_t step) {
@@ -69,23 +69,14 @@ struct GatedOut {
     _mm512_storeu_si512(act + r * stride, halves(_mm512_mul_ps(_mm512_mul_ps(g0, sigmoid(g0)), u0),
                                                  _mm512_mul_ps(_mm512_mul_ps(g1, sigmoid(g1)), u1)));
   }
-  void two() {
-    if (at == SUB) return;
-    row(at);
-    row(at + 1);
-    at += 2;
-  }
-  void rest() {
-    for (; at < SUB; at++) row(at);
-  }
 };
 
 // Sums of act's gradient on their way: those of g and u, and act again, into the block.
-struct GatedBack {
+struct GatedBack : InTurns<GatedBack> {
   const float* sums = nullptr;
   const Half *g = nullptr, *u = nullptr;
   Half *dg = nullptr, *du = nullptr, *act = nullptr;
-  int64_t stride = 0, rows = 0, at = SUB;
+  int64_t stride = 0, rows = 0;
 
   void start(const float* from, const Half* gate, const Half* up, Half* to_g, Half* to_u, Half* to_act, int64_t count,
              int64_t step) {
@@ -96,8 +87,8 @@ struct GatedBack {
     for (int64_t i = 0; i < 2; i++) {
       const int64_t from = r * stride + 16 * i;
       const __m512 grad = _mm512_load_ps(sums + r * PANEL + 16 * i), one = _mm512_set1_ps(1.0f);
-      const __m512 gate = r < rows ? Leaving::widened(g + from) : _mm512_setzero_ps();
-      const __m512 up = r < rows ? Leaving::widened(u + from) : _mm512_setzero_ps();
+      const __m512 gate = r < rows ? widened(g + from) : _mm512_setzero_ps();
+      const __m512 up = r < rows ? widened(u + from) : _mm512_setzero_ps();
       const __m512 s = sigmoid(gate), silu = _mm512_mul_ps(gate, s);
       // silu' = s (1 + g (1 - s)) = s + silu (1 - s)
       const __m512 slope = _mm512_fmadd_ps(silu, _mm512_sub_ps(one, s), s);
@@ -108,15 +99,6 @@ struct GatedBack {
     _mm512_storeu_si512(dg + r * stride, halves(by_g[0], by_g[1]));
     _mm512_storeu_si512(du + r * stride, halves(by_u[0], by_u[1]));
     _mm512_storeu_si512(act + r * stride, halves(again[0], again[1]));
-  }
-  void two() {
-    if (at == SUB) return;
-    row(at);
-    row(at + 1);
-    at += 2;
-  }
-  void rest() {
-    for (; at < SUB; at++) row(at);
   }
 };
 

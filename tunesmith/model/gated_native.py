@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.errors import ModelError
 from tunesmith.model import linear_native, native
 from tunesmith.model.attention_kernels import scratch
 from tunesmith.model.linear_native import WHOLE, layout_of, rows_of, supported
@@ -54,10 +53,7 @@ class _Layers(ctypes.Structure):
 
 def build(compiler: str) -> ctypes.CDLL:
     """The library, compiled (2 s) unless the cache has it. Raises ModelError with the compiler's words."""
-    library = native.build("gated", SOURCES, compiler)
-    if not library.gated_supported():
-        raise ModelError("The system doesn't permit tiles (AMX).", fix="Train as it is; it is only slower.")
-    return library
+    return native.build_with_tiles("gated", SOURCES, compiler)
 
 
 @contextmanager

@@ -65,12 +65,12 @@ inline Capped capped(__m512 x) {
 // Sums of 32 rows and 32 columns of the vocabulary on their way to exponentials: a few rows at a time between tile
 // products, which leave the vector units idle.
 template <bool CAPPED, bool SMOOTHED>
-struct Leaving {
+struct Leaving : InTurns<Leaving<CAPPED, SMOOTHED>> {
+  using InTurns<Leaving>::at;
   const float *c = nullptr, *reference = nullptr;
   const int32_t* target = nullptr;
   float* states = nullptr;
   Half* out = nullptr;
-  int64_t at = SUB;
   __m512i low, high;
   const __m512 by, inner;
 
@@ -101,15 +101,6 @@ struct Leaving {
     if (CAPPED)
       for (int i = 0; i < 2; i++) power[i] = _mm512_mul_ps(power[i], slope[i]);
     _mm512_store_si512(out + r * PANEL, halves(power[0], power[1]));
-  }
-  void two() {
-    if (at == SUB) return;
-    row(at);
-    row(at + 1);
-    at += 2;
-  }
-  void rest() {
-    for (; at < SUB; at++) row(at);
   }
 };
 
@@ -202,11 +193,6 @@ float inner(const Half* x, const Half* y, int64_t size) {
   for (int64_t i = 0; i < size; i += 32)
     sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(x + i), (__m512bh)_mm512_loadu_si512(y + i));
   return _mm512_reduce_add_ps(sum);
-}
-
-__m512 widened(const Half* x) {
-  const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
 }
 
 // 32 rows of hidden states as tiles want them, filled up with zeros, and their labels' own logits.

@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tunesmith.errors import ModelError
 from tunesmith.model import native
 from tunesmith.model.native import pointers, sizes
 
@@ -38,15 +37,12 @@ _library: ctypes.CDLL | None = None
 
 def supported() -> bool:
     """Whether this machine may build and run it: Linux on x86-64 with tiles of bf16."""
-    return native.supported() and native.has("amx_bf16")
+    return native.has_tiles()
 
 
 def build(compiler: str) -> ctypes.CDLL:
     """The library, compiled (3 s) unless the cache has it. Raises ModelError with the compiler's words."""
-    library = native.build("head", SOURCES, compiler)
-    if not library.head_supported():
-        raise ModelError("The system doesn't permit tiles (AMX).", fix="Train as it is; it is only slower.")
-    return library
+    return native.build_with_tiles("head", SOURCES, compiler)
 
 
 @contextmanager

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunesmith.errors import ModelError
 from tunesmith.model import native
 from tunesmith.model.attention_kernels import scratch
 from tunesmith.model.native import pointers, sizes
@@ -38,15 +37,12 @@ _in_use = False  # by itself: what is compiled depends on it, and the compiler c
 
 def supported() -> bool:
     """Whether this machine may build and run it: Linux on x86-64 with tiles of bf16."""
-    return native.supported() and native.has("amx_bf16")
+    return native.has_tiles()
 
 
 def build(compiler: str) -> ctypes.CDLL:
     """The library, compiled (2 s) unless the cache has it. Raises ModelError with the compiler's words."""
-    library = native.build("linear", SOURCES, compiler)
-    if not library.linear_supported():
-        raise ModelError("The system doesn't permit tiles (AMX).", fix="Train as it is; it is only slower.")
-    return library
+    return native.build_with_tiles("linear", SOURCES, compiler)
 
 
 @contextmanager

@@ -75,10 +75,6 @@ struct Leaving {
   void rest() {
     for (; at < rows; at++) row(at);
   }
-  static __m512 widened(const Half* x) {
-    const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
-  }
 };
 
 // `multiply` with the first 16 of a panel's columns alone.

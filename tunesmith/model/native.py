@@ -66,6 +66,19 @@ def is_built(name: str, sources: Sequence[Path], compiler: str) -> bool:
     return _target(name, sources, compiler).is_file()
 
 
+def has_tiles() -> bool:
+    """Whether this machine may build and run libraries that need tiles of bf16 (AMX)."""
+    return supported() and has("amx_bf16")
+
+
+def build_with_tiles(name: str, sources: Sequence[Path], compiler: str) -> ctypes.CDLL:
+    """`build` of a library that asks the system for tiles. Raises ModelError, also where it forbids them."""
+    library = build(name, sources, compiler)
+    if not getattr(library, f"{name}_supported")():
+        raise ModelError("The system doesn't permit tiles (AMX).", fix="Train as it is; it is only slower.")
+    return library
+
+
 def pointers(*tensors: torch.Tensor | None) -> list[ctypes.c_void_p]:
     """Where the numbers of each lie; whoever calls keeps the tensors."""
     return [ctypes.c_void_p(None if x is None else x.data_ptr()) for x in tensors]

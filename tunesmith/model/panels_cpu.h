@@ -72,6 +72,21 @@ void pack(const Half* from, int64_t stride, bool transposed, int64_t K, int64_t 
   }
 }
 
+// Sums of 32 rows on their way out, `Out::row` by row: what `multiply` wants of what leaves.
+template <class Out>
+struct InTurns {
+  int64_t at = SUB;
+  void two() {
+    if (at == SUB) return;
+    static_cast<Out*>(this)->row(at);
+    static_cast<Out*>(this)->row(at + 1);
+    at += 2;
+  }
+  void rest() {
+    for (; at < SUB; at++) static_cast<Out*>(this)->row(at);
+  }
+};
+
 // Tiles 0 to 3 += 32 rows of x times `steps` steps of a panel. Products of tiles leave the vector units idle:
 // `leaving.two()` has them take two rows of earlier sums on their way out in every step.
 template <class Leaving>

@@ -54,6 +54,12 @@ inline __m512i pairs(__m512 even, __m512 odd) {
   return _mm512_permutexvar_epi16(index, halves(even, odd));
 }
 
+// 16 numbers as fp32.
+inline __m512 widened(const Half* x) {
+  const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+}
+
 // 2^x, to 4e-6 of it; 0 below the normal numbers, which a processor is slow to leave. NaN stays NaN.
 inline __m512 power_of_two(__m512 x) {
   const __mmask16 normal = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-126.0f), _CMP_NLT_UQ);
