@@ -47,10 +47,7 @@ struct Rows {
 };
 
 // Head sizes in 32s have products here; oneDNN's, which the others have, cost as much in calls as in sums.
-bool tiled(int64_t size) {
-  static const bool allowed = permitted();
-  return allowed && size % 32 == 0;
-}
+bool tiled(int64_t size) { return size % 32 == 0; }
 
 void product(int64_t m, int64_t n, int64_t k, const Half* a, const Half* b, float* c, bool add) {
   if (!tiled(k) || !tiled(n) || !tiled(m)) return at::native::cpublas::brgemm(m, n, k, k, n, n, add, a, b, c, true);
@@ -326,8 +323,12 @@ void backward_task(const Rows& dout, const Rows& q, const Rows& k, const Rows& v
 
 extern "C" {
 
-// Whether this processor has products in bf16; without them a call would end the process.
-int attention_supported() { return at::native::cpublas::could_pack(c10::ScalarType::BFloat16); }
+int attention_supported() { return permitted(); }
+
+// Whether there are products for heads of this size: without them a call would end the process.
+int attention_fits(int64_t size) {
+  return tiled(size) || (size % 16 == 0 && at::native::cpublas::could_pack(c10::ScalarType::BFloat16));
+}
 
 // strides: of tokens and heads of each tensor, in elements. roots [R, 2]: where each begins and ends, the one
 // with the most work first. out [T, H, D], lse [T, H].

@@ -11,12 +11,10 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tunesmith.errors import ModelError
 from tunesmith.model import native
 from tunesmith.model.attention_kernels import scratch
 from tunesmith.model.native import pointers, sizes, supported
@@ -24,7 +22,7 @@ from tunesmith.model.segments import tree
 
 __all__ = ["backward", "build", "fits", "forward", "supported", "using"]
 
-SOURCES = [Path(__file__).with_name(name) for name in ("attention_cpu.cpp", "products_cpu.h")]
+SOURCES = native.sources("attention")
 LARGEST_HEAD = 256
 # Fewer tasks than this many times the threads would leave some idle at the end.
 TASKS_PER_THREAD = 4
@@ -34,12 +32,7 @@ _library: ctypes.CDLL | None = None
 
 def build(compiler: str) -> ctypes.CDLL:
     """The library, compiled (5 s) unless the cache has it. Raises ModelError with the compiler's words."""
-    library = native.build("attention", SOURCES, compiler)
-    if not library.attention_supported():
-        raise ModelError(
-            "torch has no products in bf16 for this processor.", fix="Train without compilation."
-        )
-    return library
+    return native.build("attention", SOURCES, compiler)
 
 
 @contextmanager
@@ -56,7 +49,12 @@ def using(library: ctypes.CDLL | None) -> Iterator[None]:
 def fits(q: Tensor) -> bool:
     """Whether the library is in use and computes attention of such queries [T, H, D]."""
     size = q.shape[2]
-    return _library is not None and q.dtype is torch.bfloat16 and size % 16 == 0 and size <= LARGEST_HEAD
+    return (
+        _library is not None
+        and q.dtype is torch.bfloat16
+        and size <= LARGEST_HEAD
+        and bool(_library.attention_fits(*sizes(size)))
+    )
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, segments: Tensor, scale: float) -> tuple[Tensor, Tensor]:

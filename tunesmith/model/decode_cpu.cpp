@@ -376,7 +376,7 @@ void decode_step(const Model* model, const Rows* rows, int64_t threads) {
   std::memset(static_cast<void*>(shared.attended.get(width * m)), 0, width * m * sizeof(Half));
 #pragma omp parallel num_threads(threads)
   {
-    [[maybe_unused]] Tiles tiles;
+    Tiles tiles;
     Step(*model, *rows, omp_get_thread_num(), omp_get_num_threads()).run();
   }
 }

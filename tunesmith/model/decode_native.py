@@ -13,20 +13,18 @@ import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tunesmith.errors import ModelError
 from tunesmith.model import native
 from tunesmith.model.cache import ALIGN, Cache, Chunk, Spans
 from tunesmith.model.fused_lora import at_work, is_idle
 from tunesmith.model.peft_parts import lora
 
-SOURCES = [Path(__file__).with_name("decode_cpu.cpp"), Path(__file__).with_name("products_cpu.h")]
+SOURCES = native.sources("decode")
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "smollm3")
 # Tokens of prompts in one call: enough to hide reading the weights, few for a core's cache. Not a power
 # of two, which would put the rows of a tile into the same few places of that cache.
@@ -110,10 +108,7 @@ def library(note: Callable[[str], None] = lambda _: None) -> ctypes.CDLL:
     assert compiler is not None
     if not native.is_built("decode", SOURCES, compiler):
         note("Answers are computed in C++ here: it is built for this machine now, once (about 10 s).")
-    found = native.build("decode", SOURCES, compiler)
-    if not found.decode_supported():
-        raise ModelError("The system keeps the processor's tiles from this process.", fix="Use dtype=fp32.")
-    return found
+    return native.build("decode", SOURCES, compiler)
 
 
 @dataclass

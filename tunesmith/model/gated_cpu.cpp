@@ -163,9 +163,9 @@ void forward_block(const Packed& p, const Left& x, int64_t rows, Half* g, Half* 
   GatedOut gated;
   for (int64_t n = 0; n < p.E / PANEL; n++) {
     const int64_t at = n * PANEL;
-    panel_sums(x, p.D, p.gate + at * p.D, h, p.P, p.pair_u + at * p.P, gates, false, false, gated,
+    panel_sums(x, p.D, p.gate + at * p.D, Low{h, p.P, p.pair, p.pair_u + at * p.P}, gates, false, false, gated,
                [](int64_t, const float*) {});
-    panel_sums(x, p.D, p.up + at * p.D, h, p.P, p.pair_v + at * p.P, c, true, false, gated,
+    panel_sums(x, p.D, p.up + at * p.D, Low{h, p.P, p.pair, p.pair_v + at * p.P}, c, true, false, gated,
                [&](int64_t s, const float* sums) {
                  const int64_t to = s * SUB * p.E + at;
                  gated.start(gates + s * SUB * PANEL, sums, g + to, u + to, act + to,
@@ -178,7 +178,8 @@ void forward_block(const Packed& p, const Left& x, int64_t rows, Half* g, Half* 
   low_rank(left, p.down_u, nullptr, nullptr, p.E, p.down, p.R, 1.0f, c, h_down);
   Leaving leaving;
   for (int64_t n = 0; n < p.D / PANEL; n++)
-    panel_sums(left, p.E, p.out + n * PANEL * p.E, h_down, p.R, p.down_v + n * PANEL * p.R, c, true, false, leaving,
+    panel_sums(left, p.E, p.out + n * PANEL * p.E, Low{h_down, p.R, p.down, p.down_v + n * PANEL * p.R}, c, true, false,
+               leaving,
                [&](int64_t s, const float* sums) {
                  leaving.start(sums, 1.0f, nullptr, std::min(SUB, rows - s * SUB), y + s * SUB * p.D + n * PANEL, p.D);
                });
@@ -210,36 +211,38 @@ void backward_block(const Packed& p, const Left& dy, const Left& x, int64_t rows
   low_rank(dy, p.down_v, nullptr, nullptr, p.D, p.down, p.R, 1.0f, c, dh_down);
   GatedBack gated;
   for (int64_t n = 0; n < p.E / PANEL; n++)
-    panel_sums(dy, p.D, p.out + n * PANEL * p.D, dh_down, p.R, p.down_u + n * PANEL * p.R, c, true, false, gated,
+    panel_sums(dy, p.D, p.out + n * PANEL * p.D, Low{dh_down, p.R, p.down, p.down_u + n * PANEL * p.R}, c, true, false,
+               gated,
                [&](int64_t s, const float* from) {
                  const int64_t at = s * SUB * p.E + n * PANEL;
                  gated.start(from, kept.g + at, kept.u + at, dg + at, du + at, act + at,
                              std::clamp<int64_t>(rows - s * SUB, 0, SUB), p.E);
                });
   gated.rest();
-  auto add = [&](const Half* h, int64_t R, int64_t rank, int64_t tall, const Half* right, int64_t stride, int64_t N,
-                 float* to, const Half* other, float* too) {
+  auto add = [&](const Half* h, int64_t R, int64_t rank, const Half* right, int64_t stride, int64_t N, float* to,
+                 const Half* other, float* too) {
     const Half* left = turned(h, all, R, rank);
     settled();
-    gradient(left, tall, right, stride, all, N, to);
-    if (other) gradient(left, tall, other, stride, all, N, too);
+    gradient(left, rank, right, stride, all, N, to);
+    if (other) gradient(left, rank, other, stride, all, N, too);
   };
-  add(dh_down, p.R, p.down, sums.down, act, p.E, p.E, sums.a_down, nullptr, nullptr);
-  add(kept.h_down, p.R, p.down, sums.down, dy.x, dy.stride, p.D, sums.b_down, nullptr, nullptr);
+  add(dh_down, p.R, p.down, act, p.E, p.E, sums.a_down, nullptr, nullptr);
+  add(kept.h_down, p.R, p.down, dy.x, dy.stride, p.D, sums.b_down, nullptr, nullptr);
   const Left by_g{dg, p.E, x.subs}, by_u{du, p.E, x.subs};
   low_rank(by_g, p.pair_u, &by_u, p.pair_v, p.E, p.pair, p.P, 1.0f, c, dh);
   Leaving leaving;
   for (int64_t n = 0; n < p.D / PANEL; n++) {
-    panel_sums(by_g, p.E, p.gate + n * PANEL * p.E, nullptr, 0, nullptr, c, false, false, leaving,
+    panel_sums(by_g, p.E, p.gate + n * PANEL * p.E, Low{}, c, false, false, leaving,
                [](int64_t, const float*) {});
-    panel_sums(by_u, p.E, p.up + n * PANEL * p.E, dh, p.P, p.pair_more + n * PANEL * p.P, c, false, true, leaving,
+    panel_sums(by_u, p.E, p.up + n * PANEL * p.E, Low{dh, p.P, p.pair, p.pair_more + n * PANEL * p.P}, c, false, true,
+               leaving,
                [&](int64_t s, const float* from) {
                  leaving.start(from, 1.0f, nullptr, std::min(SUB, rows - s * SUB), dx + s * SUB * p.D + n * PANEL, p.D);
                });
   }
   leaving.rest();
-  add(dh, p.P, p.pair, sums.pair, x.x, x.stride, p.D, sums.a, nullptr, nullptr);
-  add(kept.h, p.P, p.pair, sums.pair, dg, p.E, p.E, sums.gate, du, sums.up);
+  add(dh, p.P, p.pair, x.x, x.stride, p.D, sums.a, nullptr, nullptr);
+  add(kept.h, p.P, p.pair, dg, p.E, p.E, sums.gate, du, sums.up);
 }
 
 int64_t rows_of_pair(int64_t E) { return std::max<int64_t>(SUB, PAIR_BYTES / (4 * E) / SUB * SUB); }

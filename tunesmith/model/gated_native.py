@@ -1,10 +1,10 @@
-"""A gated feed-forward block with LoRA in C++ (gated_cpu.cpp), for processors with tiles of bf16 (AMX).
+"""A gated feed-forward block with LoRA in C++ (gated_cpu.cpp), for processors with products in bf16.
 
     y = down(silu(gate(x)) up(x))          gate, up, down: x W^T + s (x A^T) B^T; W frozen
 
 Built and used as linear_native is. Between three products by themselves stand two loops over numbers that are
 written and read again, and a copy of down's input that is kept for the way back; here what is between them is
-computed while the tiles work, and that input once more from what gate and up gave.
+computed as their sums leave them, and that input once more from what gate and up gave.
 
 Shapes: T tokens, D the size of x, E that between the layers, R a rank, P that of gate and up together filled
 up to whole 32s, Q that of down, U tokens filled up to whole 32s.
@@ -15,7 +15,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,15 +22,12 @@ from torch import Tensor
 
 from tunesmith.model import linear_native, native
 from tunesmith.model.attention_kernels import scratch
-from tunesmith.model.linear_native import WHOLE, layout_of, rows_of, supported
-from tunesmith.model.native import pointers, sizes
+from tunesmith.model.linear_native import WHOLE, layout_of, rows_of
+from tunesmith.model.native import pointers, sizes, supported
 
 __all__ = ["build", "fits", "gated", "in_use", "supported", "using"]
 
-SOURCES = [
-    Path(__file__).with_name(name)
-    for name in ("gated_cpu.cpp", "lora_cpu.h", "panels_cpu.h", "products_cpu.h")
-]
+SOURCES = native.sources("gated")
 WIDEST = 3072
 """Of E: with more, fewer than 96 rows are in the cache at a time, and the weights are read too often."""
 HIGHEST_RANK = 32
@@ -53,7 +49,7 @@ class _Layers(ctypes.Structure):
 
 def build(compiler: str) -> ctypes.CDLL:
     """The library, compiled (2 s) unless the cache has it. Raises ModelError with the compiler's words."""
-    return native.build_with_tiles("gated", SOURCES, compiler)
+    return native.build("gated", SOURCES, compiler)
 
 
 @contextmanager

@@ -113,23 +113,6 @@ struct Fetching {
   }
 };
 
-// Tiles 0 to 3 += 32 rows, laid out as [steps][32][32], times a panel. Here the rows stay in the first-level cache, and
-// panels pass through it.
-template <class Work>
-inline void passing(const Half* rows, const Half* panel, int64_t steps, Work& work) {
-  for (int64_t i = 0; i < steps; i++, rows += 2 * TILE, panel += 2 * TILE) {
-    _tile_loadd(4, rows, 64);
-    _tile_stream_loadd(6, panel, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_stream_loadd(7, panel + TILE, 64);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, rows + TILE, 64);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-    work.two();
-  }
-}
-
 // This thread's part of the vocabulary against all rows of a chunk: fills `states` [subs * 32][STATES] and, if that is
 // wanted, sums [subs][D / 32][32][32] = u W.
 template <bool CAPPED, bool SMOOTHED>
@@ -162,7 +145,7 @@ void pass(const Head& head, const Rows& rows, int64_t first, int64_t last, float
             load(place);
           else
             zero();
-          passing(rows.left + (s * D + k) * SUB, down + (p * D + k) * PANEL, std::min(CHUNK, D - k) / STEP, leaving);
+          passing(rows.left + (s * D + k) * SUB, down + (p * D + k) * PANEL, std::min(CHUNK, D - k), leaving);
           leaving.rest();
           store(place);
           settled();
@@ -181,7 +164,7 @@ void pass(const Head& head, const Rows& rows, int64_t first, int64_t last, float
         else
           load(place);
         Fetching fetching{place + SUB * PANEL};
-        passing(powers, up + d * deep * PANEL, panels, fetching);
+        passing(powers, up + d * deep * PANEL, deep, fetching);
         store(place);
       }
     }

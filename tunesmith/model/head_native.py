@@ -1,4 +1,4 @@
-"""The loss at a frozen output head in C++ (head_cpu.cpp), for processors with tiles of bf16 (AMX).
+"""The loss at a frozen output head in C++ (head_cpu.cpp), for processors with products in bf16.
 
 Built and used as attention_native is: by compiled training in bf16 alone. torch writes a chunk's logits,
 reads and writes them again, and multiplies what it made of them; here 32 rows of them exist at a time, in a
@@ -13,15 +13,15 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from tunesmith.model import native
 from tunesmith.model.native import pointers, sizes
+from tunesmith.model.native import supported as supported
 
-SOURCES = [Path(__file__).with_name(name) for name in ("head_cpu.cpp", "panels_cpu.h", "products_cpu.h")]
+SOURCES = native.sources("head")
 WHOLE = 32
 """Hidden size and vocabulary must be multiples of this."""
 SUMS = 48 * 2**20
@@ -35,14 +35,9 @@ WIDEST = 2048
 _library: ctypes.CDLL | None = None
 
 
-def supported() -> bool:
-    """Whether this machine may build and run it: Linux on x86-64 with tiles of bf16."""
-    return native.has_tiles()
-
-
 def build(compiler: str) -> ctypes.CDLL:
     """The library, compiled (3 s) unless the cache has it. Raises ModelError with the compiler's words."""
-    return native.build_with_tiles("head", SOURCES, compiler)
+    return native.build("head", SOURCES, compiler)
 
 
 @contextmanager

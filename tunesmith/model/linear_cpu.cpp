@@ -28,7 +28,7 @@ void block(const Product& p, const Half* x, int64_t x_stride, Half* h, Half* y, 
   if (!y) return;
   Leaving leaving;
   for (int64_t n = 0; n < p.N / PANEL; n++)
-    panel_sums(left, p.K, p.B + n * PANEL * p.K, h, p.R, p.V + n * PANEL * p.R, c, true, false, leaving,
+    panel_sums(left, p.K, p.B + n * PANEL * p.K, Low{h, p.R, p.rank, p.V + n * PANEL * p.R}, c, true, false, leaving,
                [&](int64_t s, const float* sums) {
                  leaving.start(sums, 1.0f, p.bias ? p.bias + n * PANEL : nullptr, std::min(SUB, rows - s * SUB),
                                y + s * SUB * p.N + n * PANEL, p.N);
@@ -110,10 +110,10 @@ void linear_backward(const Half* dy, const Half* x, const Half* w, const float* 
       block(p, dy_rows, dy_step, dh, dx ? dx + at * D : nullptr, rows);
       const Half* left = turned(dh, all, p.R, rank);
       settled();
-      gradient(left, tall, x_rows, x_step, all, D, own_a);
+      gradient(left, rank, x_rows, x_step, all, D, own_a);
       left = turned(h + at * p.R, all, p.R, rank);
       settled();
-      gradient(left, tall, dy_rows, dy_step, all, E, own_b);
+      gradient(left, rank, dy_rows, dy_step, all, E, own_b);
     });
   }
 #pragma omp parallel for num_threads(threads)

@@ -1,4 +1,4 @@
-"""A linear layer with LoRA in C++ (linear_cpu.cpp), for processors with tiles of bf16 (AMX).
+"""A linear layer with LoRA in C++ (linear_cpu.cpp), for processors with products in bf16.
 
 Built and used as attention_native is: by compiled training in bf16 alone. torch takes one product for the
 base and five thin ones for the adapter, each of which reads or writes all of x, y or their gradients again;
@@ -14,7 +14,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,11 +22,9 @@ from torch import Tensor
 from tunesmith.model import native
 from tunesmith.model.attention_kernels import scratch
 from tunesmith.model.native import pointers, sizes
+from tunesmith.model.native import supported as supported
 
-SOURCES = [
-    Path(__file__).with_name(name)
-    for name in ("linear_cpu.cpp", "lora_cpu.h", "panels_cpu.h", "products_cpu.h")
-]
+SOURCES = native.sources("linear")
 WHOLE = 32
 """Input and output sizes must be multiples of this; ranks are filled up to one."""
 
@@ -35,14 +32,9 @@ _library: ctypes.CDLL | None = None
 _in_use = False  # by itself: what is compiled depends on it, and the compiler can't look at a library
 
 
-def supported() -> bool:
-    """Whether this machine may build and run it: Linux on x86-64 with tiles of bf16."""
-    return native.has_tiles()
-
-
 def build(compiler: str) -> ctypes.CDLL:
     """The library, compiled (2 s) unless the cache has it. Raises ModelError with the compiler's words."""
-    return native.build_with_tiles("linear", SOURCES, compiler)
+    return native.build("linear", SOURCES, compiler)
 
 
 @contextmanager

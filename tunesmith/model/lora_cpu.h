@@ -77,31 +77,26 @@ struct Leaving {
   }
 };
 
-// `multiply` with the first 16 of a panel's columns alone.
-inline void multiply_half(const Half* x, int64_t stride, const Half* panel, int64_t steps) {
-  for (int64_t i = 0; i < steps; i++, x += STEP, panel += 2 * TILE) {
-    _tile_loadd(4, x, stride * 2);
-    _tile_loadd(6, panel, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, x + 16 * stride, stride * 2);
-    _tile_dpbf16ps(2, 5, 6);
-  }
-}
-
 // Rows that stay in the cache, in 32s.
 struct Left {
   const Half* x;
   int64_t stride, subs;
 };
 
-// Sums of all rows and one panel of K, and of h and V's panel where there is an R, in c [sub][32][32], or with two
-// places in turns where one chunk is all and `two`. `add`: to what is there. finished(s, sums) after each sub's last.
+// What is added to a product's sums: h [rows, R] times V, packed, both filled up with zeros after `rank`.
+struct Low {
+  const Half* h = nullptr;
+  int64_t R = 0, rank = 0;
+  const Half* v = nullptr;
+};
+
+// Sums of all rows and one panel of K, and of `low`'s, in c [sub][32][32], or with two places in turns where one chunk
+// is all and `two`. `add`: to what is there. finished(s, sums) after each sub's last.
 template <class Out, class Finished>
-void panel_sums(const Left& left, int64_t K, const Half* panel, const Half* h, int64_t R, const Half* v, float* c,
-                bool two, bool add, Out& leaving, Finished finished) {
+void panel_sums(const Left& left, int64_t K, const Half* panel, const Low& low, float* c, bool two, bool add,
+                Out& leaving, Finished finished) {
   two &= K <= CHUNK;
   for (int64_t k = 0; k < K; k += CHUNK) {
-    const int64_t steps = std::min(CHUNK, K - k) / STEP;
     const bool last = k + CHUNK >= K;
     for (int64_t s = 0; s < left.subs; s++) {
       // Two places are enough for one chunk: one is filled while the other leaves.
@@ -110,8 +105,8 @@ void panel_sums(const Left& left, int64_t K, const Half* panel, const Half* h, i
         load(sums);
       else
         zero();
-      multiply(left.x + s * SUB * left.stride + k, left.stride, panel + k * PANEL, steps, leaving);
-      if (last && R) multiply(h + s * SUB * R, R, v, R / STEP, leaving);
+      multiply(left.x + s * SUB * left.stride + k, left.stride, panel + k * PANEL, std::min(CHUNK, K - k), leaving);
+      if (last && low.rank) multiply(low.h + s * SUB * low.R, low.R, low.v, low.rank, leaving);
       leaving.rest();
       store(sums);
       if (last) finished(s, sums);
@@ -131,9 +126,9 @@ void low_rank(const Left& one, const Half* u, const Left* other, const Half* mor
         const Left& left = second ? *other : one;
         const Half *x = left.x + s * SUB * left.stride, *panel = (second ? more : u) + r * PANEL * K;
         if (rank - r * PANEL > 16)
-          multiply(x, left.stride, panel, K / STEP, leaving);
+          multiply(x, left.stride, panel, K, leaving);
         else
-          multiply_half(x, left.stride, panel, K / STEP);
+          multiply_half(x, left.stride, panel, K);
       }
       leaving.rest();
       store(c);
@@ -143,8 +138,8 @@ void low_rank(const Left& one, const Half* u, const Left* other, const Half* mor
   settled();
 }
 
-// sums [R][N] += left^T [R, rows] times right [rows, N]; left stands transposed, [R][rows], rows in 32s.
-void gradient(const Half* turned, int64_t R, const Half* right, int64_t stride, int64_t rows, int64_t N, float* sums) {
+// sums [rank in 16s][N] += left^T [rank, rows] times right [rows, N]; left stands transposed, rows in 32s.
+void gradient(const Half* turned, int64_t rank, const Half* right, int64_t stride, int64_t rows, int64_t N, float* sums) {
   auto packed = pairs_of.get(rows * PANEL / 2);
   for (int64_t n = 0; n < N; n += PANEL) {
     for (int64_t t = 0; t < rows; t += 2) {
@@ -153,20 +148,9 @@ void gradient(const Half* turned, int64_t R, const Half* right, int64_t stride, 
       interleave(_mm512_loadu_si512(from), _mm512_loadu_si512(from + stride), to, to + TILE / 2);
     }
     settled();
-    for (int64_t r = 0; r < R; r += 16) {
-      float* c = sums + r * N + n;
-      _tile_loadd(0, c, N * 4);
-      _tile_loadd(1, c + 16, N * 4);
-      for (int64_t t = 0; t < rows; t += STEP) {
-        _tile_loadd(4, turned + r * rows + t, rows * 2);
-        _tile_loadd(6, packed + t / STEP * TILE, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, packed + t / STEP * TILE + TILE / 2, 64);
-        _tile_dpbf16ps(1, 4, 7);
-      }
-      _tile_stored(0, c, N * 4);
-      _tile_stored(1, c + 16, N * 4);
-    }
+    for (int64_t r = 0; r < rank; r += 16)
+      add_product(turned + r * rows, rows, reinterpret_cast<const Half*>(packed), rows, std::min<int64_t>(16, rank - r),
+                  sums + r * N + n, N);
   }
 }
 

@@ -37,46 +37,40 @@ def supported() -> bool:
     return known and {"avx512bw", "avx512_bf16"} <= flags
 
 
-def has(feature: str) -> bool:
-    """Whether the processor names this feature, as Linux spells it."""
-    return feature in _processor()
-
-
 def compiler() -> str | None:
     """The C++ compiler of this machine, None where there is none."""
     return next((path for name in ("g++", "c++", "clang++") if (path := shutil.which(name))), None)
 
 
+def sources(name: str) -> list[Path]:
+    """The file of a library, and the headers that it may include."""
+    folder = Path(__file__).parent
+    return [folder / f"{name}_cpu.cpp", *sorted(folder.glob("*_cpu.h"))]
+
+
 def build(name: str, sources: Sequence[Path], compiler: str) -> ctypes.CDLL:
     """The library of the first source, the others being its headers; compiled unless the cache has it.
 
-    Raises ModelError with the compiler's words.
+    Raises ModelError with the compiler's words, or where the system keeps the processor's tiles from it.
     """
     target = _target(name, sources, compiler)
     if not target.is_file():
         _compile(name, sources[0], compiler, target)
     try:
-        return ctypes.CDLL(str(target))
+        library = ctypes.CDLL(str(target))
     except OSError as error:
         raise ModelError(f"The {name} kernel can't be loaded: {error}", fix=f"Delete {target}.") from error
+    if not getattr(library, f"{name}_supported")():
+        raise ModelError(
+            "The system keeps the processor's tiles (AMX) from this process.",
+            fix="Go on as it is, slower; a newer kernel (Linux 5.16) gives them to every process.",
+        )
+    return library
 
 
 def is_built(name: str, sources: Sequence[Path], compiler: str) -> bool:
     """Whether the cache has the library."""
     return _target(name, sources, compiler).is_file()
-
-
-def has_tiles() -> bool:
-    """Whether this machine may build and run libraries that need tiles of bf16 (AMX)."""
-    return supported() and has("amx_bf16")
-
-
-def build_with_tiles(name: str, sources: Sequence[Path], compiler: str) -> ctypes.CDLL:
-    """`build` of a library that asks the system for tiles. Raises ModelError, also where it forbids them."""
-    library = build(name, sources, compiler)
-    if not getattr(library, f"{name}_supported")():
-        raise ModelError("The system doesn't permit tiles (AMX).", fix="Train as it is; it is only slower.")
-    return library
 
 
 def pointers(*tensors: torch.Tensor | None) -> list[ctypes.c_void_p]:

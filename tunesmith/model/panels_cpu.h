@@ -1,7 +1,5 @@
-// Products of rows [T, K] with a matrix [K, N] packed in panels, by tiles (AMX): rows stay in a thread's second-level
+// Products of rows [T, K] with a matrix [K, N] packed in panels (tiles_cpu.h): rows stay in a thread's second-level
 // cache, a panel of 32 columns in its first.
-//
-// A panel: [K / 32][two tiles of 16 columns][16 pairs of k][16 columns][2], so that a tile is 1,024 bytes in a row.
 
 #pragma once
 
@@ -11,10 +9,6 @@
 
 namespace {
 
-constexpr int64_t STEP = 32;     // k of a tile product
-constexpr int64_t SUB = 32;      // rows whose sums are held in tiles
-constexpr int64_t PANEL = 32;    // columns of a panel
-constexpr int64_t TILE = 16 * 32;  // numbers in a tile of bf16
 constexpr int64_t CHUNK = 576;   // k of a panel that the first-level cache holds beside the rows
 
 inline int64_t up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
@@ -86,43 +80,5 @@ struct InTurns {
     for (; at < SUB; at++) static_cast<Out*>(this)->row(at);
   }
 };
-
-// Tiles 0 to 3 += 32 rows of x times `steps` steps of a panel. Products of tiles leave the vector units idle:
-// `leaving.two()` has them take two rows of earlier sums on their way out in every step.
-template <class Leaving>
-inline void multiply(const Half* x, int64_t stride, const Half* panel, int64_t steps, Leaving& leaving) {
-  for (int64_t i = 0; i < steps; i++, x += STEP, panel += 2 * TILE) {
-    _tile_stream_loadd(4, x, stride * 2);
-    _tile_loadd(6, panel, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, panel + TILE, 64);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_stream_loadd(5, x + 16 * stride, stride * 2);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-    leaving.two();
-  }
-}
-
-inline void zero() {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-}
-
-inline void load(const float* c) {
-  _tile_loadd(0, c, 128);
-  _tile_loadd(1, c + 16, 128);
-  _tile_loadd(2, c + 512, 128);
-  _tile_loadd(3, c + 528, 128);
-}
-
-inline void store(float* c) {
-  _tile_stored(0, c, 128);
-  _tile_stored(1, c + 16, 128);
-  _tile_stored(2, c + 512, 128);
-  _tile_stored(3, c + 528, 128);
-}
 
 }  // namespace

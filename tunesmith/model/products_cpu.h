@@ -1,24 +1,14 @@
-// Products in bf16 by tiles (AMX) or dot products (AVX-512), and numbers on their way to bf16.
+// What the kernels share beside products: memory that is kept, numbers on their way to bf16, powers.
 
 #pragma once
 
-#include <c10/util/BFloat16.h>
-#include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
+#include "tiles_cpu.h"
 
-#include <algorithm>
-#include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
-
-using Half = c10::BFloat16;
 
 namespace {
 
-constexpr int64_t LANES = 16;
-constexpr int64_t BLOCK = 32;  // outputs of a product, tokens of the cache at a time
 constexpr float LOG2_E = 1.44269504f;
 
 // Grows, and is kept: fresh pages cost more than the work done in them.
@@ -76,108 +66,5 @@ void write(const float* x, int64_t count, float factor, Half* out) {
   auto to = reinterpret_cast<uint16_t*>(out);
   for (int64_t i = 0; i < count; i++) to[i] = uint16_t(rounded(x[i] * factor) >> 16);
 }
-
-// Asks for numbers that will be read soon.
-inline void fetch(const Half* from, int64_t count) {
-  for (int64_t i = 0; i < count; i += 32) _mm_prefetch(reinterpret_cast<const char*>(from + i), _MM_HINT_T1);
-}
-
-// c [count][m] = from [count][inputs] times x, or added to what is there. m in 16s, count 16 or 32, inputs in 32s;
-// `stride`: of a row of `from`, in elements. What lies behind `from` is fetched, to be there when its turn comes.
-#ifdef __AMX_BF16__
-// GCC's loads of tiles don't tell the compiler that they read memory: what is to be read must be written by now.
-inline void settled() { asm volatile("" ::: "memory"); }
-
-void product(const Half* from, int64_t stride, int64_t inputs, int64_t count, const uint32_t* x, int64_t m, float* c,
-             bool add) {
-  const bool tall = count > LANES;
-  settled();
-  for (int64_t at = 0; at < m; at += 2 * LANES, c += 2 * LANES) {
-    const bool wide = m - at > LANES;
-    float* low = c + LANES * m;
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    if (add) {
-      _tile_loadd(0, c, m * 4);
-      if (wide) _tile_loadd(1, c + LANES, m * 4);
-      if (tall) _tile_loadd(2, low, m * 4);
-      if (tall && wide) _tile_loadd(3, low + LANES, m * 4);
-    }
-    for (int64_t k = 0; k < inputs; k += 32) {
-      if (at == 0) fetch(from + BLOCK * (stride + k), BLOCK * 32);
-      _tile_loadd(6, x + k / 2 * m + at, m * 4);
-      _tile_loadd(4, from + k, stride * 2);
-      _tile_dpbf16ps(0, 4, 6);
-      if (tall) {
-        _tile_loadd(5, from + LANES * stride + k, stride * 2);
-        _tile_dpbf16ps(2, 5, 6);
-      }
-      if (wide) {
-        _tile_loadd(7, x + k / 2 * m + at + LANES, m * 4);
-        _tile_dpbf16ps(1, 4, 7);
-        if (tall) _tile_dpbf16ps(3, 5, 7);
-      }
-    }
-    _tile_stored(0, c, m * 4);
-    if (wide) _tile_stored(1, c + LANES, m * 4);
-    if (tall) _tile_stored(2, low, m * 4);
-    if (tall && wide) _tile_stored(3, low + LANES, m * 4);
-  }
-}
-
-// The shapes of the tiles: 16 rows of 64 bytes each. What torch's own products had set is put back.
-struct Tiles {
-  struct alignas(64) Config {
-    uint8_t palette = 0, rest[15] = {};
-    uint16_t columns[16] = {};
-    uint8_t rows[16] = {};
-  };
-  Config before;
-  Tiles() {
-    settled();
-    _tile_storeconfig(&before);
-    settled();
-    Config ours;
-    ours.palette = 1;
-    std::fill(ours.columns, ours.columns + 8, 64);
-    std::fill(ours.rows, ours.rows + 8, 16);
-    settled();
-    _tile_loadconfig(&ours);
-  }
-  ~Tiles() {
-    settled();
-    if (before.palette)
-      _tile_loadconfig(&before);
-    else
-      _tile_release();
-  }
-};
-
-bool permitted() { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0; }
-#else
-void product(const Half* from, int64_t stride, int64_t inputs, int64_t count, const uint32_t* x, int64_t m, float* c,
-             bool add) {
-  constexpr int64_t N = 8;
-  for (int64_t n = 0; n < count; n += N)
-    for (int64_t at = 0; at < m; at += LANES) {
-      __m512 sum[N];
-      for (int64_t i = 0; i < N; i++)
-        sum[i] = add ? _mm512_loadu_ps(c + (n + i) * m + at) : _mm512_setzero_ps();
-      for (int64_t k = 0; k < inputs / 2; k++) {
-        const auto right = (__m512bh)_mm512_loadu_si512(x + k * m + at);
-        for (int64_t i = 0; i < N; i++) {
-          int32_t left;
-          std::memcpy(&left, from + (n + i) * stride + 2 * k, 4);
-          sum[i] = _mm512_dpbf16_ps(sum[i], (__m512bh)_mm512_set1_epi32(left), right);
-        }
-      }
-      for (int64_t i = 0; i < N; i++) _mm512_storeu_ps(c + (n + i) * m + at, sum[i]);
-    }
-}
-struct Tiles {};
-bool permitted() { return true; }
-#endif
 
 }  // namespace
