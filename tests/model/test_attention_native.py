@@ -68,6 +68,8 @@ def errors(given: list[Tensor], tree: list[tuple[int, int, int]], library: ctype
     out, lse = attention_kernels.forward(*exact, blocks, scale)
     wanted = [out, lse, *attention_kernels.backward(dout.float(), *exact, out, lse, blocks, scale)]
     leaves = [x.detach().requires_grad_() for x in qkv]
+    if library is not None and qkv[0].shape[2] % 32 and not library.attention_fits(qkv[0].shape[2]):
+        pytest.skip("such heads need torch's own products of panels, which this processor hasn't got")
     with attention_native.using(library):
         assert attention_native.fits(leaves[0]) == (library is not None)
         found_out, found_lse = attention(*leaves, segments, scale, 0, 0.0)

@@ -18,14 +18,13 @@ from tests.train.test_equality import rows
 from tests.train.test_head import MORE, TINY
 from tunesmith.data.batch import collate
 from tunesmith.device import Device
-from tunesmith.errors import ModelError
 from tunesmith.model import attention_native, head_native, linear_native
 from tunesmith.train import compiling, head
 from tunesmith.train.objectives import sft
 
 pytestmark = pytest.mark.skipif(
     not head_native.supported() or compiling.missing() is not None,
-    reason="needs Linux, a C++ compiler and a processor with tiles of bf16",
+    reason="needs Linux, a C++ compiler and a processor with products in bf16",
 )
 COMPILER = "g++"
 SHAPES = {  # label tokens, hidden size, vocabulary
@@ -243,12 +242,6 @@ def test_what_it_does_not_compute(library: ctypes.CDLL, monkeypatch: pytest.Monk
         monkeypatch.setattr(torch, "get_num_threads", lambda: 2000)
         assert not head_native.fits(hidden, weight, None, 0.0), "sums of all threads take too much memory"
     assert not head_native.fits(hidden, weight, None, 0.0)
-
-
-def test_a_system_that_forbids_tiles_is_told(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_native.native, "build", lambda *_: Counting(library, head_supported=int))
-    with pytest.raises(ModelError, match="doesn't permit tiles"):
-        head_native.build(COMPILER)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

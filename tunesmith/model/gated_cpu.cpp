@@ -187,11 +187,11 @@ void forward_block(const Packed& p, const Left& x, int64_t rows, Half* g, Half* 
 }
 
 // Sums of gradients that a thread holds: of A of gate and up, A of down, B of gate, up and down, transposed.
-struct Sums {
+struct Gradients {
   int64_t pair, down;  // ranks in whole 16s
   float *a, *a_down, *gate, *up, *b_down;
   static int64_t size(const Packed& p) { return ::up(p.pair, 16) * (p.D + 2 * p.E) + ::up(p.down, 16) * (p.D + p.E); }
-  Sums(const Packed& p, float* at) : pair(::up(p.pair, 16)), down(::up(p.down, 16)) {
+  Gradients(const Packed& p, float* at) : pair(::up(p.pair, 16)), down(::up(p.down, 16)) {
     auto take = [&](int64_t count) { return std::exchange(at, at + count); };
     a = take(pair * p.D), a_down = take(down * p.E);
     gate = take(pair * p.E), up = take(pair * p.E), b_down = take(down * p.D);
@@ -203,7 +203,7 @@ struct Kept {  // from the way forward
 };
 
 void backward_block(const Packed& p, const Left& dy, const Left& x, int64_t rows, const Kept& kept, Half* dx,
-                    const Sums& sums) {
+                    const Gradients& sums) {
   const int64_t all = x.subs * SUB;
   float* c = sums_of.get((x.subs + 1) * SUB * PANEL);
   Half *act = act_of.get(all * p.E), *dg = gate_of.get(all * p.E), *du = up_of.get(all * p.E);
@@ -292,7 +292,7 @@ void gated_backward(const Layers* l, const Half* dy, const Half* x, int64_t dy_s
                     int64_t threads, const Half* g, const Half* u, const Half* h, const Half* h_down, Half* dx,
                     float* const* da, float* const* db, Half* packed, float* parts) {
   const Packed p(*l, packed);
-  const int64_t each = Sums::size(p);
+  const int64_t each = Gradients::size(p);
   int64_t used = 1;
 #pragma omp parallel num_threads(threads)
   {
@@ -310,10 +310,10 @@ void gated_backward(const Layers* l, const Half* dy, const Half* x, int64_t dy_s
       settled();
       const int64_t subs = up(rows, SUB) / SUB;
       backward_block(p, {dy_rows, dy_step, subs}, {x_rows, x_step, subs}, rows,
-                     {g + at * p.E, u + at * p.E, h + at * p.P, h_down + at * p.R}, dx + at * p.D, Sums(p, own));
+                     {g + at * p.E, u + at * p.E, h + at * p.P, h_down + at * p.R}, dx + at * p.D, Gradients(p, own));
     });
   }
-  const Sums at(p, parts);
+  const Gradients at(p, parts);
   auto place = [&](const float* part) { return part - parts; };
   const int64_t first = l->rank[GATE];
   reduce(parts, each, used, place(at.a), 0, first, p.D, 1.0f, 1, p.D, da[GATE]);

@@ -111,6 +111,7 @@ struct Fetching {
     for (int i = 0; i < 4; i++) _mm_prefetch(reinterpret_cast<const char*>(next + 16 * i), _MM_HINT_T0);
     next += 64;
   }
+  void rest() {}
 };
 
 // This thread's part of the vocabulary against all rows of a chunk: fills `states` [subs * 32][STATES] and, if that is
@@ -141,13 +142,11 @@ void pass(const Head& head, const Rows& rows, int64_t first, int64_t last, float
         const bool only = D <= CHUNK, ends = k + CHUNK >= D;
         for (int64_t p = 0; p < panels; p++) {
           float* place = c + (only ? p % 2 : p) * SUB * PANEL;
-          if (k)
-            load(place);
-          else
-            zero();
-          passing(rows.left + (s * D + k) * SUB, down + (p * D + k) * PANEL, std::min(CHUNK, D - k), leaving);
+          Sums logits(place, k > 0);
+          logits.multiply_passing(rows.left + (s * D + k) * SUB, down + (p * D + k) * PANEL, std::min(CHUNK, D - k),
+                                  leaving);
           leaving.rest();
-          store(place);
+          logits.store();
           settled();
           if (ends)
             leaving.start(place, rows, s * SUB, (block + p) * PANEL, states + s * SUB * STATES,
@@ -159,13 +158,10 @@ void pass(const Head& head, const Rows& rows, int64_t first, int64_t last, float
       if (!sums) continue;
       for (int64_t d = 0; d < steps; d++) {
         float* place = sums + (s * steps + d) * SUB * PANEL;
-        if (block == first)
-          zero();
-        else
-          load(place);
+        Sums weighted(place, block > first);
         Fetching fetching{place + SUB * PANEL};
-        passing(powers, up + d * deep * PANEL, deep, fetching);
-        store(place);
+        weighted.multiply_passing(powers, up + d * deep * PANEL, deep, fetching);
+        weighted.store();
       }
     }
   }

@@ -100,16 +100,13 @@ void panel_sums(const Left& left, int64_t K, const Half* panel, const Low& low, 
     const bool last = k + CHUNK >= K;
     for (int64_t s = 0; s < left.subs; s++) {
       // Two places are enough for one chunk: one is filled while the other leaves.
-      float* sums = c + (two ? s % 2 : s) * SUB * PANEL;
-      if (k || add)
-        load(sums);
-      else
-        zero();
-      multiply(left.x + s * SUB * left.stride + k, left.stride, panel + k * PANEL, std::min(CHUNK, K - k), leaving);
-      if (last && low.rank) multiply(low.h + s * SUB * low.R, low.R, low.v, low.rank, leaving);
+      float* place = c + (two ? s % 2 : s) * SUB * PANEL;
+      Sums sums(place, k || add);
+      sums.multiply(left.x + s * SUB * left.stride + k, left.stride, panel + k * PANEL, std::min(CHUNK, K - k), leaving);
+      if (last && low.rank) sums.multiply(low.h + s * SUB * low.R, low.R, low.v, low.rank, leaving);
       leaving.rest();
-      store(sums);
-      if (last) finished(s, sums);
+      sums.store();
+      if (last) finished(s, place);
     }
   }
 }
@@ -120,18 +117,18 @@ void low_rank(const Left& one, const Half* u, const Left* other, const Half* mor
   Leaving leaving;
   for (int64_t r = 0; r < R / PANEL; r++)
     for (int64_t s = 0; s < one.subs; s++) {
-      zero();
+      Sums sums(c, false);
       for (bool second : {false, true}) {
         if (second && !other) break;
         const Left& left = second ? *other : one;
         const Half *x = left.x + s * SUB * left.stride, *panel = (second ? more : u) + r * PANEL * K;
         if (rank - r * PANEL > 16)
-          multiply(x, left.stride, panel, K, leaving);
+          sums.multiply(x, left.stride, panel, K, leaving);
         else
-          multiply_half(x, left.stride, panel, K);
+          sums.multiply_half(x, left.stride, panel, K, leaving);
       }
       leaving.rest();
-      store(c);
+      sums.store();
       leaving.start(c, factor, nullptr, SUB, h + s * SUB * R + r * PANEL, R);
     }
   leaving.rest();

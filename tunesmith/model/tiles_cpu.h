@@ -1,8 +1,8 @@
 // Sums of 32 rows and 32 columns in bf16: in the tiles of a processor that has them (AMX), else in vectors (AVX-512).
 //
-//   zero(), load(c)    what the sums begin with; c [32][32]
-//   multiply(...)      += 32 rows of x times a panel, any number of times
-//   store(c)           where they go
+//   Sums sums(c, add);      of c [32][32]: with what is there, or from zero on
+//   sums.multiply(...)      += 32 rows of x times a panel, any number of times
+//   sums.store();           in c, which holds nothing before that
 //
 // A panel: [K / 32][two tiles of 16 columns][16 pairs of k][16 columns][2], so that a tile is 1,024 bytes in a row.
 
@@ -16,6 +16,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 using Half = c10::BFloat16;
 
@@ -37,8 +38,6 @@ inline void fetch(const Half* from, int64_t count) {
 inline void settled() { asm volatile("" ::: "memory"); }
 
 #ifdef __AMX_BF16__
-constexpr bool TILES = true;
-
 // The shapes of the tiles: 16 rows of 64 bytes each. What torch's own products had set is put back.
 struct Tiles {
   struct alignas(64) Config {
@@ -76,63 +75,74 @@ inline void zero() {
   _tile_zero(3);
 }
 
-inline void load(const float* c) {
-  _tile_loadd(0, c, 128);
-  _tile_loadd(1, c + 16, 128);
-  _tile_loadd(2, c + 512, 128);
-  _tile_loadd(3, c + 528, 128);
-}
-
-inline void store(float* c) {
-  _tile_stored(0, c, 128);
-  _tile_stored(1, c + 16, 128);
-  _tile_stored(2, c + 512, 128);
-  _tile_stored(3, c + 528, 128);
-}
-
-// Sums += 32 rows of x times K rows of a panel, both filled up with zeros to whole 32s. Products of tiles leave the
-// vector units idle: `leaving.two()` has them take two rows of earlier sums on their way out in every step.
-template <class Leaving>
-inline void multiply(const Half* x, int64_t stride, const Half* panel, int64_t K, Leaving& leaving) {
-  for (int64_t k = 0; k < K; k += STEP, x += STEP, panel += 2 * TILE) {
-    _tile_stream_loadd(4, x, stride * 2);
-    _tile_loadd(6, panel, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, panel + TILE, 64);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_stream_loadd(5, x + 16 * stride, stride * 2);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-    leaving.two();
+class Sums {
+ public:
+  Sums(float* c, bool add) : c(c) {
+    if (add) {
+      _tile_loadd(0, c, 128);
+      _tile_loadd(1, c + 16, 128);
+      _tile_loadd(2, c + 512, 128);
+      _tile_loadd(3, c + 528, 128);
+    } else {
+      zero();
+    }
   }
-}
 
-// The same of rows laid out as [K / 32][32][32] that stay in the first-level cache, while panels pass through it.
-template <class Leaving>
-inline void passing(const Half* rows, const Half* panel, int64_t K, Leaving& leaving) {
-  for (int64_t k = 0; k < K; k += STEP, rows += 2 * TILE, panel += 2 * TILE) {
-    _tile_loadd(4, rows, 64);
-    _tile_stream_loadd(6, panel, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_stream_loadd(7, panel + TILE, 64);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_loadd(5, rows + TILE, 64);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
-    leaving.two();
+  // += 32 rows of x times K rows of a panel, both filled up with zeros to whole 32s. Products of tiles leave the vector
+  // units idle: `leaving.two()` has them take two rows of earlier sums on their way out in every step.
+  template <class Leaving>
+  void multiply(const Half* x, int64_t stride, const Half* panel, int64_t K, Leaving& leaving) {
+    for (int64_t k = 0; k < K; k += STEP, x += STEP, panel += 2 * TILE) {
+      _tile_stream_loadd(4, x, stride * 2);
+      _tile_loadd(6, panel, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(7, panel + TILE, 64);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_stream_loadd(5, x + 16 * stride, stride * 2);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+      leaving.two();
+    }
   }
-}
 
-// `multiply` with the first 16 of a panel's columns alone.
-inline void multiply_half(const Half* x, int64_t stride, const Half* panel, int64_t K) {
-  for (int64_t k = 0; k < K; k += STEP, x += STEP, panel += 2 * TILE) {
-    _tile_loadd(4, x, stride * 2);
-    _tile_loadd(6, panel, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, x + 16 * stride, stride * 2);
-    _tile_dpbf16ps(2, 5, 6);
+  // The same of rows laid out as [K / 32][32][32] that stay in the first-level cache, while panels pass through it.
+  template <class Leaving>
+  void multiply_passing(const Half* rows, const Half* panel, int64_t K, Leaving& leaving) {
+    for (int64_t k = 0; k < K; k += STEP, rows += 2 * TILE, panel += 2 * TILE) {
+      _tile_loadd(4, rows, 64);
+      _tile_stream_loadd(6, panel, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_stream_loadd(7, panel + TILE, 64);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_loadd(5, rows + TILE, 64);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+      leaving.two();
+    }
   }
-}
+
+  // `multiply` with the first 16 of a panel's columns alone.
+  template <class Leaving>
+  void multiply_half(const Half* x, int64_t stride, const Half* panel, int64_t K, Leaving&) {
+    for (int64_t k = 0; k < K; k += STEP, x += STEP, panel += 2 * TILE) {
+      _tile_loadd(4, x, stride * 2);
+      _tile_loadd(6, panel, 64);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_loadd(5, x + 16 * stride, stride * 2);
+      _tile_dpbf16ps(2, 5, 6);
+    }
+  }
+
+  void store() {
+    _tile_stored(0, c, 128);
+    _tile_stored(1, c + 16, 128);
+    _tile_stored(2, c + 512, 128);
+    _tile_stored(3, c + 528, 128);
+  }
+
+ private:
+  float* const c;
+};
 
 // c [16][32] += 16 rows of x times K rows of a panel; `c_stride` in numbers. Only the first `rows` are wanted, in 8s.
 inline void add_product(const Half* x, int64_t stride, const Half* panel, int64_t K, int64_t, float* c,
@@ -190,17 +200,8 @@ void product(const Half* from, int64_t stride, int64_t inputs, int64_t count, co
 }
 
 #else
-constexpr bool TILES = false;
-
 struct [[maybe_unused]] Tiles {};
 bool permitted() { return true; }
-
-// Sums stand in the first-level cache from one product to the next, and in registers during one.
-alignas(64) thread_local float sums_at_work[SUB * PANEL];
-
-inline void zero() { std::memset(sums_at_work, 0, sizeof sums_at_work); }
-inline void load(const float* c) { std::memcpy(sums_at_work, c, sizeof sums_at_work); }
-inline void store(float* c) { std::memcpy(c, sums_at_work, sizeof sums_at_work); }
 
 // sum [8][N vectors] += 8 rows of x times K rows of b in pairs: `next` from pair to pair, `apart` from vector to vector,
 // in numbers.
@@ -219,15 +220,15 @@ template <int N>
   }
 }
 
-// c [rows in 8s][N vectors] += rows of x times N vectors' columns of a panel; `jump`: from 32 numbers of a row to the
-// next 32.
+// c [rows in 8s][N vectors] = rows of x times N vectors' columns of a panel, or added to what is there; `jump`: from 32
+// numbers of a row to the next 32.
 template <int N>
-inline void add_rows(const Half* x, int64_t stride, int64_t jump, const Half* panel, int64_t K, int64_t rows, float* c,
-                     int64_t c_stride) {
+inline void rows_times(const Half* x, int64_t stride, int64_t jump, const Half* panel, int64_t K, int64_t rows, float* c,
+                       int64_t c_stride, bool add) {
   for (int64_t r = 0; r < rows; r += 8, x += 8 * stride, c += 8 * c_stride) {
     __m512 sum[8][N];
     for (int i = 0; i < 8; i++)
-      for (int n = 0; n < N; n++) sum[i][n] = _mm512_loadu_ps(c + i * c_stride + 16 * n);
+      for (int n = 0; n < N; n++) sum[i][n] = add ? _mm512_loadu_ps(c + i * c_stride + 16 * n) : _mm512_setzero_ps();
     for (int64_t k = 0; k < K; k += STEP)
       dots<N>(sum, x + k / STEP * jump, stride, panel + k * PANEL, 32, TILE, std::min(STEP, K - k));
     for (int i = 0; i < 8; i++)
@@ -235,23 +236,41 @@ inline void add_rows(const Half* x, int64_t stride, int64_t jump, const Half* pa
   }
 }
 
-template <class Leaving>
-inline void multiply(const Half* x, int64_t stride, const Half* panel, int64_t K, Leaving&) {
-  add_rows<2>(x, stride, STEP, panel, K, SUB, sums_at_work, PANEL);
-}
+// Sums stand in c from one product to the next, and in registers during one. What leaves does so before, since it may
+// lie there.
+class Sums {
+ public:
+  Sums(float* c, bool add) : c(c), add(add) {}
 
-template <class Leaving>
-inline void passing(const Half* rows, const Half* panel, int64_t K, Leaving&) {
-  add_rows<2>(rows, STEP, SUB * STEP, panel, K, SUB, sums_at_work, PANEL);
-}
+  template <class Leaving>
+  void multiply(const Half* x, int64_t stride, const Half* panel, int64_t K, Leaving& leaving) {
+    leaving.rest();
+    rows_times<2>(x, stride, STEP, panel, K, SUB, c, PANEL, std::exchange(add, true));
+  }
 
-inline void multiply_half(const Half* x, int64_t stride, const Half* panel, int64_t K) {
-  add_rows<1>(x, stride, STEP, panel, K, SUB, sums_at_work, PANEL);
-}
+  template <class Leaving>
+  void multiply_passing(const Half* rows, const Half* panel, int64_t K, Leaving& leaving) {
+    leaving.rest();
+    rows_times<2>(rows, STEP, SUB * STEP, panel, K, SUB, c, PANEL, std::exchange(add, true));
+  }
+
+  template <class Leaving>
+  void multiply_half(const Half* x, int64_t stride, const Half* panel, int64_t K, Leaving& leaving) {
+    leaving.rest();
+    for (int64_t r = 0; r < SUB && !add; r++) _mm512_storeu_ps(c + r * PANEL + 16, _mm512_setzero_ps());
+    rows_times<1>(x, stride, STEP, panel, K, SUB, c, PANEL, std::exchange(add, true));
+  }
+
+  void store() {}
+
+ private:
+  float* const c;
+  bool add;
+};
 
 inline void add_product(const Half* x, int64_t stride, const Half* panel, int64_t K, int64_t rows, float* c,
                         int64_t c_stride) {
-  add_rows<2>(x, stride, STEP, panel, K, rows, c, c_stride);
+  rows_times<2>(x, stride, STEP, panel, K, rows, c, c_stride, true);
 }
 
 template <int N>

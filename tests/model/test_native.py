@@ -1,0 +1,110 @@
+"""Libraries in C++: what a system forbids is told; code for tiles and for vectors says the same."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.model import test_attention_native, test_gated_native, test_head_native, test_linear_native
+from tests.model.test_attention import tensors
+from tunesmith.errors import ModelError
+from tunesmith.model import attention_native, gated_native, head_native, linear_native, native
+from tunesmith.model.attention import attention
+from tunesmith.train import compiling
+
+pytestmark = pytest.mark.skipif(
+    not native.supported() or compiling.missing() is not None,
+    reason="needs Linux, a C++ compiler and a processor with products in bf16",
+)
+COMPILER = "g++"
+HAS_TILES = "amx_bf16" in native._processor()
+# The kind that isn't this machine's own: vectors where there are tiles, emulated tiles where there are none.
+OTHER = (
+    ("-mno-amx-bf16",)
+    if HAS_TILES
+    else ("-D__AMX_BF16__", "-include", str(Path(__file__).with_name("emulated_tiles.h")))
+)
+
+
+KERNELS = {"attention": attention_native, "linear": linear_native, "gated": gated_native, "head": head_native}
+Libraries = dict[str, tuple[ctypes.CDLL, ctypes.CDLL]]
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Libraries:
+    """Each library of this machine's own kind and of the other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNESMITH_HOME", str(tmp_path_factory.mktemp("home")))
+        with ThreadPoolExecutor(2) as pool:
+            own = list(pool.map(lambda kernel: kernel.build(COMPILER), KERNELS.values()))
+            patch.setattr(native, "FLAGS", (*native.FLAGS, *OTHER))
+            other = list(pool.map(lambda kernel: kernel.build(COMPILER), KERNELS.values()))
+    return dict(zip(KERNELS, zip(own, other, strict=True), strict=True))
+
+
+def same(kernel: str, both: Libraries, compute: Callable[[], list[Tensor]]) -> None:
+    """Sums are taken in the same order, so that only tiles of real hardware may round another way."""
+    found = []
+    for library in both[kernel]:
+        with KERNELS[kernel].using(library):
+            found.append(compute())
+    for a, b in zip(*found, strict=True):
+        assert torch.isfinite(a).all()
+        if HAS_TILES:
+            torch.testing.assert_close(a.float(), b.float(), rtol=2e-2, atol=1e-2)
+        else:
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("shape", test_linear_native.SHAPES.values(), ids=test_linear_native.SHAPES)
+def test_a_layer_by_tiles_and_by_vectors(shape: tuple[int, int, int, int], both: Libraries) -> None:
+    given = test_linear_native.given(*shape)
+    same("linear", both, lambda: test_linear_native.computed(linear_native.lora_linear, *given))
+
+
+@pytest.mark.parametrize("shape", test_gated_native.SHAPES.values(), ids=test_gated_native.SHAPES)
+def test_a_block_by_tiles_and_by_vectors(
+    shape: tuple[int, int, int, tuple[int, ...]], both: Libraries
+) -> None:
+    block = test_gated_native.given(*shape)
+    same("gated", both, lambda: test_gated_native.computed(test_gated_native.in_one, *block))
+
+
+@pytest.mark.parametrize("kind", test_head_native.KINDS.values(), ids=test_head_native.KINDS)
+@pytest.mark.parametrize("shape", test_head_native.SHAPES.values(), ids=test_head_native.SHAPES)
+def test_the_head_by_tiles_and_by_vectors(
+    shape: tuple[int, int, int], kind: dict[str, float], both: Libraries
+) -> None:
+    given = test_head_native.given(*shape)
+    same("head", both, lambda: test_head_native.ours(*given, **kind))
+
+
+@pytest.mark.parametrize("size", [32, 64, 96])
+def test_attention_by_tiles_and_by_vectors(size: int, both: Libraries) -> None:
+    layout = test_attention_native.TREES["drawn 3"]
+    *qkv, dout = (x.bfloat16() for x in tensors(sum(n for _, n, _ in layout), 6, 2, size))
+
+    def computed() -> list[Tensor]:
+        leaves = [x.detach().requires_grad_() for x in qkv]
+        out, lse = attention(*leaves, torch.tensor(layout), size**-0.5, 0, 0.0)
+        return [out.detach(), lse, *torch.autograd.grad(out, leaves, dout)]
+
+    same("attention", both, computed)
+
+
+def test_a_system_that_forbids_tiles_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path))
+    source = tmp_path / "odd.cpp"
+    for answer in (1, 0):
+        source.write_text(f'extern "C" int odd_supported() {{ return {answer}; }}\n', encoding="utf-8")
+        if answer:
+            native.build("odd", [source], COMPILER)
+        else:
+            with pytest.raises(ModelError, match="keeps the processor's tiles"):
+                native.build("odd", [source], COMPILER)
