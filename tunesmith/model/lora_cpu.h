@@ -102,7 +102,8 @@ void panel_sums(const Left& left, int64_t K, const Half* panel, const Low& low, 
       // Two places are enough for one chunk: one is filled while the other leaves.
       float* place = c + (two ? s % 2 : s) * SUB * PANEL;
       Sums sums(place, k || add);
-      sums.multiply(left.x + s * SUB * left.stride + k, left.stride, panel + k * PANEL, std::min(CHUNK, K - k), leaving);
+      const Half* rows = left.x + s * SUB * left.stride + k;
+      sums.multiply(rows, left.stride, panel + k * PANEL, std::min(CHUNK, K - k), leaving);
       if (last && low.rank) sums.multiply(low.h + s * SUB * low.R, low.R, low.v, low.rank, leaving);
       leaving.rest();
       sums.store();
@@ -136,7 +137,8 @@ void low_rank(const Left& one, const Half* u, const Left* other, const Half* mor
 }
 
 // sums [rank in 16s][N] += left^T [rank, rows] times right [rows, N]; left stands transposed, rows in 32s.
-void gradient(const Half* turned, int64_t rank, const Half* right, int64_t stride, int64_t rows, int64_t N, float* sums) {
+void gradient(const Half* turned, int64_t rank, const Half* right, int64_t stride, int64_t rows, int64_t N,
+              float* sums) {
   auto packed = pairs_of.get(rows * PANEL / 2);
   for (int64_t n = 0; n < N; n += PANEL) {
     for (int64_t t = 0; t < rows; t += 2) {

@@ -203,8 +203,8 @@ void product(const Half* from, int64_t stride, int64_t inputs, int64_t count, co
 struct [[maybe_unused]] Tiles {};
 bool permitted() { return true; }
 
-// sum [8][N vectors] += 8 rows of x times K rows of b in pairs: `next` from pair to pair, `apart` from vector to vector,
-// in numbers.
+// sum [8][N vectors] += 8 rows of x times K rows of b in pairs: `next` from pair to pair, `apart` from vector to
+// vector, in numbers.
 template <int N>
 [[gnu::always_inline]] inline void dots(__m512 (&sum)[8][N], const Half* x, int64_t stride, const Half* b, int64_t next,
                                         int64_t apart, int64_t K) {
@@ -221,10 +221,10 @@ template <int N>
 }
 
 // c [rows in 8s][N vectors] = rows of x times N vectors' columns of a panel, or added to what is there; `jump`: from 32
-// numbers of a row to the next 32.
+// numbers of a row to the next 32. By itself: what is around it would take the registers for addresses.
 template <int N>
-inline void rows_times(const Half* x, int64_t stride, int64_t jump, const Half* panel, int64_t K, int64_t rows, float* c,
-                       int64_t c_stride, bool add) {
+[[gnu::noinline]] void rows_times(const Half* x, int64_t stride, int64_t jump, const Half* panel, int64_t K,
+                                  int64_t rows, float* c, int64_t c_stride, bool add) {
   for (int64_t r = 0; r < rows; r += 8, x += 8 * stride, c += 8 * c_stride) {
     __m512 sum[8][N];
     for (int i = 0; i < 8; i++)
