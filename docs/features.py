@@ -81,10 +81,15 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ),
     ),
     (
-        "LoRA layers as one function, in C++ with matrix tiles (AMX) where the processor has them; updates too small for bf16 "
-        "aren't lost",
-        "LoRA 层合为一个函数，处理器支持矩阵分块（AMX）时用 C++ 计算；小于 bf16 精度的更新不会丢失",
-        ("model/test_fused_lora.py", "model/test_linear_native.py"),
+        "LoRA layers, feed-forward blocks and the loss in C++ on processors with bf16 products (AVX-512 or tiles, AMX); "
+        "updates too small for bf16 aren't lost",
+        "LoRA 层、前馈块与损失用 C++ 计算（处理器需支持 bf16 乘法：AVX-512 或矩阵分块 AMX）；小于 bf16 精度的更新不会丢失",
+        (
+            "model/test_fused_lora.py",
+            "model/test_linear_native.py",
+            "model/test_gated_native.py",
+            "model/test_native.py",
+        ),
     ),
     (
         "Families that can't be packed (Mamba, gated linear attention, LFM2) are batched by length; each fast path that is "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 from typing import Any
 
@@ -105,6 +106,18 @@ def test_packs_are_full() -> None:
     [step] = plan(lengths, tokens_per_step=1000)
     assert sorted(sum(lengths[r] for r in rows) for rows in step.microbatches) == [64, 64, 64, 64]
     assert plan_eval(lengths, microbatch_tokens=64, packing=True)[0] == (6,)
+
+
+def test_packs_of_a_step_are_of_like_size() -> None:
+    """The largest of them is what memory goes by, and as many are needed either way."""
+    draw = random.Random(4)
+    lengths = [draw.randint(100, 600) for _ in range(160)]
+    for step in plan(lengths, tokens_per_step=None, rows_per_step=16, microbatch_tokens=4000):
+        sizes = sorted(sum(lengths[row] for row in rows) for rows in step.microbatches)
+        assert len(sizes) == -(-sum(sizes) // 4000)
+        assert sizes[-1] - sizes[0] < 120
+    # Where they only fit unlevelled: 6 + 4, 5 + 3 + 2 against 6 + 3 + 2, 5 + 4.
+    assert plan_eval([6, 5, 4, 3, 2], microbatch_tokens=10, packing=True) == [(0, 2), (1, 3, 4)]
 
 
 def test_without_packing_similar_lengths_lie_together() -> None:

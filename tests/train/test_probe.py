@@ -15,10 +15,10 @@ from tests.train.test_run import make_job
 from tests.train.test_sharing import Notes
 from tunesmith.errors import ModelError
 from tunesmith.model.targets import decoder_layers
-from tunesmith.train import probe
+from tunesmith.train import probe, training
 from tunesmith.train.prepare import prepare
 from tunesmith.train.run import train
-from tunesmith.train.training import Training
+from tunesmith.train.training import SEGMENTS_MICROBATCH_TOKENS, Training
 
 
 def ready(folder: Path, monkeypatch: pytest.MonkeyPatch, free: int | None = None, **changes: Any) -> Any:
@@ -40,7 +40,7 @@ def test_with_memory_to_spare_nothing_is_recomputed_and_the_choice_is_written(
     prepared, notes = ready(tmp_path, monkeypatch)
     assert checkpointed(prepared.training) == [False] * 3
     assert prepared.job.train.checkpoint_activations is False
-    assert prepared.job.train.microbatch_tokens == 2048
+    assert prepared.job.train.microbatch_tokens == SEGMENTS_MICROBATCH_TOKENS
     assert prepared.training.settings == prepared.job.train
     assert "fit into memory" not in notes
 
@@ -50,7 +50,7 @@ def test_little_memory_recomputes_layers_and_then_shortens_passes(
 ) -> None:
     prepared, _ = ready(tmp_path, monkeypatch)
     need = probe.measure(prepared.training)
-    largest = probe._largest(prepared.training, 2048)
+    largest = probe._largest(prepared.training, SEGMENTS_MICROBATCH_TOKENS)
     assert need.token > need.token_recomputed > 0
     enough = int(need.bytes(largest, recomputed=False) / probe.USABLE) + 100
     assert checkpointed(ready(tmp_path, monkeypatch, enough)[0].training) == [False] * 3
@@ -64,6 +64,22 @@ def test_little_memory_recomputes_layers_and_then_shortens_passes(
     passes = [p for plan in prepared.training.plans for step in plan for p in step.microbatches]
     rows = prepared.training.train
     assert all(len(p) == 1 or sum(len(rows[i].input_ids) for i in p) <= 256 for p in passes)
+
+
+def test_passes_half_as_long_come_before_recomputed_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SEGMENTS_MICROBATCH_TOKENS", 200)
+    prepared, _ = ready(tmp_path, monkeypatch)
+    need = probe.measure(prepared.training)
+    whole, half = (need.bytes(tokens, recomputed=False) / probe.USABLE for tokens in (200, 100))
+    monkeypatch.setattr(probe, "LEAST_TOKENS", 10)
+    prepared, notes = ready(tmp_path, monkeypatch, int((whole + half) / 2))
+    assert checkpointed(prepared.training) == [False] * 3
+    assert prepared.job.train.microbatch_tokens == 100
+    assert "Forward passes take 100 tokens" in notes
+    prepared, _ = ready(tmp_path, monkeypatch, int(half * 0.9))
+    assert checkpointed(prepared.training) == [True] * 3
 
 
 def test_the_run_says_what_was_chosen_and_repeats_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

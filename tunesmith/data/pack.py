@@ -7,8 +7,8 @@ anything, and changing `microbatch_tokens` changes no result but by rounding, on
     epoch        a permutation of all rows, by (seed, epoch)
     step         rows in that order, up to the budget of the step
     microbatch   rows of one step, laid together so that little room is left (best fit, longest first;
-                 Johnson et al. 1974, doi:10.1137/0203025); rows that share their beginning lie together,
-                 and what they share is counted once
+                 Johnson et al. 1974, doi:10.1137/0203025), then levelled: as many microbatches, of like size;
+                 rows that share their beginning lie together, and what they share is counted once
     not packed   rows of one step by their lengths, so that those padded together are of like length
 
 Which rows make a step never depends on their lengths or on how they are laid: steps stay unbiased.
@@ -20,6 +20,7 @@ import random
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 from tunesmith.data.prefixes import Order, families, sort_rows, take, unique_tokens
 
@@ -130,7 +131,7 @@ def _lay(
         return _lay_families(list(rows), lengths, max_tokens, shared)
     longest_first = sorted(rows, key=lambda row: (-lengths[row], row))
     if packing:
-        return _best_fit(longest_first, lengths, max_tokens, max_rows)
+        return _fit(longest_first, lengths, max_tokens, max_rows)
     return _by_length(longest_first, lengths, max_tokens, max_rows)
 
 
@@ -164,7 +165,7 @@ def _lay_families(
     parts.sort(key=lambda part: min(part.rows))
     sizes = [unique_tokens(part, lengths) for part in parts]
     longest_first = sorted(range(len(parts)), key=lambda part: (-sizes[part], part))
-    bins = _best_fit(longest_first, sizes, max_tokens, None)
+    bins = _fit(longest_first, sizes, max_tokens, None)
     return tuple(tuple(row for part in members for row in parts[part].rows) for members in bins)
 
 
@@ -184,6 +185,37 @@ def _fitting(family: Order, first: int, lengths: Sequence[int], max_tokens: int)
         else:
             high = middle - 1
     return low
+
+
+def _fit(
+    longest_first: Sequence[int], lengths: Sequence[int], max_tokens: int, max_rows: int | None
+) -> tuple[tuple[int, ...], ...]:
+    """As few as best fit needs; of these the largest, which memory goes by, as small as it easily gets."""
+    bins = _best_fit(longest_first, lengths, max_tokens, max_rows)
+    return _levelled(longest_first, lengths, len(bins), max_tokens, max_rows) or bins
+
+
+def _levelled(
+    longest_first: Sequence[int],
+    lengths: Sequence[int],
+    count: int,
+    max_tokens: int,
+    max_rows: int | None,
+) -> tuple[tuple[int, ...], ...] | None:
+    """The rows in `count` bins, each where there is least so far; None where they don't fit so.
+
+    Source: Graham 1969, doi:10.1137/0117039.
+    """
+    bins: list[list[int]] = [[] for _ in range(count)]
+    loads = [(0, number) for number in range(count)]  # a heap
+    for row in longest_first:
+        load, number = heappop(loads)
+        bins[number].append(row)
+        if load and load + lengths[row] > max_tokens:
+            return None
+        if max_rows is None or len(bins[number]) < max_rows:
+            heappush(loads, (load + lengths[row], number))
+    return tuple(map(tuple, bins))
 
 
 def _best_fit(

@@ -1,8 +1,8 @@
-// A gated feed-forward block with LoRA in bf16 on a CPU with tiles (AMX), forward and backward (model/gated_native.py).
+// A gated feed-forward block with LoRA in bf16 on a CPU, forward and backward (model/gated_native.py).
 //
 //   g = gate(x)   u = up(x)   act = silu(g) u   y = down(act)      each of the three: x W^T + scale (x A^T) B^T
 //
-// What lies between the products is taken from their sums as these leave, while the tiles work on the next ones: act
+// What lies between the products is taken from their sums as these leave, while tiles (AMX) work on the next ones: act
 // and its gradient never exist but for a block of rows in the cache. gate and up share x, so that their low-rank parts
 // are one: h = x [A_gate; A_up]^T. Scales stand in B: h holds none.
 

@@ -1,4 +1,4 @@
-// The loss at the output head in bf16 on a CPU with tiles (AMX), and the gradient of what goes into it
+// The loss at the output head in bf16 on a CPU, and the gradient of what goes into it
 // (model/head_native.py). Logits exist 32 rows by some columns at a time.
 //
 //   z = cap tanh(scale h W^T / cap)            loss = log sum_j exp(z_j) - z_y, smoothed: - e mean_j(z_j - z_y) more
@@ -13,7 +13,7 @@
 // The label's own logit, known beforehand, takes the running maximum's place: what is near it is the more exact, and
 // nothing is scaled anew. Where a logit lies so far above that the sums could overflow, the rows are done once more
 // with the maximum. The label's own part is left out of the sums and added exactly: p_y - 1 would be lost in rounding.
-// Exponentials are taken while the tiles work. Threads share the vocabulary: each reads its part of the weight alone.
+// Where there are tiles (AMX), exponentials are taken while they work. Threads share the vocabulary: each reads its part of the weight alone.
 
 #include "panels_cpu.h"
 

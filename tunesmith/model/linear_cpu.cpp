@@ -1,10 +1,10 @@
-// A linear layer with LoRA in bf16 on a CPU with tiles (AMX), forward and backward (model/linear_native.py).
+// A linear layer with LoRA in bf16 on a CPU, forward and backward (model/linear_native.py).
 //
 //   product    y = x B + h V + bias          h = scale x U
 //   forward    x, B = W^T, U = A^T, V = B^T  of the layer; backward  x = dy, B = W, U = B, V = A: the same function
 //   gradients  dA = dh^T x, dB = (h^T dy)^T  while the rows are still in the cache
 //
-// oneDNN's product of these shapes reaches 45 % of what the tiles can do; low-rank products after it cost as much
+// oneDNN's product of these shapes reaches 45 % of what tiles (AMX) can do; low-rank products after it cost as much
 // again in reads. Here a thread takes blocks of rows that stay in its second-level cache, and meets panels of 32
 // columns that stay in the first: h is one more panel, h V some more steps of each sum. Sums are in fp32, y is
 // rounded once.

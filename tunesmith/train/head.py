@@ -7,8 +7,8 @@ sum: the gradient that comes back is one number, a factor.
     z = cap tanh(scale (h W^T + bias + s (h A^T) B^T) / cap)        what of this a model has: `head_of`
     loss = sum over label tokens of  logsumexp(z) - (1 - e) z[label] - e mean(z)       e: label smoothing
 
-Compiled training in bf16 takes a plain frozen head in one call where the processor has tiles
-(model/head_native.py).
+Compiled training in bf16 takes a plain frozen head in one call where the processor has products
+in bf16 (model/head_native.py).
 
 A head that isn't understood (a family not listed, another module, a hook on it) has no `Head`; the caller
 then asks the model for its logits at label positions (forward.label_logits).

@@ -62,7 +62,12 @@ def settle(training: Training, job: Job, note: Callable[[str], None]) -> Job:
     recompute: bool | int = False if wanted == "auto" else wanted
     need = None if _surely_fits(training, free) else measure(training)
     if wanted == "auto":
-        recompute = need is not None and needs_checkpointing(need, _largest(training, tokens), free)
+        sizes = (tokens, tokens // 2) if job.train.microbatch_tokens == "auto" else (tokens,)
+        for size in sizes:  # passes half as long cost a few per cent, computing layers again a third
+            recompute = need is not None and needs_checkpointing(need, _largest(training, size), free)
+            if not recompute:
+                tokens = size
+                break
         if recompute and not training.model.supports_gradient_checkpointing:
             note("Activations can't be recomputed in this model; memory may not suffice.")
             recompute = False

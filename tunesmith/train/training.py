@@ -30,7 +30,7 @@ TOKENS_PER_STEP = (512, 4096)  # the least and the most by default
 STEPS_AN_EPOCH = 16  # how many the default aims at where the data is small
 # Tokens in one forward pass. On a CPU torch's attention builds a dense mask: its cost grows with the square.
 MICROBATCH_TOKENS = {"cpu": 1024, "cuda": 8192, "mps": 2048}
-SEGMENTS_MICROBATCH_TOKENS = 2048
+SEGMENTS_MICROBATCH_TOKENS = 3072
 # Packs of few different lengths: oneDNN makes and keeps code for every shape that it meets, which costs time,
 # and memory that grows from step to step.
 PACK_MULTIPLE = 64
