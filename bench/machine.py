@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tunesmith.device import pick
+from tunesmith.model import native
 
 
 def product_rate(size: int = 2048, seconds: float = 3.0) -> float:
@@ -26,6 +27,7 @@ def facts() -> dict[str, Any]:
     """Name, threads, versions and product rate."""
     return {
         "name": pick().name,
+        "products": native.products(),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "product_rate": product_rate(),

@@ -99,7 +99,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="timed steps of every contender")
     parser.add_argument("--warmup", type=int, default=2, help="steps before them")
     parser.add_argument("--llamafactory", type=Path, help="environment in which LLaMA-Factory is installed")
-    parser.add_argument("--output", type=Path, default=HERE, help="folder of results.json, .md and .png")
+    parser.add_argument("--output", type=Path, default=HERE, help="folder of the results")
+    parser.add_argument("--name", default="results", help="of the files there: .json, .md and .png")
     options = parser.parse_args()
     results: dict[str, Any] = {"machine": machine(), "races": []}
     rate = results["machine"]["product_rate"]
@@ -107,20 +108,20 @@ def main() -> None:
         found = measure(known[name], options.llamafactory, options.warmup, options.steps, rate)
         results["races"].append(found)
         # After each workload: an interrupted run has kept what was measured.
-        write(results, options.output)
+        write(results, options.output, options.name)
         if not found.get("skipped"):
             print(tables.table(found), file=sys.stderr)
-    print(tables.page(results))
+    print(tables.page(results, options.name))
 
 
-def write(results: dict[str, Any], folder: Path) -> None:
-    """results.json, results.md and results.png."""
+def write(results: dict[str, Any], folder: Path, name: str) -> None:
+    """The results as .json, .md and .png."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(
+    (folder / f"{name}.json").write_text(
         json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )
-    (folder / "results.md").write_text(tables.page(results), encoding="utf-8")
-    plot.draw(results, folder / "results.png")
+    (folder / f"{name}.md").write_text(tables.page(results, name), encoding="utf-8")
+    plot.draw(results, folder / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -74,14 +74,16 @@ def table(race: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def page(results: Mapping[str, Any]) -> str:
-    """The whole results.md."""
+def page(results: Mapping[str, Any], name: str = "results") -> str:
+    """The whole page; `name` is that of the raw data's file."""
     machine = results["machine"]
+    products = f" in {machine['products']}" if machine.get("products") else ""
     parts = [
         "# Benchmark results\n",
-        "Written by `make bench`; what is measured and how: [README](README.md). Raw data: `results.json`.\n",
-        f"{machine['name']}, {machine['threads']} threads, torch {machine['torch']}; products in bf16 at "
-        f"{machine['product_rate'] / 1e9:.0f} GFLOP/s (measured in the same run). Tokens are real ones: "
+        f"Written by `make bench`; what is measured and how: [README](README.md). Raw data: `{name}.json`.\n",
+        f"{machine['name']}, {machine['threads']} threads, torch {machine['torch']}; "
+        f"products in bf16{products} at {machine['product_rate'] / 1e9:.0f} GFLOP/s "
+        "(measured in the same run). Tokens are real ones: "
         "padding doesn't count, common beginnings do for every row. All did the same rows in each step, "
         "in turns (A B C, A B C, …); times exclude set-up and warm-up.\n",
     ]

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
     reason="needs Linux, a C++ compiler and a processor with products in bf16",
 )
 COMPILER = "g++"
-HAS_TILES = "amx_bf16" in native._processor()
+HAS_TILES = native.products() == "tiles (AMX)"
 # The kind that isn't this machine's own: vectors where there are tiles, emulated tiles where there are none.
 OTHER = (
     ("-mno-amx-bf16",)

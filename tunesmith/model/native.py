@@ -37,6 +37,13 @@ def supported() -> bool:
     return known and {"avx512bw", "avx512_bf16"} <= flags
 
 
+def products() -> str | None:
+    """What this processor multiplies bf16 with, in words; None where nothing here uses it."""
+    if not supported():
+        return None
+    return "tiles (AMX)" if "amx_bf16" in _processor() else "vectors (AVX-512)"
+
+
 def compiler() -> str | None:
     """The C++ compiler of this machine, None where there is none."""
     return next((path for name in ("g++", "c++", "clang++") if (path := shutil.which(name))), None)

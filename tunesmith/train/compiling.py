@@ -32,9 +32,9 @@ from tunesmith.model.kernels import Kernels, build
 
 WARM_UP = 20.0
 """Seconds of compilation at most on a two-core machine; a run must win more than twice that."""
-# Share of a step that compilation saves, without and with the kernels in C++: 16 to 25 % were measured, and 31 %
-# (AVX-512) to 46 % (AMX) (135M parameters, bf16, a CPU). Operations per second that training reaches without
-# it; cuda, mps are guesses.
+# Share of a step that compilation saves, without and with the kernels in C++: 16 to 25 % were measured, and
+# 31 % (AVX-512) to 46 % (AMX) (135M parameters, bf16, a CPU). Operations per second that training reaches
+# without it; cuda, mps are guesses.
 _GAIN, _KERNELS_GAIN = 0.15, 0.3
 _RATES = {"cpu": 250e9, "cuda": 50e12, "mps": 2e12}
 
