@@ -104,55 +104,57 @@ struct GatedBack : InTurns<GatedBack> {
 
 // Packs this thread's share for the way forward; a barrier must follow.
 void pack_forward(const Layers& l, const Packed& p) {
-  const int64_t me = omp_get_thread_num(), count = omp_get_num_threads(), first = l.rank[GATE];
-  for (int64_t n = me; n < p.E / PANEL; n += count) {
+  const int64_t first = l.rank[GATE];
+  shared_out(p.E / PANEL, [&](int64_t n) {
     for (int i : {GATE, UP}) {
       pack(l.w[i], l.stride[i], !l.turned[i], p.D, n, (i == GATE ? p.gate : p.up) + n * PANEL * p.D);
       Half* v = (i == GATE ? p.pair_u : p.pair_v) + n * PANEL * p.P;
       clear(v, p.P);
       put_small(l.b[i], 1, l.rank[i], l.rank[i], p.E, l.scale[i], i == GATE ? 0 : first, 0, n, v);
     }
-  }
-  for (int64_t n = me; n < p.D / PANEL; n += count) {
+  });
+  shared_out(p.D / PANEL, [&](int64_t n) {
     pack(l.w[DOWN], l.stride[DOWN], !l.turned[DOWN], p.E, n, p.out + n * PANEL * p.E);
     clear(p.down_v + n * PANEL * p.R, p.R);
     put_small(l.b[DOWN], 1, p.down, p.down, p.D, l.scale[DOWN], 0, 0, n, p.down_v + n * PANEL * p.R);
-  }
-  for (int64_t r = me; r < p.P / PANEL; r += count) {
+  });
+  shared_out(p.P / PANEL, [&](int64_t r) {
     Half* u = p.pair_more + r * PANEL * p.D;
     clear(u, p.D);
     put_small(l.a[GATE], 1, p.D, p.D, first, 1.0f, 0, 0, r, u);
     put_small(l.a[UP], 1, p.D, p.D, l.rank[UP], 1.0f, 0, first, r, u);
-  }
-  for (int64_t r = me; r < p.R / PANEL; r += count)
+  });
+  shared_out(p.R / PANEL, [&](int64_t r) {
     pack_small(l.a[DOWN], 1, p.E, p.E, p.down, r, p.down_u + r * PANEL * p.E);
+  });
 }
 
 // The same for the way back: weights as they stand, B where A was.
 void pack_backward(const Layers& l, const Packed& p) {
-  const int64_t me = omp_get_thread_num(), count = omp_get_num_threads(), first = l.rank[GATE];
-  for (int64_t n = me; n < p.D / PANEL; n += count) {
+  const int64_t first = l.rank[GATE];
+  shared_out(p.D / PANEL, [&](int64_t n) {
     pack(l.w[GATE], l.stride[GATE], l.turned[GATE], p.E, n, p.gate + n * PANEL * p.E);
     pack(l.w[UP], l.stride[UP], l.turned[UP], p.E, n, p.up + n * PANEL * p.E);
     Half* v = p.pair_more + n * PANEL * p.P;
     clear(v, p.P);
     put_small(l.a[GATE], p.D, 1, first, p.D, 1.0f, 0, 0, n, v);
     put_small(l.a[UP], p.D, 1, l.rank[UP], p.D, 1.0f, first, 0, n, v);
-  }
-  for (int64_t n = me; n < p.E / PANEL; n += count) {
+  });
+  shared_out(p.E / PANEL, [&](int64_t n) {
     pack(l.w[DOWN], l.stride[DOWN], l.turned[DOWN], p.D, n, p.out + n * PANEL * p.D);
     pack_small(l.a[DOWN], p.E, 1, p.down, p.E, n, p.down_u + n * PANEL * p.R);
-  }
-  for (int64_t r = me; r < p.P / PANEL; r += count)
+  });
+  shared_out(p.P / PANEL, [&](int64_t r) {
     for (int i : {GATE, UP}) {
       Half* u = (i == GATE ? p.pair_u : p.pair_v) + r * PANEL * p.E;
       clear(u, p.E);
       put_small(l.b[i], l.rank[i], 1, p.E, l.rank[i], l.scale[i], 0, i == GATE ? 0 : first, r, u);
     }
-  for (int64_t r = me; r < p.R / PANEL; r += count) {
+  });
+  shared_out(p.R / PANEL, [&](int64_t r) {
     clear(p.down_v + r * PANEL * p.D, p.D);
     put_small(l.b[DOWN], p.down, 1, p.D, p.down, l.scale[DOWN], 0, 0, r, p.down_v + r * PANEL * p.D);
-  }
+  });
 }
 
 void forward_block(const Packed& p, const Left& x, int64_t rows, Half* g, Half* u, Half* y, Half* h, Half* h_down) {

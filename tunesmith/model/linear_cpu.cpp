@@ -39,13 +39,13 @@ void block(const Product& p, const Half* x, int64_t x_stride, Half* h, Half* y, 
 // Packs this thread's share of all that a product needs; a barrier must follow.
 void pack_all(const Weight& w, const float* u, int64_t u_down, int64_t u_right, const float* v, int64_t v_down,
               int64_t v_right, int64_t rank, const Product& p, bool forward) {
-  const int64_t all = p.N / PANEL, me = omp_get_thread_num(), count = omp_get_num_threads();
-  for (int64_t n = me; n < all; n += count) {
+  shared_out(p.N / PANEL, [&](int64_t n) {
     pack(w.data, w.stride, w.turned != forward, p.K, n, p.B + n * PANEL * p.K);
     pack_small(v, v_down, v_right, rank, p.N, n, p.V + n * PANEL * p.R);
-  }
-  for (int64_t r = me; r < p.R / PANEL; r += count)
+  });
+  shared_out(p.R / PANEL, [&](int64_t r) {
     pack_small(u, u_down, u_right, p.K, rank, r, p.U + r * PANEL * p.K);
+  });
 }
 
 // `packed`: room for K N + (K + N) R numbers.

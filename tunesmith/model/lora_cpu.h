@@ -37,6 +37,13 @@ void pack_small(const float* from, int64_t down, int64_t right, int64_t K, int64
   put_small(from, down, right, K, N, 1.0f, 0, 0, p, panel);
 }
 
+// This thread's share of `all` things, one after the other: work(which).
+template <class Work>
+void shared_out(int64_t all, Work work) {
+  const int64_t me = omp_get_thread_num(), count = omp_get_num_threads();
+  for (int64_t i = all * me / count; i < all * (me + 1) / count; i++) work(i);
+}
+
 // W [E, D] of a layer, or its transpose where `turned`, as the right side of x W^T (forward) or dy W.
 struct Weight {
   const Half* data;

@@ -25,10 +25,13 @@ inline void interleave(__m512i even, __m512i odd, uint32_t* low, uint32_t* high)
   _mm512_store_si512(high, _mm512_permutex2var_epi16(even, _mm512_load_si512(index[1].data()), odd));
 }
 
-// 16 rows of 16 pairs, `stride` numbers apart, as columns.
-inline void transpose(const Half* from, int64_t stride, uint32_t* to) {
+// 16 rows of 16 pairs, `stride` numbers apart, as columns. What stands `ahead` is fetched.
+inline void transpose(const Half* from, int64_t stride, int64_t ahead, uint32_t* to) {
   __m512i r[16], t[16];
-  for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512(from + i * stride);
+  for (int i = 0; i < 16; i++) {
+    r[i] = _mm512_loadu_si512(from + i * stride);
+    fetch(from + i * stride + ahead, 32);
+  }
   for (int i = 0; i < 16; i += 2) {
     t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
     t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
@@ -50,17 +53,20 @@ inline void transpose(const Half* from, int64_t stride, uint32_t* to) {
   }
 }
 
-// Panel p of B [K, N], which stands there as it is or transposed [N, K]; `stride` of its rows in numbers.
+// Panel p of B [K, N], which stands there as it is or transposed [N, K]; `stride` of its rows in numbers. The next panel
+// is fetched on the way: weights come from memory, and no processor sees such a pattern coming.
 void pack(const Half* from, int64_t stride, bool transposed, int64_t K, int64_t p, Half* panel) {
   for (int64_t k = 0; k < K; k += STEP, panel += 2 * TILE) {
     auto to = reinterpret_cast<uint32_t*>(panel);
     if (transposed) {
-      transpose(from + p * PANEL * stride + k, stride, to);
-      transpose(from + (p * PANEL + 16) * stride + k, stride, to + TILE / 2);
+      transpose(from + p * PANEL * stride + k, stride, PANEL * stride, to);
+      transpose(from + (p * PANEL + 16) * stride + k, stride, PANEL * stride, to + TILE / 2);
     } else {
       for (int64_t i = 0; i < 16; i++) {
         const Half* rows = from + (k + 2 * i) * stride + p * PANEL;
         interleave(_mm512_loadu_si512(rows), _mm512_loadu_si512(rows + stride), to + 16 * i, to + TILE / 2 + 16 * i);
+        fetch(rows + PANEL, 32);
+        fetch(rows + stride + PANEL, 32);
       }
     }
   }
