@@ -53,8 +53,8 @@ inline void transpose(const Half* from, int64_t stride, int64_t ahead, uint32_t*
   }
 }
 
-// Panel p of B [K, N], which stands there as it is or transposed [N, K]; `stride` of its rows in numbers. The next panel
-// is fetched on the way: weights come from memory, and no processor sees such a pattern coming.
+// Panel p of B [K, N], which stands there as it is or transposed [N, K]; `stride` of its rows in numbers. The next
+// panel is fetched on the way: weights come from memory, and no processor sees such a pattern coming.
 void pack(const Half* from, int64_t stride, bool transposed, int64_t K, int64_t p, Half* panel) {
   for (int64_t k = 0; k < K; k += STEP, panel += 2 * TILE) {
     auto to = reinterpret_cast<uint32_t*>(panel);
