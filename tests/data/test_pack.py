@@ -120,6 +120,12 @@ def test_packs_of_a_step_are_of_like_size() -> None:
     assert plan_eval([6, 5, 4, 3, 2], microbatch_tokens=10, packing=True) == [(0, 2), (1, 3, 4)]
 
 
+def test_rows_with_a_common_beginning_are_cut_into_like_parts() -> None:
+    rows = [[7] * 77 + [8 + i] * 71 for i in range(45)]
+    passes = plan_eval([148] * 45, microbatch_tokens=3072, packing=True, shared=rows)
+    assert sorted(map(len, passes)) == [22, 23], "not 42 and 3"
+
+
 def test_without_packing_similar_lengths_lie_together() -> None:
     lengths = [5, 50, 6, 51, 5, 49]
     [step] = plan(lengths, tokens_per_step=1000, packing=False, microbatch_rows=3)

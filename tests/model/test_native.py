@@ -1,4 +1,4 @@
-"""Libraries in C++: what a system forbids is told; code for tiles and for vectors says the same."""
+"""Libraries in C++ for training: what a system forbids is told; tiles and vectors say the same."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
     reason="needs Linux, a C++ compiler and a processor with products in bf16",
 )
 COMPILER = "g++"
-HAS_TILES = native.products() == "tiles (AMX)"
+HAS_TILES = native.products() == native.TILES
 # The kind that isn't this machine's own: vectors where there are tiles, emulated tiles where there are none.
 OTHER = (
     ("-mno-amx-bf16",)
@@ -49,7 +49,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Libraries:
 
 
 def same(kernel: str, both: Libraries, compute: Callable[[], list[Tensor]]) -> None:
-    """Sums are taken in the same order, so that only tiles of real hardware may round another way."""
+    """Emulated tiles sum in the order of vectors; those of hardware may round another way."""
     found = []
     for library in both[kernel]:
         with KERNELS[kernel].using(library):

@@ -15,7 +15,7 @@ from tests.train.test_run import make_job
 from tests.train.test_sharing import Notes
 from tunesmith.errors import ModelError
 from tunesmith.model.targets import decoder_layers
-from tunesmith.train import probe, training
+from tunesmith.train import probe
 from tunesmith.train.prepare import prepare
 from tunesmith.train.run import train
 from tunesmith.train.training import SEGMENTS_MICROBATCH_TOKENS, Training
@@ -54,11 +54,14 @@ def test_little_memory_recomputes_layers_and_then_shortens_passes(
     assert need.token > need.token_recomputed > 0
     enough = int(need.bytes(largest, recomputed=False) / probe.USABLE) + 100
     assert checkpointed(ready(tmp_path, monkeypatch, enough)[0].training) == [False] * 3
-    prepared, notes = ready(tmp_path, monkeypatch, enough - 1000)
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "LEAST_TOKENS", largest)
+        prepared, notes = ready(tmp_path, monkeypatch, enough - 1000)
     assert checkpointed(prepared.training) == [True] * 3
     assert prepared.job.train.checkpoint_activations is True
     assert "recomputed" in notes
     prepared, notes = ready(tmp_path, monkeypatch, 1)
+    assert checkpointed(prepared.training) == [True] * 3
     assert prepared.job.train.microbatch_tokens == probe.LEAST_TOKENS
     assert "256 tokens" in notes
     passes = [p for plan in prepared.training.plans for step in plan for p in step.microbatches]
@@ -69,17 +72,21 @@ def test_little_memory_recomputes_layers_and_then_shortens_passes(
 def test_passes_half_as_long_come_before_recomputed_layers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "SEGMENTS_MICROBATCH_TOKENS", 200)
     prepared, _ = ready(tmp_path, monkeypatch)
     need = probe.measure(prepared.training)
-    whole, half = (need.bytes(tokens, recomputed=False) / probe.USABLE for tokens in (200, 100))
+    largest = probe._largest(prepared.training, SEGMENTS_MICROBATCH_TOKENS)
+    whole, half = (need.bytes(tokens, recomputed=False) / probe.USABLE for tokens in (largest, largest // 2))
     monkeypatch.setattr(probe, "LEAST_TOKENS", 10)
     prepared, notes = ready(tmp_path, monkeypatch, int((whole + half) / 2))
     assert checkpointed(prepared.training) == [False] * 3
-    assert prepared.job.train.microbatch_tokens == 100
-    assert "Forward passes take 100 tokens" in notes
+    assert prepared.job.train.microbatch_tokens == largest // 2
+    assert f"Forward passes take {largest // 2} tokens" in notes
     prepared, _ = ready(tmp_path, monkeypatch, int(half * 0.9))
     assert checkpointed(prepared.training) == [True] * 3
+    # Told how long passes are, it only recomputes.
+    prepared, _ = ready(tmp_path, monkeypatch, int(whole * 0.9), train={"microbatch_tokens": 3072})
+    assert checkpointed(prepared.training) == [True] * 3
+    assert prepared.job.train.microbatch_tokens == 3072
 
 
 def test_the_run_says_what_was_chosen_and_repeats_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ def plan_eval(
     packing: bool,
     shared: Sequence[Sequence[int]] | None = None,
 ) -> list[tuple[int, ...]]:
-    """Every row once, in forward passes as full as they get; always the same."""
+    """Every row once, in as few forward passes as they get; always the same."""
     return list(_lay(range(len(lengths)), lengths, microbatch_tokens, None, packing, shared))
 
 
@@ -157,16 +157,26 @@ def _lay_families(
     """Rows with a common beginning are one thing to lay, cut where it doesn't fit into a microbatch."""
     parts: list[Order] = []
     for family in families(sort_rows(shared, rows)):
-        first = 0
-        while first < len(family.rows):
-            stop = _fitting(family, first, lengths, max_tokens)
-            parts.append(take(family, first, stop))
-            first = stop
+        parts += _cut(family, lengths, max_tokens)
     parts.sort(key=lambda part: min(part.rows))
     sizes = [unique_tokens(part, lengths) for part in parts]
     longest_first = sorted(range(len(parts)), key=lambda part: (-sizes[part], part))
     bins = _fit(longest_first, sizes, max_tokens, None)
     return tuple(tuple(row for part in members for row in parts[part].rows) for members in bins)
+
+
+def _cut(family: Order, lengths: Sequence[int], max_tokens: int) -> list[Order]:
+    """The family in as few parts as fit, those of like size where that makes no more of them."""
+    filled: list[Order] = []
+    first = 0
+    while first < len(family.rows):
+        stop = _fitting(family, first, lengths, max_tokens)
+        filled.append(take(family, first, stop))
+        first = stop
+    count, rows = len(filled), len(family.rows)
+    level = [take(family, rows * i // count, rows * (i + 1) // count) for i in range(count)]
+    fits = all(unique_tokens(part, lengths) <= max_tokens for part in level)
+    return level if fits else filled
 
 
 def _fitting(family: Order, first: int, lengths: Sequence[int], max_tokens: int) -> int:
@@ -192,7 +202,12 @@ def _fit(
 ) -> tuple[tuple[int, ...], ...]:
     """As few as best fit needs; of these the largest, which memory goes by, as small as it easily gets."""
     bins = _best_fit(longest_first, lengths, max_tokens, max_rows)
-    return _levelled(longest_first, lengths, len(bins), max_tokens, max_rows) or bins
+    levelled = _levelled(longest_first, lengths, len(bins), max_tokens, max_rows)
+    return min((made for made in (levelled, bins) if made), key=lambda made: _most(made, lengths), default=())
+
+
+def _most(bins: Sequence[Sequence[int]], lengths: Sequence[int]) -> int:
+    return max(sum(lengths[row] for row in rows) for rows in bins)
 
 
 def _levelled(

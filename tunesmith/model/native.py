@@ -30,6 +30,9 @@ FLAGS = (
 )  # fmt: skip
 
 
+TILES, VECTORS = "tiles (AMX)", "vectors (AVX-512)"
+
+
 def supported() -> bool:
     """Whether this machine may build and run them: Linux on x86-64 with AVX-512 and products in bf16."""
     flags = _processor()
@@ -41,7 +44,7 @@ def products() -> str | None:
     """What this processor multiplies bf16 with, in words; None where nothing here uses it."""
     if not supported():
         return None
-    return "tiles (AMX)" if "amx_bf16" in _processor() else "vectors (AVX-512)"
+    return TILES if "amx_bf16" in _processor() else VECTORS
 
 
 def compiler() -> str | None:
@@ -58,6 +61,7 @@ def sources(name: str) -> list[Path]:
 def build(name: str, sources: Sequence[Path], compiler: str) -> ctypes.CDLL:
     """The library of the first source, the others being its headers; compiled unless the cache has it.
 
+    It says by `NAME_supported()` whether the system lets it do what the processor can.
     Raises ModelError with the compiler's words, or where the system keeps the processor's tiles from it.
     """
     target = _target(name, sources, compiler)
@@ -70,7 +74,7 @@ def build(name: str, sources: Sequence[Path], compiler: str) -> ctypes.CDLL:
     if not getattr(library, f"{name}_supported")():
         raise ModelError(
             "The system keeps the processor's tiles (AMX) from this process.",
-            fix="Go on as it is, slower; a newer kernel (Linux 5.16) gives them to every process.",
+            fix="Go on as it is, slower. A sandbox or container may be what forbids arch_prctl.",
         )
     return library
 

@@ -1,4 +1,4 @@
-// What the kernels share beside products: memory that is kept, numbers on their way to bf16, powers.
+// What the kernels share beside sums: memory that is kept, numbers on their way to bf16, powers.
 
 #pragma once
 

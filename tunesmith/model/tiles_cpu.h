@@ -1,4 +1,5 @@
-// Sums of 32 rows and 32 columns in bf16: in the tiles of a processor that has them (AMX), else in vectors (AVX-512).
+// Sums of 32 rows and 32 columns of products in bf16: in the tiles of a processor that has them (AMX), else in vectors
+// (AVX-512).
 //
 //   Sums sums(c, add);      of c [32][32]: with what is there, or from zero on
 //   sums.multiply(...)      += 32 rows of x times a panel, any number of times

@@ -27,15 +27,15 @@ from torch import Tensor, nn
 
 from tunesmith.data.batch import Batch
 from tunesmith.device import Device
-from tunesmith.model import linear_native
+from tunesmith.model import native
 from tunesmith.model.kernels import Kernels, build
 
 WARM_UP = 20.0
 """Seconds of compilation at most on a two-core machine; a run must win more than twice that."""
-# Share of a step that compilation saves, without and with the kernels in C++: 16 to 25 % were measured, and
-# 31 % (AVX-512) to 46 % (AMX) (135M parameters, bf16, a CPU). Operations per second that training reaches
-# without it; cuda, mps are guesses.
-_GAIN, _KERNELS_GAIN = 0.15, 0.3
+# Share of a step that compilation saves: 16 to 25 % were measured, and with the kernels in C++ 31 % in
+# vectors, 46 % in tiles (135M parameters, bf16, a CPU). Operations per second that training reaches without
+# it; cuda, mps are guesses.
+_GAIN, _KERNELS_GAIN = 0.15, {native.VECTORS: 0.3, native.TILES: 0.4}
 _RATES = {"cpu": 250e9, "cuda": 50e12, "mps": 2e12}
 
 
@@ -179,7 +179,8 @@ def _has_kernels(device: Device | None) -> bool:
 
 
 def _gain(device: Device | None) -> float:
-    return _KERNELS_GAIN if _has_kernels(device) and linear_native.supported() else _GAIN
+    products = native.products() if _has_kernels(device) else None
+    return _KERNELS_GAIN[products] if products else _GAIN
 
 
 def kernels(device: Device | None, note: Callable[[str], None]) -> Kernels:

@@ -23,6 +23,7 @@ from tunesmith.train import cards, compiling, dryrun, estimate, trial
 from tunesmith.train.config import Job
 from tunesmith.train.estimate import Sizes
 from tunesmith.train.prepare import with_step_size
+from tunesmith.train.probe import tried
 from tunesmith.train.trial import Probe
 from tunesmith.train.workload import Rows, Workload, count, device_for, read_rows
 
@@ -114,7 +115,7 @@ class Planner:
     def plan(self, job: Job) -> Plan:
         """By arithmetic alone."""
         made = self._plan(job)
-        for change in _what_auto_does(job):
+        for change in _what_auto_does(made):
             if made.fits:
                 break
             made = self._plan(job.model_copy(update={"train": job.train.model_copy(update=change)}))
@@ -224,14 +225,19 @@ class Planner:
         return self._held[key]
 
 
-def _what_auto_does(job: Job) -> Iterator[dict[str, Any]]:
-    """Changes that training makes on its own where memory asks for them (train.checkpoint_activations)."""
-    if job.train.checkpoint_activations != "auto":
-        return
-    yield {"checkpoint_activations": True}
-    if job.train.microbatch_tokens == "auto":
-        for tokens in (1024, 512, 256):
-            yield {"checkpoint_activations": True, "microbatch_tokens": tokens}
+def _what_auto_does(plan: Plan) -> Iterator[dict[str, Any]]:
+    """Changes that training makes on its own where memory asks for them, in its order."""
+    settings, size = plan.job.train, plan.work.microbatch
+    on_cpu = plan.target.device.kind == "cpu"
+    shorten = settings.microbatch_tokens == "auto"
+    options = tried(size, settings.checkpoint_activations, shorten=shorten, half_first=on_cpu)
+    for tokens, recompute in list(options)[1:]:
+        change: dict[str, Any] = {}
+        if recompute != settings.recomputing:
+            change["checkpoint_activations"] = recompute
+        if tokens < size:
+            change["microbatch_tokens"] = tokens
+        yield change
 
 
 def target_of(job: Job, card: str | None, memory: str | None) -> Target:

@@ -11,9 +11,9 @@ written into the run's job.yaml, which repeats the run.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -58,30 +58,29 @@ def settle(training: Training, job: Job, note: Callable[[str], None]) -> Job:
     """
     wanted = job.train.checkpoint_activations
     free = int(available_memory(training.device.kind) * USABLE)
-    tokens = microbatch_tokens(training)
+    tokens = budget = microbatch_tokens(training)
     recompute: bool | int = False if wanted == "auto" else wanted
-    need = None if _surely_fits(training, free) else measure(training)
-    if wanted == "auto":
-        sizes = (tokens, tokens // 2) if job.train.microbatch_tokens == "auto" else (tokens,)
-        for size in sizes:  # passes half as long cost a few per cent, computing layers again a third
-            recompute = need is not None and needs_checkpointing(need, _largest(training, size), free)
-            if not recompute:
-                tokens = size
-                break
-        if recompute and not training.model.supports_gradient_checkpointing:
-            note("Activations can't be recomputed in this model; memory may not suffice.")
-            recompute = False
-        elif recompute:
+    if not _surely_fits(training, free):
+        need, on_cpu = measure(training), training.device.kind == "cpu"
+        if wanted == "auto" and not training.model.supports_gradient_checkpointing:
+            wanted = False
+            if need.bytes(_largest(training, budget), recomputed=False) > free:
+                note("Activations can't be recomputed in this model; memory may not suffice.")
+        shorten = on_cpu and job.train.microbatch_tokens == "auto"
+        start = min(budget, _largest(training, budget))
+        options = list(tried(start, wanted, shorten=shorten, half_first=on_cpu))
+        fitting = (o for o in options if need.bytes(o[0], recomputed=bool(o[1])) <= free)
+        size, recompute = next(fitting, options[-1])
+        if shorten and (size, recompute) != options[0]:
+            tokens = max(LEAST_TOKENS, size)  # that of validation too, which wasn't measured
+        if wanted == "auto" and recompute:
             note("Layers are recomputed in the backward pass, to fit into memory; results stay the same.")
+        if tokens < budget:
+            note(f"Forward passes take {tokens:,} tokens, to fit into memory; results stay the same.")
     if recompute:
         recompute_layers(training.model, recompute)
-    if job.train.microbatch_tokens == "auto":
-        if training.device.kind == "cuda":  # untested here
-            tokens = grow(lambda size: attempt(training, size), _GPU_SIZES)
-        elif need is not None:
-            tokens = shrink(need, tokens, free, recomputed=bool(recompute))
-            if tokens < microbatch_tokens(training):
-                note(f"Forward passes take {tokens:,} tokens, to fit into memory; results stay the same.")
+    if job.train.microbatch_tokens == "auto" and training.device.kind == "cuda":  # untested here
+        tokens = grow(lambda size: attempt(training, size), _GPU_SIZES)
     settings = job.train.model_copy(update={"microbatch_tokens": tokens, "checkpoint_activations": recompute})
     changed = tokens != microbatch_tokens(training)
     training.settings = settings
@@ -90,16 +89,21 @@ def settle(training: Training, job: Job, note: Callable[[str], None]) -> Job:
     return job.model_copy(update={"train": settings})
 
 
-def needs_checkpointing(need: Need, tokens: int, free: int) -> bool:
-    """Whether passes of so many tokens fit only with recomputed activations, or not even then."""
-    return need.bytes(tokens, recomputed=False) > free
+def tried(
+    tokens: int, recompute: bool | int | Literal["auto"], *, shorten: bool, half_first: bool
+) -> Iterator[tuple[int, bool | int]]:
+    """Tokens of a pass and whether layers are recomputed, in the order in which training takes what fits.
 
-
-def shrink(need: Need, tokens: int, free: int, *, recomputed: bool) -> int:
-    """`tokens`, halved until a pass of them fits; not below 256."""
-    while tokens > LEAST_TOKENS and need.bytes(tokens, recomputed=recomputed) > free:
-        tokens //= 2
-    return max(tokens, LEAST_TOKENS)
+    `shorten`: passes may be shorter, not below 256 tokens. `half_first`: half as long, without recomputing,
+    comes before recomputing: on a CPU it costs a few per cent, the other another forward pass.
+    """
+    sizes = [tokens]
+    while shorten and sizes[-1] > LEAST_TOKENS:
+        sizes.append(max(LEAST_TOKENS, sizes[-1] // 2))
+    if recompute == "auto":
+        yield from ((size, False) for size in sizes[: 1 + half_first])
+        recompute = True
+    yield from ((size, recompute) for size in sizes)
 
 
 def grow(seconds: Callable[[int], float], sizes: Iterable[int]) -> int:
