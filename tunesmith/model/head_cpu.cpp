@@ -13,8 +13,8 @@
 // The label's own logit, known beforehand, takes the running maximum's place: what is near it is the more exact, and
 // nothing is scaled anew. Where a logit lies so far above that the sums could overflow, the rows are done once more
 // with the maximum. The label's own part is left out of the sums and added exactly: p_y - 1 would be lost in rounding.
-// Where there are tiles (AMX), exponentials are taken while they work. Threads share the vocabulary: each reads its part
-// of the weight alone.
+// Where there are tiles (AMX), exponentials are taken while they work. Threads share the vocabulary: each reads its
+// part of the weight alone.
 
 #include "panels_cpu.h"
 

@@ -51,8 +51,8 @@ struct Weight {
   bool turned;
 };
 
-// Sums of 32 rows and columns on their way to bf16: with tiles, a few rows at a time between their products, which leave
-// the vector units idle.
+// Sums of 32 rows and columns on their way to bf16: with tiles, a few rows at a time between their products, which
+// leave the vector units idle.
 struct Leaving {
   const float* c = nullptr;
   Half* out = nullptr;
