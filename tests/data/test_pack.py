@@ -124,6 +124,11 @@ def test_rows_with_a_common_beginning_are_cut_into_like_parts() -> None:
     rows = [[7] * 77 + [8 + i] * 71 for i in range(45)]
     passes = plan_eval([148] * 45, microbatch_tokens=3072, packing=True, shared=rows)
     assert sorted(map(len, passes)) == [22, 23], "not 42 and 3"
+    # Long rows lie together: halves of six rows, but 10 + 6 x 90 tokens don't fit.
+    rows = [[7] * 10 + [8 + i] * (90 if i < 6 else 20) for i in range(12)]
+    passes = plan_eval([len(row) for row in rows], microbatch_tokens=400, packing=True, shared=rows)
+    assert sorted(row for found in passes for row in found) == list(range(12))
+    assert all(10 + sum(len(rows[row]) - 10 for row in found) <= 400 for found in passes)
 
 
 def test_without_packing_similar_lengths_lie_together() -> None:
