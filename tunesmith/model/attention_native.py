@@ -17,10 +17,9 @@ from torch import Tensor
 
 from tunesmith.model import native
 from tunesmith.model.attention_kernels import scratch
-from tunesmith.model.native import pointers, sizes, supported
+from tunesmith.model.native import pointers, sizes
+from tunesmith.model.native import supported as supported
 from tunesmith.model.segments import tree
-
-__all__ = ["backward", "build", "fits", "forward", "supported", "using"]
 
 SOURCES = native.sources("attention")
 LARGEST_HEAD = 256

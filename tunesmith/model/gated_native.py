@@ -23,9 +23,8 @@ from torch import Tensor
 from tunesmith.model import linear_native, native
 from tunesmith.model.attention_kernels import scratch
 from tunesmith.model.linear_native import WHOLE, layout_of, rows_of
-from tunesmith.model.native import pointers, sizes, supported
-
-__all__ = ["build", "fits", "gated", "in_use", "supported", "using"]
+from tunesmith.model.native import pointers, sizes
+from tunesmith.model.native import supported as supported
 
 SOURCES = native.sources("gated")
 WIDEST = 3072
