@@ -173,6 +173,8 @@ def _cut(family: Order, lengths: Sequence[int], max_tokens: int) -> list[Order]:
         stop = _fitting(family, first, lengths, max_tokens)
         filled.append(take(family, first, stop))
         first = stop
+    if len(filled) == 1:
+        return filled
     count, rows = len(filled), len(family.rows)
     level = [take(family, rows * i // count, rows * (i + 1) // count) for i in range(count)]
     fits = all(unique_tokens(part, lengths) <= max_tokens for part in level)

@@ -61,13 +61,14 @@ def settle(training: Training, job: Job, note: Callable[[str], None]) -> Job:
     tokens = budget = microbatch_tokens(training)
     recompute: bool | int = False if wanted == "auto" else wanted
     if not _surely_fits(training, free):
-        need, on_cpu = measure(training), training.device.kind == "cpu"
+        need, largest = measure(training), _largest(training, budget)
+        on_cpu = training.device.kind == "cpu"
         if wanted == "auto" and not training.model.supports_gradient_checkpointing:
             wanted = False
-            if need.bytes(_largest(training, budget), recomputed=False) > free:
+            if need.bytes(largest, recomputed=False) > free:
                 note("Activations can't be recomputed in this model; memory may not suffice.")
         shorten = on_cpu and job.train.microbatch_tokens == "auto"
-        start = min(budget, _largest(training, budget))
+        start = min(budget, largest)
         options = list(tried(start, wanted, shorten=shorten, half_first=on_cpu))
         fitting = (o for o in options if need.bytes(o[0], recomputed=bool(o[1])) <= free)
         size, recompute = next(fitting, options[-1])
