@@ -2,7 +2,7 @@
 //
 // A token t sees the keys s <= t < end[s] of its row: a pack is laid out depth first, so that `end` alone tells
 // the tree of segments. A root (a segment that hangs on nothing, with all below it) and a head are one task.
-// Tokens of a root are taken in panels of 64; a panel of keys meets the panels of queries that see any of it.
+// Tokens of a root are taken in panels of 32; a panel of keys meets the panels of queries that see any of it.
 //
 //   forward    online softmax over panels of keys (Milakov and Gimelshein 2018, arXiv 1805.02867)
 //   backward   probabilities again from the softmax's denominator (Dao et al. 2022, arXiv 2205.14135), all of it
@@ -31,7 +31,7 @@ TORCH_API bool could_pack(c10::ScalarType type);
 
 namespace {
 
-constexpr int64_t P = 64;  // tokens of a panel
+constexpr int64_t P = 32;  // tokens of a panel: of more, what the diagonal and the ends of rows hide would be more
 constexpr float INF = std::numeric_limits<float>::infinity();
 
 struct Shape {
@@ -101,31 +101,40 @@ void transpose(const Half* pairs, int64_t size, Half* out) { turn(pairs, P / 2, 
 struct Work {
   Buffer<Half> rows, packed, more, kt, p, ds, ds_pairs;
   Buffer<float> s, dp, acc, acc2, dq, lse, delta;
-  Buffer<int32_t> end, panel_end;
+  Buffer<int32_t> end, first_end, last_end;
 };
 thread_local Work work;
 
-// The ends of a root's keys, counted from its beginning, and the largest of each panel.
-void ends_of(const int32_t* end, int64_t begin, int64_t length, int64_t panels, Work& w) {
-  auto ends = w.end.get(panels * P);
-  auto largest = w.panel_end.get(panels);
-  for (int64_t p = 0; p < panels; p++) {
-    largest[p] = 0;
-    for (int64_t r = 0; r < P; r++) {
-      int64_t t = p * P + r;
-      ends[t] = t < length ? int32_t(end[begin + t] - begin) : 0;
-      largest[p] = std::max(largest[p], ends[t]);
-    }
+// What sees a root's keys; tokens are counted from its beginning.
+struct Seen {
+  const int32_t *end, *first, *last;  // of each key; of each panel the smallest and the largest
+
+  // Whether some, or all, of panel j's queries see some, or all, of panel i's keys.
+  bool any(int64_t i, int64_t j) const { return last[i] > j * P; }
+  bool all(int64_t i, int64_t j) const { return i < j && first[i] >= (j + 1) * P; }
+  // Of 16 queries those that see the key.
+  __mmask16 of(int64_t key, int64_t query) const {
+    const int64_t from = std::clamp<int64_t>(key - query, 0, LANES);
+    const int64_t to = std::clamp<int64_t>(end[key] - query, from, LANES);
+    return __mmask16((1u << to) - (1u << from));
   }
+};
+
+Seen seen_of(const int32_t* end, int64_t begin, int64_t length, int64_t panels, Work& w) {
+  auto ends = w.end.get(panels * P), first = w.first_end.get(panels), last = w.last_end.get(panels);
+  for (int64_t p = 0; p < panels; p++) {
+    auto of = ends + p * P;
+    for (int64_t r = 0, t = p * P; r < P; r++, t++) of[r] = t < length ? int32_t(end[begin + t] - begin) : 0;
+    first[p] = *std::min_element(of, of + P), last[p] = *std::max_element(of, of + P);
+  }
+  return {ends, first, last};
 }
 
-// Scores of a panel of keys (rows) and one of queries (columns), minus infinity where they aren't seen.
-void mask_panel(float* s, const int32_t* end, int64_t query, int64_t key, float hidden) {
-  for (int64_t r = 0; r < P; r++) {
-    const int64_t from = std::clamp<int64_t>(key + r - query, 0, P), to = std::clamp<int64_t>(end[r] - query, from, P);
-    std::fill(s + r * P, s + r * P + from, hidden);
-    std::fill(s + r * P + to, s + (r + 1) * P, hidden);
-  }
+// Scores of panel i of keys (rows) and j of queries (columns): minus infinity where they aren't seen.
+void mask_panel(float* s, const Seen& seen, int64_t i, int64_t j) {
+  for (int64_t r = 0; r < P; r++)
+    for (int64_t c = 0; c < P; c += LANES)
+      _mm512_mask_storeu_ps(s + r * P + c, _knot_mask16(seen.of(i * P + r, j * P + c)), _mm512_set1_ps(-INF));
 }
 
 // x y, summed in fp32; sizes in 16s.
@@ -174,7 +183,7 @@ void forward_task(const Rows& q, const Rows& k, const Rows& v, Half* out, float*
   Work& w = work;
   const int64_t size = sh.size, length = stop - begin, panels = (length + P - 1) / P, one = P * size;
   const int64_t kv = first / (sh.heads / sh.kv_heads);
-  ends_of(end, begin, length, panels, w);
+  const Seen seen = seen_of(end, begin, length, panels, w);
   auto rows = w.rows.get(2 * one), qt = w.kt.get(one), paired = rows + one;
   auto keys = w.packed.get(panels * one), vt = w.more.get(panels * one);
   for (int64_t i = 0; i < panels; i++) {
@@ -185,7 +194,6 @@ void forward_task(const Rows& q, const Rows& k, const Rows& v, Half* out, float*
   }
   auto s = w.s.get(P * P), acc = w.acc.get(2 * one), most = w.lse.get(P), sum = w.delta.get(P);
   auto paired_p = w.p.get(P * P);
-  const int32_t* ends = w.end.get(0);
   for (int64_t item = 0; item < count * panels; item++) {
     const int64_t head = first + item / panels, j = item % panels;
     take(q, head, begin, stop, j, size, rows);
@@ -194,9 +202,9 @@ void forward_task(const Rows& q, const Rows& k, const Rows& v, Half* out, float*
     std::fill(most, most + P, -INF);
     std::fill(sum, sum + P, 0.0f);
     for (int64_t i = 0; i <= j; i++) {
-      if (w.panel_end.get(0)[i] <= j * P) continue;
+      if (!seen.any(i, j)) continue;
       product(P, P, size, keys + i * one, qt, s, false);
-      mask_panel(s, ends + i * P, j * P, i * P, -INF);
+      if (!seen.all(i, j)) mask_panel(s, seen, i, j);
       softmax_panel(s, paired_p, acc, most, sum, size, sh.scale);
       product(size, P, P, vt + i * one, paired_p, acc, true);
     }
@@ -209,9 +217,10 @@ void forward_task(const Rows& q, const Rows& k, const Rows& v, Half* out, float*
   }
 }
 
-// pt and dst of a panel of keys (rows) and one of queries (columns), as left sides and dst packed in pairs.
-void gradients_panel(const float* s, const float* dp, const float* lse, const float* delta, const int32_t* end,
-                     int64_t query, int64_t key, float scale, Half* p, Half* ds, Half* paired) {
+// pt and dst of panel i of keys (rows) and j of queries (columns), as left sides and dst packed in pairs.
+void gradients_panel(const float* s, const float* dp, const float* lse, const float* delta, const Seen& seen,
+                     int64_t i, int64_t j, float scale, Half* p, Half* ds, Half* paired) {
+  const bool all = seen.all(i, j);
   const __m512 by = _mm512_set1_ps(scale * LOG2_E), unit = _mm512_set1_ps(LOG2_E);
   for (int64_t r = 0; r < P; r += 2)
     for (int64_t c = 0; c < P; c += 2 * LANES) {
@@ -219,19 +228,16 @@ void gradients_panel(const float* s, const float* dp, const float* lse, const fl
       for (int64_t two = 0; two < 2; two++)
         for (int64_t half = 0; half < 2; half++) {
           const int64_t column = c + half * LANES, at = (r + two) * P + column;
-          // Of 16 queries those that see this key.
-          const int64_t from = std::clamp<int64_t>(key + r + two - query - column, 0, LANES);
-          const int64_t to = std::clamp<int64_t>(end[r + two] - query - column, from, LANES);
-          const auto seen = __mmask16((1u << to) - (1u << from));
-          if (!seen) {
+          const __mmask16 these = all ? 0xffff : seen.of(i * P + r + two, j * P + column);
+          if (!these) {
             prob[two][half] = grad[two][half] = _mm512_setzero_ps();
             continue;
           }
           const __m512 norm = _mm512_mul_ps(_mm512_loadu_ps(lse + column), unit);
           const __m512 value = power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(s + at), by, norm));
-          prob[two][half] = _mm512_maskz_mov_ps(seen, value);
+          prob[two][half] = _mm512_maskz_mov_ps(these, value);
           const __m512 apart = _mm512_sub_ps(_mm512_loadu_ps(dp + at), _mm512_loadu_ps(delta + column));
-          grad[two][half] = _mm512_maskz_mul_ps(seen, value, apart);
+          grad[two][half] = _mm512_maskz_mul_ps(these, value, apart);
         }
       for (int64_t two = 0; two < 2; two++) {
         _mm512_storeu_si512(p + (r + two) * P + c, halves(prob[two][0], prob[two][1]));
@@ -255,7 +261,7 @@ void backward_task(const Rows& dout, const Rows& q, const Rows& k, const Rows& v
   Work& w = work;
   const int64_t size = sh.size, length = stop - begin, panels = (length + P - 1) / P, one = P * size;
   const int64_t kv = first / (sh.heads / sh.kv_heads), all = panels * one, padded = panels * P;
-  ends_of(end, begin, length, panels, w);
+  const Seen seen = seen_of(end, begin, length, panels, w);
   auto rows = w.rows.get(4 * one);
   auto packs = w.packed.get(4 * count * all);  // of each head: q^T, q, dout^T, dout
   auto dq = w.dq.get(count * all);             // [panel][size][P]
@@ -285,7 +291,7 @@ void backward_task(const Rows& dout, const Rows& q, const Rows& k, const Rows& v
     take(v, kv, begin, stop, i, size, vr);
     pack_rows(kr, size, paired);
     transpose(paired, size, kt);
-    const int64_t last = (w.panel_end.get(0)[i] + P - 1) / P;
+    const int64_t last = (seen.last[i] + P - 1) / P;
     bool add = false;
     for (int64_t h = 0; h < count; h++) {
       const Half* pack = packs + 4 * h * all;
@@ -293,7 +299,7 @@ void backward_task(const Rows& dout, const Rows& q, const Rows& k, const Rows& v
         product(P, P, size, kr, pack + j * one, s, false);
         product(P, P, size, vr, pack + 2 * all + j * one, dp, false);
         const int64_t at = h * padded + j * P;
-        gradients_panel(s, dp, norm + at, delta + at, w.end.get(0) + i * P, j * P, i * P, sh.scale, p, ds, ds_pairs);
+        gradients_panel(s, dp, norm + at, delta + at, seen, i, j, sh.scale, p, ds, ds_pairs);
         product(P, size, P, p, pack + 3 * all + j * one, dv, add);
         product(P, size, P, ds, pack + all + j * one, dk, add);
         product(size, P, P, kt, ds_pairs, dq + h * all + j * one, true);
