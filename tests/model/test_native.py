@@ -98,6 +98,26 @@ def test_attention_by_tiles_and_by_vectors(size: int, both: Libraries) -> None:
     same("attention", both, computed)
 
 
+@pytest.mark.parametrize("permitted", [True, False])
+def test_where_the_system_withholds_tiles_code_is_for_vectors(
+    permitted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path))
+    monkeypatch.setattr(native, "_processor", lambda: frozenset({"avx512bw", "avx512_bf16", "amx_bf16"}))
+    monkeypatch.setattr(native, "_tiles_permitted", lambda: permitted)
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-mamx-tile", "-mamx-bf16"))
+    source = tmp_path / "kind.cpp"
+    source.write_text(
+        'extern "C" int kind_supported() { return 1; }\n'
+        "#ifdef __AMX_BF16__\n"
+        'extern "C" int kind_tiles() { return 1; }\n'
+        "#endif\n",
+        encoding="utf-8",
+    )
+    assert native.products() == (native.TILES if permitted else native.VECTORS)
+    assert hasattr(native.build("kind", [source], COMPILER), "kind_tiles") == permitted
+
+
 def test_a_system_that_forbids_tiles_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path))
     source = tmp_path / "odd.cpp"

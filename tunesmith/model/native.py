@@ -41,10 +41,16 @@ def supported() -> bool:
 
 
 def products() -> str | None:
-    """What this processor multiplies bf16 with, in words; None where nothing here uses it."""
+    """What bf16 is multiplied with here, in words; None where nothing here multiplies it."""
     if not supported():
         return None
-    return TILES if "amx_bf16" in _processor() else VECTORS
+    return TILES if "amx_bf16" in _processor() and _tiles_permitted() else VECTORS
+
+
+def flags() -> tuple[str, ...]:
+    """What the compiler is called with: code for vectors where the system withholds the tiles."""
+    withheld = "amx_bf16" in _processor() and products() == VECTORS
+    return (*FLAGS, "-U__AMX_BF16__") if withheld else FLAGS
 
 
 def compiler() -> str | None:
@@ -61,7 +67,7 @@ def sources(name: str) -> list[Path]:
 def build(name: str, sources: Sequence[Path], compiler: str) -> ctypes.CDLL:
     """The library of the first source, the others being its headers; compiled unless the cache has it.
 
-    It says by `NAME_supported()` whether the system lets it do what the processor can.
+    It says by `NAME_supported()` whether the system lets it do what it was compiled for.
     Raises ModelError with the compiler's words, or where the system keeps the processor's tiles from it.
     """
     target = _target(name, sources, compiler)
@@ -103,7 +109,7 @@ def _key(sources: Sequence[Path], compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
     parts = (
         *(source.read_text("utf-8") for source in sources),
-        " ".join(FLAGS),
+        " ".join(flags()),
         torch.__version__,
         version,
         " ".join(sorted(_processor())),
@@ -120,6 +126,13 @@ def _processor() -> frozenset[str]:
     return frozenset(next((line for line in lines if line.startswith("flags")), "").split()[2:])
 
 
+@lru_cache(maxsize=1)
+def _tiles_permitted() -> bool:
+    """Whether the system lets this process use tiles, for which Linux is asked. Some sandboxes don't."""
+    refused: int = ctypes.CDLL(None).syscall(158, 0x1023, 18)  # arch_prctl, ARCH_REQ_XCOMP_PERM, tile data
+    return refused == 0
+
+
 def _compile(name: str, source: Path, compiler: str, target: Path) -> None:
     folder = Path(torch.__file__).parent
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +140,7 @@ def _compile(name: str, source: Path, compiler: str, target: Path) -> None:
         made = Path(place) / target.name
         libraries = (f"-L{folder / 'lib'}", "-ltorch_cpu", "-lc10", f"-Wl,-rpath,{folder / 'lib'}")
         # No OpenMP library of its own: torch's, which is in the process already, has the threads.
-        command = [compiler, *FLAGS, f"-I{folder / 'include'}", str(source), "-o", str(made), *libraries]
+        command = [compiler, *flags(), f"-I{folder / 'include'}", str(source), "-o", str(made), *libraries]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             errors = [
