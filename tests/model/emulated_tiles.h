@@ -5,7 +5,6 @@
 #pragma once
 
 #include <immintrin.h>
-#include <unistd.h>
 
 #include <cstdint>
 #include <cstring>
@@ -58,4 +57,3 @@ inline void product(int to, int left, int right) {
 #define _tile_loadconfig(from) std::memcpy(emulated::config, from, 64)
 #define _tile_storeconfig(to) std::memcpy(to, emulated::config, 64)
 #define _tile_release() std::memset(emulated::config, 0, 64)
-#define syscall(...) 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tests.families import FAMILIES, tiny_model
 from tests.model.tuning import prepare, trained
@@ -58,6 +60,40 @@ def test_frozen_layers_below_trained_ones_take_no_gradient() -> None:
         assert wanting is not frozen
         assert not x.requires_grad
         assert layers[1]._compiled_call_impl is None
+
+
+class Normed(torch.nn.Module):
+    """What a product reads is a norm's output, which can be had again from x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.linear = LlamaRMSNorm(32), torch.nn.Linear(32, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.linear(self.norm(x))
+
+
+@needs_compiler
+def test_a_norms_output_is_not_kept_for_the_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(64, 32, requires_grad=True)
+
+    def kept() -> int:
+        torch._dynamo.reset()
+        compiled = compiling.Compiled([layer := Normed()])
+        compiled.build(lambda: None)
+        storages: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with compiled.on(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            layer(x).sum().backward()
+        return sum(storages.values())
+
+    found = kept()
+    monkeypatch.setattr(compiling, "_recomputing", nullcontext)
+    assert kept() - found == x.nbytes
 
 
 @needs_compiler

@@ -31,7 +31,7 @@ TORCH_API bool could_pack(c10::ScalarType type);
 
 namespace {
 
-constexpr int64_t P = 32;  // tokens of a panel: of more, what the diagonal and the ends of rows hide would be more
+constexpr int64_t P = 32;  // tokens of a panel: a larger one is cut by the diagonal and by ends of rows more often
 constexpr float INF = std::numeric_limits<float>::infinity();
 
 struct Shape {
@@ -52,7 +52,7 @@ bool tiled(int64_t size) { return size % 32 == 0; }
 void product(int64_t m, int64_t n, int64_t k, const Half* a, const Half* b, float* c, bool add) {
   if (!tiled(k) || !tiled(n) || !tiled(m)) return at::native::cpublas::brgemm(m, n, k, k, n, n, add, a, b, c, true);
   for (int64_t row = 0; row < m; row += BLOCK)
-    product(a + row * k, k, k, BLOCK, reinterpret_cast<const uint32_t*>(b), n, c + row * n, add);
+    product<false>(a + row * k, k, k, BLOCK, reinterpret_cast<const uint32_t*>(b), n, c + row * n, add);
 }
 
 // The tiles of a thread for as long as it has tasks.
@@ -109,7 +109,7 @@ thread_local Work work;
 struct Seen {
   const int32_t *end, *first, *last;  // of each key; of each panel the smallest and the largest
 
-  // Whether some, or all, of panel j's queries see some, or all, of panel i's keys.
+  // Whether a query of panel j sees a key of panel i; whether each sees each.
   bool any(int64_t i, int64_t j) const { return last[i] > j * P; }
   bool all(int64_t i, int64_t j) const { return i < j && first[i] >= (j + 1) * P; }
   // Of 16 queries those that see the key.
@@ -220,7 +220,7 @@ void forward_task(const Rows& q, const Rows& k, const Rows& v, Half* out, float*
 // pt and dst of panel i of keys (rows) and j of queries (columns), as left sides and dst packed in pairs.
 void gradients_panel(const float* s, const float* dp, const float* lse, const float* delta, const Seen& seen,
                      int64_t i, int64_t j, float scale, Half* p, Half* ds, Half* paired) {
-  const bool all = seen.all(i, j);
+  const bool whole = seen.all(i, j);
   const __m512 by = _mm512_set1_ps(scale * LOG2_E), unit = _mm512_set1_ps(LOG2_E);
   for (int64_t r = 0; r < P; r += 2)
     for (int64_t c = 0; c < P; c += 2 * LANES) {
@@ -228,7 +228,7 @@ void gradients_panel(const float* s, const float* dp, const float* lse, const fl
       for (int64_t two = 0; two < 2; two++)
         for (int64_t half = 0; half < 2; half++) {
           const int64_t column = c + half * LANES, at = (r + two) * P + column;
-          const __mmask16 these = all ? 0xffff : seen.of(i * P + r + two, j * P + column);
+          const __mmask16 these = whole ? 0xffff : seen.of(i * P + r + two, j * P + column);
           if (!these) {
             prob[two][half] = grad[two][half] = _mm512_setzero_ps();
             continue;
@@ -328,8 +328,6 @@ void backward_task(const Rows& dout, const Rows& q, const Rows& k, const Rows& v
 }  // namespace
 
 extern "C" {
-
-int attention_supported() { return permitted(); }
 
 // Whether there are products for heads of this size: without them a call would end the process.
 int attention_fits(int64_t size) {

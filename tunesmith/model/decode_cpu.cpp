@@ -365,8 +365,6 @@ class Step {
 extern "C" {
 
 // Whether the system lets this process use what the processor has.
-int decode_supported() { return permitted(); }
-
 void decode_step(const Model* model, const Rows* rows, int64_t threads) {
   const int64_t m = (rows->count + LANES - 1) / LANES * LANES, width = model->heads * model->size;
   shared.x.get(model->hidden * m);

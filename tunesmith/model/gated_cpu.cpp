@@ -265,8 +265,6 @@ void reduce(const float* parts, int64_t each, int64_t used, int64_t at, int64_t 
 
 extern "C" {
 
-int gated_supported() { return permitted(); }
-
 // x [T, D] -> g, u [T, E], y [T, D], h [T in whole 32s, P], h_down [the same, R]; P: ranks of gate and up in whole 32s,
 // R: that of down. `packed`: room for 3 D E + P (D + 2 E) + R (D + E) numbers.
 void gated_forward(const Layers* l, const Half* x, int64_t x_stride, int64_t T, int64_t threads, Half* g, Half* u,

@@ -255,8 +255,6 @@ void add_up(const Head& head, int64_t first, int64_t last, float* sums) {
 
 extern "C" {
 
-int head_supported() { return permitted(); }
-
 // hidden [N, D], weight [V, D], targets [N] -> total, each [N], dhidden [N, D] (null: not wanted). cap 0: none;
 // smoothing only without a cap. The weight is read once for `rows` rows, of which all threads keep sums. Returns 0 for
 // a target that isn't in the vocabulary.

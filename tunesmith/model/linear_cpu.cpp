@@ -58,8 +58,6 @@ Product make(int64_t K, int64_t N, int64_t rank, const Half* bias, float scale, 
 
 extern "C" {
 
-int linear_supported() { return permitted(); }
-
 // y [T, E] = x W^T + bias + h b^T, h [T in whole 32s, R] = scale x a^T; a [rank, D], b [E, rank] in fp32. `packed`:
 // room for D E + (D + E) R numbers.
 void linear_forward(const Half* x, const Half* w, const Half* bias, const float* a, const float* b, int64_t x_stride,

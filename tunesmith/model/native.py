@@ -35,13 +35,13 @@ TILES, VECTORS = "tiles (AMX)", "vectors (AVX-512)"
 
 def supported() -> bool:
     """Whether this machine may build and run them: Linux on x86-64 with AVX-512 and products in bf16."""
-    flags = _processor()
+    has = _processor()
     known = sys.platform == "linux" and platform.machine() == "x86_64"
-    return known and {"avx512bw", "avx512_bf16"} <= flags
+    return known and {"avx512bw", "avx512_bf16"} <= has
 
 
 def products() -> str | None:
-    """What bf16 is multiplied with here, in words; None where nothing here multiplies it."""
+    """What the kernels multiply bf16 with here, in words; None where there are none."""
     if not supported():
         return None
     return TILES if "amx_bf16" in _processor() and _tiles_permitted() else VECTORS
@@ -50,7 +50,7 @@ def products() -> str | None:
 def flags() -> tuple[str, ...]:
     """What the compiler is called with: code for vectors where the system withholds the tiles."""
     withheld = "amx_bf16" in _processor() and products() == VECTORS
-    return (*FLAGS, "-U__AMX_BF16__") if withheld else FLAGS
+    return ("-U__AMX_BF16__", *FLAGS) if withheld else FLAGS
 
 
 def compiler() -> str | None:
@@ -67,22 +67,15 @@ def sources(name: str) -> list[Path]:
 def build(name: str, sources: Sequence[Path], compiler: str) -> ctypes.CDLL:
     """The library of the first source, the others being its headers; compiled unless the cache has it.
 
-    It says by `NAME_supported()` whether the system lets it do what it was compiled for.
-    Raises ModelError with the compiler's words, or where the system keeps the processor's tiles from it.
+    Raises ModelError with the compiler's words.
     """
     target = _target(name, sources, compiler)
     if not target.is_file():
         _compile(name, sources[0], compiler, target)
     try:
-        library = ctypes.CDLL(str(target))
+        return ctypes.CDLL(str(target))
     except OSError as error:
         raise ModelError(f"The {name} kernel can't be loaded: {error}", fix=f"Delete {target}.") from error
-    if not getattr(library, f"{name}_supported")():
-        raise ModelError(
-            "The system keeps the processor's tiles (AMX) from this process.",
-            fix="Go on as it is, slower. A sandbox or container may be what forbids arch_prctl.",
-        )
-    return library
 
 
 def is_built(name: str, sources: Sequence[Path], compiler: str) -> bool:
@@ -128,7 +121,7 @@ def _processor() -> frozenset[str]:
 
 @lru_cache(maxsize=1)
 def _tiles_permitted() -> bool:
-    """Whether the system lets this process use tiles, for which Linux is asked. Some sandboxes don't."""
+    """Asks the system for tiles, which this process may use from then on; some sandboxes refuse them."""
     refused: int = ctypes.CDLL(None).syscall(158, 0x1023, 18)  # arch_prctl, ARCH_REQ_XCOMP_PERM, tile data
     return refused == 0
 

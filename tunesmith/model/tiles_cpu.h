@@ -11,8 +11,6 @@
 
 #include <c10/util/BFloat16.h>
 #include <immintrin.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -66,8 +64,6 @@ struct Tiles {
       _tile_release();
   }
 };
-
-bool permitted() { return syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0; }
 
 inline void zero() {
   _tile_zero(0);
@@ -162,8 +158,9 @@ inline void add_product(const Half* x, int64_t stride, const Half* panel, int64_
 }
 
 // c [count][m] = from [count][inputs] times x, or added to what is there. m in 16s, count 16 or 32, inputs in 32s;
-// `stride`: of a row of `from`, in elements; x in pairs of k: [inputs / 2][m]. What lies behind `from` is fetched, to
-// be there when its turn comes.
+// `stride`: of a row of `from`, in elements; x in pairs of k: [inputs / 2][m]. `ahead`: what lies behind `from` is
+// fetched, to be there when its turn comes.
+template <bool ahead = true>
 void product(const Half* from, int64_t stride, int64_t inputs, int64_t count, const uint32_t* x, int64_t m, float* c,
              bool add) {
   const bool tall = count > LANES;
@@ -179,7 +176,7 @@ void product(const Half* from, int64_t stride, int64_t inputs, int64_t count, co
       if (tall && wide) _tile_loadd(3, low + LANES, m * 4);
     }
     for (int64_t k = 0; k < inputs; k += 32) {
-      if (at == 0) fetch(from + BLOCK * (stride + k), BLOCK * 32);
+      if (ahead && at == 0) fetch(from + BLOCK * (stride + k), BLOCK * 32);
       _tile_loadd(6, x + k / 2 * m + at, m * 4);
       _tile_loadd(4, from + k, stride * 2);
       _tile_dpbf16ps(0, 4, 6);
@@ -202,7 +199,6 @@ void product(const Half* from, int64_t stride, int64_t inputs, int64_t count, co
 
 #else
 struct [[maybe_unused]] Tiles {};
-bool permitted() { return true; }
 
 // sum [8][N vectors] += 8 rows of x times K rows of b in pairs: `next` from pair to pair, `apart` from vector to
 // vector, in numbers.
@@ -285,6 +281,7 @@ inline void product_columns(const Half* from, int64_t stride, int64_t inputs, co
     for (int n = 0; n < N; n++) _mm512_storeu_ps(c + i * m + 16 * n, sum[i][n]);
 }
 
+template <bool ahead = true>
 void product(const Half* from, int64_t stride, int64_t inputs, int64_t count, const uint32_t* x, int64_t m, float* c,
              bool add) {
   for (int64_t n = 0; n < count; n += 8, from += 8 * stride, c += 8 * m) {
