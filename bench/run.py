@@ -25,18 +25,21 @@ HERE = Path(__file__).parent
 TRL: dict[str, Any] = {"batch_size": 2, "dtype": "bf16", "packing": "none", "checkpointing": False}
 LLAMAFACTORY: dict[str, Any] = {"batch_size": 2, "dtype": "bf16", "checkpointing": False}
 NAIVE: dict[str, Any] = {"batch_size": 4, "dtype": "bf16"}
+# Rows of nearly one length are padded little: there twice as many at a time are a tenth faster.
+LIKE_LENGTHS = {"tang": {"batch_size": 4}}
 
 
 def contenders(workload: Workload, llamafactory: Path | None) -> list[Contender]:
     """Ours first; the others with the settings that are best for them."""
+    own = LIKE_LENGTHS.get(workload.name, {})
     found = [
         Contender("tunesmith", "tunesmith"),
-        Contender("TRL", "trl", TRL, sort=True),
+        Contender("TRL", "trl", TRL | own, sort=True),
         Contender("naive loop", "naive", NAIVE),
     ]
     if llamafactory:
         python = str(llamafactory / "bin/python")
-        found.insert(2, Contender("LLaMA-Factory", "llamafactory", LLAMAFACTORY, python, sort=True))
+        found.insert(2, Contender("LLaMA-Factory", "llamafactory", LLAMAFACTORY | own, python, sort=True))
     if workload.quantization:
         found.pop()  # the naive loop has nothing of its own there
     return found
