@@ -21,7 +21,7 @@ from bench.workloads import ROOT, Workload, describe, lay_out, missing, model_fo
 
 HERE = Path(__file__).parent
 
-# Chosen by a few trials; search_trl.py and search_llamafactory.py look for faster ones.
+# Found by search_trl.py and search_llamafactory.py: README.md, "Others' settings".
 TRL: dict[str, Any] = {"batch_size": 2, "dtype": "bf16", "packing": "none", "checkpointing": False}
 LLAMAFACTORY: dict[str, Any] = {"batch_size": 2, "dtype": "bf16", "checkpointing": False}
 NAIVE: dict[str, Any] = {"batch_size": 4, "dtype": "bf16"}
