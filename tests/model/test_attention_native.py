@@ -41,7 +41,7 @@ def random_tree(seed: int) -> list[tuple[int, int, int]]:
     at = 0
     for index in range(draw.randint(1, 12)):
         path = path[: draw.randint(0, len(path))]
-        length = draw.choice([1, 2, draw.randint(1, 30), 31, 32, 33, 64, draw.randint(60, 200)])
+        length = draw.choice([1, 2, draw.randint(1, 30), 31, 32, 33, 63, 64, 65, draw.randint(60, 200)])
         found.append((at, length, path[-1] if path else -1))
         at += length
         path.append(index)
@@ -53,6 +53,9 @@ TREES = {
     "one token": [(0, 1, -1)],
     "a panel": [(0, 32, -1)],
     "two panels": [(0, 64, -1)],
+    "a panel and a token": [(0, 33, -1)],
+    "a panel seen by all of the next": [(0, 16, -1), (16, 48, 0), (64, 40, 0)],
+    "a panel seen by all of it but one": [(0, 16, -1), (16, 47, 0), (63, 40, 0)],
     "rows": [(0, 200, -1), (200, 131, -1), (331, 3, -1)],
     "prefix": [(0, 77, -1), *((77 + 71 * i, 71, 0) for i in range(9))],
     **{f"drawn {seed}": random_tree(seed) for seed in range(12)},
