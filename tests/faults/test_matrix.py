@@ -19,7 +19,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield Place(folder, warm, full=False)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
+# tests/train/test_signals.py injects a few of these in the default tests.
+ELSEWHERE = ("kills", "signals", "second")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [pytest.param(row, id=row.name, marks=[pytest.mark.slow] * (row.name in ELSEWHERE)) for row in ROWS],
+)
 def test_what_must_hold_holds(place: Place, row: Row) -> None:
     if row.name in NEEDS_CALLS and not system.compiler():
         pytest.skip("calls can't fail on demand without a C compiler")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import ctypes
 import random
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
 from tests.model.test_attention import DEEP, tensors
-from tunesmith.errors import ModelError
 from tunesmith.model import attention_kernels, attention_native
 from tunesmith.model.attention import attention
 from tunesmith.model.segments import plan
@@ -28,10 +26,8 @@ TOLERANCE = 6e-3
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TUNESMITH_HOME", str(tmp_path_factory.mktemp("home")))
-        return attention_native.build(COMPILER)
+def library() -> ctypes.CDLL:
+    return attention_native.build(COMPILER)
 
 
 def random_tree(seed: int) -> list[tuple[int, int, int]]:
@@ -173,19 +169,3 @@ def test_loading_it_leaves_subnormal_numbers() -> None:
     attention_native.build(COMPILER)
     assert sys.float_info.min / 2 > 0
     assert torch.full((64,), 1e-40).mul(2).min() > 0
-
-
-def test_it_is_built_once_and_a_failure_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path))
-    attention_native.build(COMPILER)
-    (made,) = (tmp_path / "kernels").iterdir()
-    stamp = made.stat().st_mtime_ns
-    attention_native.build(COMPILER)
-    assert made.stat().st_mtime_ns == stamp
-    broken = tmp_path / "broken.cpp"
-    broken.write_text(attention_native.SOURCES[0].read_text("utf-8") + "\nnot C++\n", encoding="utf-8")
-    monkeypatch.setattr(attention_native, "SOURCES", [broken, attention_native.SOURCES[1]])
-    with pytest.raises(ModelError) as told:
-        attention_native.build(COMPILER)
-    assert "can't be compiled" in str(told.value)
-    assert list((tmp_path / "kernels").iterdir()) == [made], "nothing half-made stays"

@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from tests.families import tiny_model
 from tests.model.test_linear_native import Counting, errors
 from tunesmith.device import Device
-from tunesmith.model import fused_gated, fused_lora, gated_native, kernels, targets
+from tunesmith.model import fused_gated, fused_lora, gated_native, kernels, linear_native, targets
 from tunesmith.train import compiling
 
 pytestmark = pytest.mark.skipif(
@@ -37,10 +37,8 @@ Block = list[Any]  # x, weights, a, b, dy
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TUNESMITH_HOME", str(tmp_path_factory.mktemp("home")))
-        return gated_native.build("g++")
+def library() -> ctypes.CDLL:
+    return gated_native.build("g++")
 
 
 def given(tokens: int, d: int, e: int, ranks: Sequence[int]) -> Block:
@@ -207,11 +205,14 @@ def gradients(model: torch.nn.Module) -> list[Tensor]:
 def test_training_compiles_the_model_over_it(
     tuned: PeftModel, library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """From the setting to the call: a model of PEFT's, its layers compiled as a job's are."""
     wanted = gradients(tuned)
     fused_lora.fuse(tuned)
     fused_gated.fuse(tuned)
     counted = Counting(library)
     monkeypatch.setattr(gated_native, "build", lambda _: counted)
+    layers = Counting(linear_native.build("g++"))
+    monkeypatch.setattr(linear_native, "build", lambda _: layers)
     device = Device(torch.device("cpu"), torch.bfloat16, "this processor")
     compiled = compiling.start(
         True, lambda: targets.decoder_layers(tuned), lambda: gradients(tuned), lambda _: None, earns=True,
@@ -219,11 +220,15 @@ def test_training_compiles_the_model_over_it(
     )  # fmt: skip
     assert set(compiled.kernels.libraries) == set(kernels.KERNELS)
     counted.calls.clear()
+    layers.calls.clear()
     with compiled.on():
         found = gradients(tuned)
     assert sorted(counted.calls) == ["gated_backward"] * 2 + ["gated_forward"] * 2
+    # Of each block's seven LoRA layers, three are in the gated block.
+    assert layers.calls.count("linear_forward") == layers.calls.count("linear_backward") == 2 * 4
     gradients(tuned)
     assert len(counted.calls) == 4, "outside it is plain torch"
+    assert len(layers.calls) == 4 * 4, "there too"
     apart = sum(float((p - q).square().sum()) for p, q in zip(found, wanted, strict=True))
     assert (apart / sum(float(q.square().sum()) for q in wanted)) ** 0.5 < 0.02
 

@@ -44,10 +44,8 @@ KINDS = {
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TUNESMITH_HOME", str(tmp_path_factory.mktemp("home")))
-        return head_native.build(COMPILER)
+def library() -> ctypes.CDLL:
+    return head_native.build(COMPILER)
 
 
 def given(n: int, d: int, v: int, size: float = 2.0) -> tuple[Tensor, Tensor, Tensor]:

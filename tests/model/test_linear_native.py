@@ -7,12 +7,9 @@ import ctypes
 import pytest
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from tunesmith.device import Device
-from tunesmith.model import fused_lora, linear_native, quantize, targets
+from tunesmith.model import fused_lora, linear_native, quantize
 from tunesmith.train import compiling
 
 pytestmark = pytest.mark.skipif(
@@ -37,10 +34,8 @@ SHAPES = {  # tokens, inputs, outputs, rank
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TUNESMITH_HOME", str(tmp_path_factory.mktemp("home")))
-        return linear_native.build(COMPILER)
+def library() -> ctypes.CDLL:
+    return linear_native.build(COMPILER)
 
 
 def given(tokens: int, inputs: int, outputs: int, rank: int) -> list[Tensor]:
@@ -209,46 +204,6 @@ def test_no_rows(library: ctypes.CDLL) -> None:
     assert (y.shape, dx.shape) == ((0, 32), (0, 64))
     assert not da.any()
     assert not db.any()
-
-
-def test_training_compiles_the_model_over_it(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the setting to the call: a model of PEFT's, its layers compiled as a job's are."""
-    config = LlamaConfig(
-        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, vocab_size=40,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = get_peft_model(
-        LlamaForCausalLM(config).bfloat16(), LoraConfig(target_modules="all-linear", init_lora_weights=False)
-    )
-    for name, p in model.named_parameters():
-        p.data = p.data.float() if "lora_" in name else p.data
-    ids = torch.arange(36).view(1, 36)
-
-    def step() -> list[Tensor]:
-        model.zero_grad()
-        model(ids, labels=ids).loss.backward()
-        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
-
-    wanted = step()
-    fused_lora.fuse(model)
-    counted = Counting(library)
-    monkeypatch.setattr(linear_native, "build", lambda _: counted)
-    device = Device(torch.device("cpu"), torch.bfloat16, "this processor")
-    notes: list[str] = []
-    compiled = compiling.start(
-        True, lambda: targets.decoder_layers(model), step, notes.append, earns=True, device=device
-    )
-    assert "compiled" in notes[-1]
-    assert compiled.kernels.libraries["LoRA"] is counted
-    counted.calls.clear()
-    with compiled.on():
-        found = step()
-    assert counted.calls.count("linear_forward") == counted.calls.count("linear_backward") == 2 * 7
-    step()
-    assert len(counted.calls) == 4 * 7, "outside it is plain torch"
-    apart = sum(float((p - q).square().sum()) for p, q in zip(found, wanted, strict=True))
-    assert (apart / sum(float(q.square().sum()) for q in wanted)) ** 0.5 < 0.02
 
 
 def test_what_it_does_not_compute(library: ctypes.CDLL) -> None:

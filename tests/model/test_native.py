@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests.model import test_attention_native, test_gated_native, test_head_native, test_linear_native
 from tests.model.test_attention import tensors
+from tunesmith.errors import ModelError
 from tunesmith.model import attention_native, gated_native, head_native, linear_native, native
 from tunesmith.model.attention import attention
 from tunesmith.train import compiling
@@ -36,14 +37,12 @@ Libraries = dict[str, tuple[ctypes.CDLL, ctypes.CDLL]]
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Libraries:
+def both() -> Libraries:
     """Each library of this machine's own kind and of the other."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TUNESMITH_HOME", str(tmp_path_factory.mktemp("home")))
-        with ThreadPoolExecutor(2) as pool:
-            own = list(pool.map(lambda kernel: kernel.build(COMPILER), KERNELS.values()))
-            patch.setattr(native, "FLAGS", (*native.FLAGS, *OTHER))
-            other = list(pool.map(lambda kernel: kernel.build(COMPILER), KERNELS.values()))
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as pool:
+        own = list(pool.map(lambda kernel: kernel.build(COMPILER), KERNELS.values()))
+        patch.setattr(native, "FLAGS", (*native.FLAGS, *OTHER))
+        other = list(pool.map(lambda kernel: kernel.build(COMPILER), KERNELS.values()))
     assert not {library._name for library in own} & {library._name for library in other}
     return dict(zip(KERNELS, zip(own, other, strict=True), strict=True))
 
@@ -116,3 +115,20 @@ def test_where_the_system_withholds_tiles_code_is_for_vectors(
     )
     assert native.products() == (native.TILES if permitted else native.VECTORS)
     assert hasattr(native.build("kind", [source], COMPILER), "kind_tiles") == permitted
+
+
+def test_it_is_built_once_and_a_failure_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TUNESMITH_HOME", str(tmp_path))
+    source = tmp_path / "small.cpp"
+    source.write_text('extern "C" int small() { return 1; }\n', encoding="utf-8")
+    native.build("small", [source], COMPILER)
+    (made,) = (tmp_path / "kernels").iterdir()
+    stamp = made.stat().st_mtime_ns
+    assert native.is_built("small", [source], COMPILER)
+    native.build("small", [source], COMPILER)
+    assert made.stat().st_mtime_ns == stamp
+    source.write_text(source.read_text("utf-8") + "not C++\n", encoding="utf-8")
+    with pytest.raises(ModelError, match="The small kernel can't be compiled") as told:
+        native.build("small", [source], COMPILER)
+    assert any("error" in line for line in told.value.details)
+    assert list((tmp_path / "kernels").iterdir()) == [made], "nothing half-made stays"
