@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from tests.families import tiny_model
 from tests.model.test_linear_native import Counting, errors
 from tunesmith.device import Device
-from tunesmith.model import fused_gated, fused_lora, gated_native, kernels, linear_native, targets
+from tunesmith.model import fused_gated, fused_lora, gated_native, kernels, linear_native, native, targets
 from tunesmith.train import compiling
 
 pytestmark = pytest.mark.skipif(
@@ -219,6 +219,7 @@ def test_training_compiles_the_model_over_it(
         device=device,
     )  # fmt: skip
     assert set(compiled.kernels.libraries) == set(kernels.KERNELS)
+    assert compiled.kernels.described == f"{native.products()}: {', '.join(kernels.KERNELS)}"
     counted.calls.clear()
     layers.calls.clear()
     with compiled.on():

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+import tunesmith
 from tests.e2e.conftest import qa_rows, write_jsonl
 from tests.train.stopping import lines
 from tests.train.test_resume_run import STEPS, WEIGHTS, crash, place, train, write_job
 from tunesmith.errors import RunError
+from tunesmith.model import native
 from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint
+from tunesmith.train.identity import SOURCES, machine_changed
 
 __all__ = ["place"]  # a fixture
 
@@ -215,6 +218,18 @@ def test_another_machine_is_told(place: Path, monkeypatch: pytest.MonkeyPatch) -
     (line,) = [line for line in told.splitlines() if "bit-identical" in line]
     assert "then, 64 now" in line
     assert run.job()["resumed"][0]["machine"]
+
+
+def test_other_kernels_are_another_machine() -> None:
+    tiles, vectors = ({"versions": {}, "kernels": f"{by}: LoRA"} for by in (native.TILES, native.VECTORS))
+    assert machine_changed(tiles, vectors) == ["kernels tiles (AMX): LoRA then, vectors (AVX-512): LoRA now"]
+    assert machine_changed({"versions": {}}, vectors) == [], "an earlier version didn't write them down"
+
+
+def test_every_source_that_training_computes_by_is_hashed() -> None:
+    package = Path(tunesmith.__file__).parent
+    there = {file.suffix for name in ("model", "data", "train") for file in (package / name).rglob("*.*")}
+    assert there - {".pyc"} <= SOURCES
 
 
 def test_a_run_of_an_earlier_version_is_told(place: Path) -> None:

@@ -254,6 +254,7 @@ def test_the_folder_says_which_path_was_taken(tmp_path: Path) -> None:
     listener = Notes()
     run = train(make_job(tmp_path), tmp_path / "run", listener=listener)
     taken = {key: run.job()[key] for key in ("packing", "segments", "sharing", "compiled")}
+    assert run.job()["kernels"] is None
     assert taken == {"packing": True, "segments": True, "sharing": True, "compiled": False}
     log = run.log_file.read_text(encoding="utf-8")
     assert len(listener.told) > 2

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from tunesmith.errors import ModelError
-from tunesmith.model import attention_native, gated_native, head_native, linear_native
+from tunesmith.model import attention_native, gated_native, head_native, linear_native, native
 
 # By what is said of each where it can't be built.
 KERNELS = {
@@ -23,6 +23,11 @@ class Kernels:
     """Those that this machine has, by their names in KERNELS."""
 
     libraries: Mapping[str, ctypes.CDLL] = field(default_factory=dict)
+
+    @property
+    def described(self) -> str | None:
+        """Which they are and what they multiply with, for a run's record; None where there are none."""
+        return f"{native.products()}: {', '.join(self.libraries)}" if self.libraries else None
 
     @contextmanager
     def using(self) -> Iterator[None]:

@@ -55,6 +55,7 @@ def facts_of(asked: Job, ready: Prepared) -> dict[str, Any]:
         "segments": training.segments,
         "sharing": training.sharing,
         "compiled": training.compiled.active,
+        "kernels": training.compiled.kernels.described,
         "approximate": ready.approximate,
         "folder": str(Path.cwd()),  # what relative paths of the job are relative to
         "started": now(),

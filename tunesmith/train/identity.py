@@ -24,6 +24,8 @@ LOOSE = frozenset(
 LENGTH = frozenset({"train.epochs", "train.max_steps"})
 # Mappings that are one setting: all of it is there or nothing.
 WHOLE = frozenset({"schedule_options", "evaluate"})
+# Of the package's files, by their endings, those that decide what a training computes.
+SOURCES = frozenset({".py", ".cpp", ".h", ".jinja"})
 # With others of these a checkpoint's tensors fit nowhere.
 SHAPES = ("adapter.", "train.optimizer", "train.objective", "model")
 
@@ -73,8 +75,9 @@ def inputs_changed(then: Facts, now: Facts) -> list[str]:
 
 def machine_changed(then: Facts, now: Facts) -> list[str]:
     """What of the machine and its software differs: results will then differ in the last digits."""
-    names = ("device", "dtype", "threads", "cpu", "packing", "segments", "sharing", "compiled")
-    lines = [_line(name, then.get(name), now.get(name)) for name in names if then.get(name) != now.get(name)]
+    names = ("device", "dtype", "threads", "cpu", "packing", "segments", "sharing", "compiled", "kernels")
+    # A run of an earlier version may not say all of them.
+    lines = [_line(n, then[n], now.get(n)) for n in names if n in then and then[n] != now.get(n)]
     versions = (then["versions"], now["versions"])
     lines += [
         _line(name, *(v.get(name) for v in versions))
@@ -103,7 +106,7 @@ def code_sha256() -> str:
     digest = hashlib.sha256()
     root = Path(__file__).parents[1]
     for file in sorted(root.rglob("*")):
-        if file.suffix in (".py", ".cpp", ".jinja"):
+        if file.suffix in SOURCES:
             digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
     return digest.hexdigest()
 
