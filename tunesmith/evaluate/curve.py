@@ -36,10 +36,12 @@ def write_png(run: RunDir) -> Path:
     from matplotlib.figure import Figure
 
     scored = bool(history.scores)
-    figure = Figure(figsize=(8, 7 if scored else 5.2), dpi=150, layout="constrained")
+    figure = Figure(figsize=(8, 7 if scored else 5.2), dpi=150)
     FigureCanvasAgg(figure)  # no window, no pyplot: safe on a server and in threads
     heights = [4, 2, 1] if scored else [4, 1]
     all_axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
+    # Room for the labels by hand: to have it computed takes as long as the drawing.
+    figure.subplots_adjust(left=0.1, right=0.98, top=0.97, bottom=0.07 if scored else 0.09, hspace=0.12)
     above, below = all_axes[0], all_axes[-1]
     if scored:
         _draw_scores(all_axes[1], history)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment
 
 from tunesmith.disk import write_atomic, write_json
 from tunesmith.errors import RunError, UsageError
@@ -135,10 +138,8 @@ def _rows(public: Mapping[str, Any], key: Mapping[str, Any], votes: Sequence[Vot
 
 
 def _page(content: Mapping[str, Any]) -> str:
-    made = environment()
-    made.filters["of_blind"] = lambda words: both(words, in_chinese(words))
     return rendered(
-        made,
+        _environment(),
         "blind/report.html",
         css=["report/page.css", "blind/report.css"],
         js=["report/language.js"],
@@ -147,3 +148,10 @@ def _page(content: Mapping[str, Any]) -> str:
         columns=RATER_COLUMNS,
         table=rater_rows(content),
     )
+
+
+@cache
+def _environment() -> Environment:
+    made = environment()
+    made.filters["of_blind"] = lambda words: both(words, in_chinese(words))
+    return made

@@ -8,6 +8,7 @@ the same; with it all rows, searched, filtered, sorted and paged.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from jinja2 import Environment
@@ -53,6 +54,7 @@ def page(
     )
 
 
+@cache  # compiling the templates takes longer than filling them in
 def _environment() -> Environment:
     made = environment()
     made.filters |= {
