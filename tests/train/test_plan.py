@@ -16,7 +16,7 @@ from tests.train.test_run import make_job
 from tunesmith import api
 from tunesmith.device import Device
 from tunesmith.errors import DataError, ModelError, SettingsError, TrainError
-from tunesmith.model import known
+from tunesmith.model import known, native
 from tunesmith.model.adapters import trainable_count
 from tunesmith.model.config import AdapterSettings
 from tunesmith.model.describe import describe
@@ -120,6 +120,19 @@ def test_recomputing_takes_less_memory_and_more_time(tmp_path: Path) -> None:
     plain = api.plan(make_job(tmp_path), probe=False)
     again = api.plan(make_job(tmp_path, train={"checkpoint_activations": True}), probe=False)
     assert again.parts["activations"] < plain.parts["activations"]
+
+
+@pytest.mark.skipif(not native.supported(), reason="needs a processor with products in bf16")
+def test_compiled_layers_hold_less_with_the_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(tmp_path, train={"compile": True, "dtype": "bf16"})
+    ours = api.plan(job, probe=False)
+    monkeypatch.setattr(native, "supported", lambda: False)
+    torchs = api.plan(job, probe=False)
+    share = ours.parts["activations"] / torchs.parts["activations"]
+    assert share == pytest.approx(estimate.KERNELS_ACTIVATIONS / estimate.COMPILED_ACTIVATIONS, rel=0.01)
+    assert ours.parts["kernels"] == 0 < torchs.parts["kernels"]
+    exact = api.plan(make_job(tmp_path, train={"compile": True, "dtype": "fp32"}), probe=False)
+    assert exact.parts["activations"] > torchs.parts["activations"], "fp32 has no kernels"
 
 
 def test_experts_that_a_token_does_not_choose_take_memory_but_no_time() -> None:

@@ -199,9 +199,14 @@ def _has_kernels(device: Device | None) -> bool:
     return device is not None and device.kind == "cpu" and device.dtype is torch.bfloat16
 
 
+def products(device: Device | None) -> str | None:
+    """What the kernels in C++ of compiled training multiply with there (native.TILES); None without them."""
+    return native.products() if _has_kernels(device) else None
+
+
 def _gain(device: Device | None) -> float:
-    products = native.products() if _has_kernels(device) else None
-    return _KERNELS_GAIN[products] if products else _GAIN
+    by = products(device)
+    return _KERNELS_GAIN[by] if by else _GAIN
 
 
 def kernels(device: Device | None, note: Callable[[str], None]) -> Kernels:

@@ -18,6 +18,7 @@ import yaml
 
 from tunesmith import words
 from tunesmith.device import DTYPES, Device, available_memory, pick
+from tunesmith.model import native
 from tunesmith.model.describe import Description, describe
 from tunesmith.train import cards, compiling, dryrun, estimate, trial
 from tunesmith.train.config import Job
@@ -27,9 +28,9 @@ from tunesmith.train.probe import tried
 from tunesmith.train.trial import Probe
 from tunesmith.train.workload import Rows, Workload, count, device_for, read_rows
 
-# Guesses, not calibrated against runs: the share of a product's peak rate that whole steps reach, and what
-# answers and files take.
-EFFICIENCY = {"eager": 0.5, "compiled": 0.58, "card": 0.4}
+# The share of a product's peak rate that whole steps reach: with the kernels in C++ that of races (bench/),
+# else a guess, as is what answers and files take.
+EFFICIENCY = {"eager": 0.5, "compiled": 0.58, native.VECTORS: 0.7, native.TILES: 0.26, "card": 0.4}
 SAMPLE_TOKENS = 64
 READ_RATE = 10e9  # bytes of weights a second, while answering on a CPU
 LAYER_SECONDS = 4e-4  # of Python and kernel starts, for each token of an answer
@@ -131,6 +132,7 @@ class Planner:
         found = estimate.sizes(model, quantisation is not None)
         work = count(job, model, rows, device)
         compiled = self._compiles(job, found, work)
+        kernels = compiling.products(device) if compiled else None
         parts = estimate.memory(
             found,
             activations=self._activations(job, description, work),
@@ -141,6 +143,7 @@ class Planner:
             lengths=work.lengths,
             bf16=device.dtype is torch.bfloat16,
             compiled=compiled,
+            kernels=kernels is not None,
             width=device.dtype.itemsize,
         )
         if (evaluate := job.train.evaluate) is not None:
@@ -170,6 +173,7 @@ class Planner:
                 work,
                 description,
                 compiled,
+                kernels,
                 len(rows.prompts),
             ),
             compiled=compiled,
@@ -299,6 +303,7 @@ def _seconds(
     work: Workload,
     description: Description,
     compiled: bool,
+    kernels: str | None,
     asked: int,
 ) -> dict[str, float] | None:
     if not rate:
@@ -314,9 +319,8 @@ def _seconds(
         checkpointing=job.train.recomputing,
         full=not job.adapter.uses_peft,
     )
-    share = (
-        EFFICIENCY["compiled" if compiled else "eager"] if target.device.kind == "cpu" else EFFICIENCY["card"]
-    )
+    here = kernels or ("compiled" if compiled else "eager")
+    share = EFFICIENCY[here if target.device.kind == "cpu" else "card"]
     forward = 2.0 * (found.linear * work.valid_tokens + found.head * work.valid_labels)
     answers = 0.0
     token = found.parameters * target.device.dtype.itemsize / READ_RATE + layers * LAYER_SECONDS
