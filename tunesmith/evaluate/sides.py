@@ -71,7 +71,7 @@ def sides_of(
         for at, name in enumerate(names, with_base)
         if at not in found
     }
-    for members in _loads(found):
+    for members in loads_of(found):
         load = _Load([found[at] for at in members], template, sampling)
         sides |= {at: partial(load.take, number) for number, at in enumerate(members)}
     named = (*((found[0].name,) if with_base else ()), *names)
@@ -111,7 +111,7 @@ class _Load:
         return Base(replace(side, adapter=self._found[self._tuned[0]].adapter), side.name)
 
 
-def _loads(found: Mapping[int, Found]) -> list[list[int]]:
+def loads_of(found: Mapping[int, Found]) -> list[list[int]]:
     """Numbers of those that share a load, each with all others of it."""
     loads: list[list[int]] = []
     for at, one in found.items():
@@ -126,7 +126,7 @@ def _loads(found: Mapping[int, Found]) -> list[list[int]]:
 
 def _base_under(found: Sequence[Found], names: Sequence[str]) -> Found:
     """The base of all that were tuned, asked with the template of the first of them."""
-    bases = {one.name: base for one in found if (base := _base_of(one)) is not None}
+    bases = {one.name: base for one in found if (base := base_of(one)) is not None}
     if not bases:
         raise UsageError(
             f"{names[0]} isn't the folder of a run, so it has no base to be compared with."
@@ -151,7 +151,7 @@ def _base_under(found: Sequence[Found], names: Sequence[str]) -> Found:
     return base
 
 
-def _base_of(one: Found) -> Found | None:
+def base_of(one: Found) -> Found | None:
     """What a run or an adapter was tuned from, asked as it is: by its tokenizer and template."""
     if one.run is None and one.adapter is None:
         return None

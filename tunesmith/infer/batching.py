@@ -23,7 +23,7 @@ WINDOW = 8  # batches that are looked through together for shared beginnings
 TOKENS_AT_ONCE = 4096  # of prompts, in a forward pass
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """One answer to be: the prompt's tokens, what it's chosen by, and when it's over."""
 
@@ -74,69 +74,22 @@ class _Segment:
         return New(self.ids, spans, adapter, wanted=False)
 
 
-class Batch:
-    """`width` rows at once through a decoder. `choose` picks (and keeps) the next token of each row."""
+class Running:
+    """Up to `width` rows at work in a decoder's cache, and those that wait for a place in it."""
 
-    def __init__(
-        self,
-        decoder: Callable[[int], Decoder],
-        rows: Sequence[Row],
-        width: int,
-        choose: Callable[[Tensor, Sequence[Choice]], None],
-        ended: Callable[[Row], bool],
-    ) -> None:
-        """`decoder` makes one with a cache for so many tokens; `ended`: whether a row is over.
-
-        Rows that aren't `wanted` have been answered by an earlier call. They still count where beginnings are
-        shared: how a row's tokens are cut into segments decides how its sums are rounded.
-        """
-        self.choose, self.ended, self.width = choose, ended, width
-        windows = [rows[i : i + width * WINDOW] for i in range(0, len(rows), width * WINDOW)]
-        shared = [0, *(sum(padded(s.length) for s in _share(window)) for window in windows)]
-        # Rows of two windows may be at work at a time.
-        room = max((a + b for a, b in pairwise(shared)), default=0)
-        self.waiting = deque(row for row in rows if row.wanted)
+    def __init__(self, decoder: Decoder, width: int, ended: Callable[[Row], bool]) -> None:
+        """`ended`: whether a row is over, besides its limit."""
+        self.decoder, self.width, self.ended = decoder, width, ended
+        self.waiting: deque[Row] = deque()
         self.active: list[Row] = []
-        self.decoder = decoder(room + width * padded(max((row.own for row in self.waiting), default=0)))
 
-    @property
-    def going(self) -> bool:
-        """Whether there is anything left to do."""
-        return bool(self.waiting or self.active)
+    def scores(self) -> Tensor:
+        """One more token of every active row through the model."""
+        rows = self.active
+        newest = [row.choice.new[-1] for row in rows]
+        return self.decoder.step(newest, [row.spans for row in rows], [row.adapter for row in rows])
 
-    def step(self) -> list[Row]:
-        """Read the next prompts where there is room, else one more token of every row; returns ended rows."""
-        began = time.perf_counter()
-        rows, new = self._admitted()
-        if rows:
-            scores = self.decoder.read(new)
-            self.active += rows
-        else:
-            assert self.active, "a row alone has room"
-            rows = self.active
-            newest = [row.choice.new[-1] for row in rows]
-            scores = self.decoder.step(newest, [row.spans for row in rows], [row.adapter for row in rows])
-        self.choose(scores, [row.choice for row in rows])
-        share = (time.perf_counter() - began) / len(rows)
-        for row in rows:
-            row.seconds += share
-        return self._retire(rows)
-
-    def _admitted(self) -> tuple[list[Row], list[New]]:
-        """The next rows that have room, and what is to be read for them."""
-        rows: list[Row] = []
-        new: list[New] = []
-        while self.waiting and len(self.active) + len(rows) < self.width:
-            parts = self._place(self.waiting[0])
-            if parts is None:
-                break
-            new += parts
-            rows.append(self.waiting.popleft())
-            if sum(len(one.ids) for one in new) >= TOKENS_AT_ONCE:
-                break
-        return rows, new
-
-    def _place(self, row: Row) -> list[New] | None:
+    def place(self, row: Row) -> list[New] | None:
         """What is to be read of a row, with the beginnings it shares that aren't there yet; None: no room."""
         cache = self.decoder.cache
         missing = [segment for segment in row.chain if segment.begin < 0]
@@ -154,21 +107,90 @@ class Batch:
         tail = row.ids[len(row.ids) - (row.spans[-1][1] - row.begin) :]
         return [*(segment.new(row.adapter) for segment in missing), New(tail, row.spans, row.adapter)]
 
-    def _retire(self, rows: Sequence[Row]) -> list[Row]:
+    def retire(self, rows: Sequence[Row]) -> list[Row]:
+        """Those of the rows that are over; their places are free."""
         over = [row for row in rows if len(row.choice.new) >= row.limit or self.ended(row)]
         if over:
             gone = set(map(id, over))
             self.active = [row for row in self.active if id(row) not in gone]
         for row in over:
-            self.decoder.cache.release(row.begin, row.own)
-            for segment in row.chain:
-                segment.users -= 1
-                if not segment.users:
-                    self.decoder.cache.release(segment.begin, segment.length)
+            self.release(row)
         return over
 
+    def release(self, row: Row) -> None:
+        """Give the places of a row back, whether it has got its own yet or not."""
+        if row.begin >= 0:
+            self.decoder.cache.release(row.begin, row.own)
+        for segment in row.chain:
+            segment.users -= 1
+            if not segment.users and segment.begin >= 0:
+                self.decoder.cache.release(segment.begin, segment.length)
 
-def _share(rows: Sequence[Row]) -> list[_Segment]:
+
+class Batch(Running):
+    """All rows are known from the start. `choose` picks (and keeps) the next token of each row."""
+
+    def __init__(
+        self,
+        decoder: Callable[[int], Decoder],
+        rows: Sequence[Row],
+        width: int,
+        choose: Callable[[Tensor, Sequence[Choice]], None],
+        ended: Callable[[Row], bool],
+    ) -> None:
+        """`decoder` makes one with a cache for so many tokens.
+
+        Rows that aren't `wanted` have been answered by an earlier call. They still count where beginnings are
+        shared: how a row's tokens are cut into segments decides how its sums are rounded.
+        """
+        windows = [rows[i : i + width * WINDOW] for i in range(0, len(rows), width * WINDOW)]
+        shared = [0, *(sum(padded(s.length) for s in share_beginnings(window)) for window in windows)]
+        # Rows of two windows may be at work at a time.
+        room = max((a + b for a, b in pairwise(shared)), default=0)
+        waiting = [row for row in rows if row.wanted]
+        tokens = room + width * padded(max((row.own for row in waiting), default=0))
+        super().__init__(decoder(tokens), width, ended)
+        self.choose = choose
+        self.waiting.extend(waiting)
+
+    @property
+    def going(self) -> bool:
+        """Whether there is anything left to do."""
+        return bool(self.waiting or self.active)
+
+    def step(self) -> list[Row]:
+        """Read the next prompts where there is room, else one more token of every row; returns ended rows."""
+        began = time.perf_counter()
+        rows, new = self._admitted()
+        if rows:
+            scores = self.decoder.read(new)
+            self.active += rows
+        else:
+            assert self.active, "a row alone has room"
+            rows = self.active
+            scores = self.scores()
+        self.choose(scores, [row.choice for row in rows])
+        share = (time.perf_counter() - began) / len(rows)
+        for row in rows:
+            row.seconds += share
+        return self.retire(rows)
+
+    def _admitted(self) -> tuple[list[Row], list[New]]:
+        """The next rows that have room, and what is to be read for them."""
+        rows: list[Row] = []
+        new: list[New] = []
+        while self.waiting and len(self.active) + len(rows) < self.width:
+            parts = self.place(self.waiting[0])
+            if parts is None:
+                break
+            new += parts
+            rows.append(self.waiting.popleft())
+            if sum(len(one.ids) for one in new) >= TOKENS_AT_ONCE:
+                break
+        return rows, new
+
+
+def share_beginnings(rows: Sequence[Row]) -> list[_Segment]:
     """Give rows with common beginnings the same segments; the last token of a prompt is always its own."""
     found: list[_Segment] = []
     for adapter in (True, False):

@@ -77,7 +77,7 @@ class Decoder:
             chunks = [Chunk(len(one.ids), one.spans, one.wanted) for one in new]
             self._native.read(chunks, [i for one in new for i in one.ids], [one.adapter for one in new], out)
             return out
-        pieces = [piece for one in new for piece in _pieces(one)]
+        pieces = [piece for one in new for piece in pieces_of(one)]
         chunks = [Chunk(len(piece.ids), piece.spans) for piece in pieces]
         device = self.model.device
         positions, ends, at = [], [], 0
@@ -120,8 +120,8 @@ def _mixed(adapter: Tensor, device: torch.device) -> Tensor | None:
     return None if bool(adapter.all()) else adapter.to(device)
 
 
-def _pieces(new: New) -> list[New]:
-    """Cut in pieces, each with the spans as far as its own end."""
+def pieces_of(new: New) -> list[New]:
+    """Cut in pieces of `PIECE` tokens, each with the spans as far as its own end."""
     count, (*before, (begin, end)) = len(new.ids), new.spans
     found = []
     for start in range(0, count, PIECE):
