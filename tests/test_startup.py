@@ -27,7 +27,7 @@ HEAVY = {
 }
 VERBS = {
     "data", "train", "plan", "verify", "chat", "generate", "eval", "compare", "report", "judge", "benchmark",
-    "blind", "runs", "doctor",
+    "blind", "runs", "doctor", "serve",
 }  # fmt: skip
 
 # Runs the command, then says on stderr's last line what was imported.
@@ -116,6 +116,8 @@ WRONG = [
     ["blind", "page", "no"], ["judge", "a", "--judge", "b"], ["judge", "no.jsonl", "a.jsonl", "--judge", "b"],
     ["judge", "a", "b", "--data", "rows.jsonl", "--judge", "http://127.0.0.1#m"],
     ["eval", "http://127.0.0.1:1/v1#m", "--data", "rows.jsonl", "top_k=3"],
+    ["serve"], ["serve", "runs/none"], ["serve", "./none"], ["serve", "any", "temprature=1"],
+    ["serve", "any", "--host", "0.0.0.0"], ["serve", "any", "--host", "evil.example"],
     ["benchmark", "any", "--tasks", ","], ["report", "no", "--format", "x"],
 ]  # fmt: skip
 

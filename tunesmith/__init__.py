@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         open_run,
         plan,
         runs,
+        serve,
         summary,
         sweep,
         train,
@@ -66,6 +67,7 @@ __all__ = [
     "report",
     "report_text",
     "runs",
+    "serve",
     "summary",
     "sweep",
     "train",
@@ -110,7 +112,7 @@ _CallableStage.__signature__ = property(lambda stage: inspect.signature(_verb(st
 _CallableStage.__doc__ = property(lambda stage: _verb(stage).__doc__)  # type: ignore[assignment]
 
 
-for _name in ("train", "evaluate"):
+for _name in ("train", "evaluate", "serve"):
     importlib.import_module(f"tunesmith.{_name}").__class__ = _CallableStage
 
 

@@ -13,6 +13,7 @@ blind_new  a test by people of two models' answers, sealed
 evaluate   figures of one model on rows with answers
 compare    figures of two, row by row
 judge      a model's verdicts on two sides' answers, or grades by a rubric
+serve      models and runs behind OpenAI's API
 report     write the report of a run or a result: a page, Markdown, JSON
 report_text    the same as text
 """
@@ -23,6 +24,7 @@ from tunesmith.api.judging import judge
 from tunesmith.api.proof import blind_new, compare, evaluate
 from tunesmith.api.training import check, plan, train, verify, verify_resume
 from tunesmith.evaluate.report.write import report, report_text
+from tunesmith.serve.run import serve
 
 __all__ = [
     "blind_new",
@@ -37,6 +39,7 @@ __all__ = [
     "report",
     "report_text",
     "runs",
+    "serve",
     "summary",
     "sweep",
     "train",

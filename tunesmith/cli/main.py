@@ -76,6 +76,7 @@ VERBS: dict[str, Verb] = {
             "report": "Unseal the test and say what the votes are worth.",
         },
     ),
+    "serve": Verb("tunesmith.cli.serve", "Answer programs: an OpenAI-compatible server."),
     "runs": Verb(
         "tunesmith.cli.runs",
         "Look at the runs of a folder.",
@@ -243,8 +244,8 @@ def _terminated(*_: object) -> NoReturn:
 
 
 def _let_go(code: int) -> None:
-    """End now where a checkpoint is still being written: Ctrl-C for the second time waits for nothing."""
-    if any(thread.name == "tunesmith-checkpoint" for thread in threading.enumerate()):
+    """End now where a checkpoint or an answer is still being written: a second Ctrl-C waits for nothing."""
+    if any(thread.name in ("tunesmith-checkpoint", "tunesmith-serve") for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -19,7 +19,10 @@ from tunesmith.infer.answer import contains, decode
 from tunesmith.infer.batching import Row, Running, share_beginnings
 from tunesmith.infer.choosing import Chooser
 from tunesmith.infer.decoding import PIECE, Decoder, New, pieces_of
-from tunesmith.model.cache import padded
+from tunesmith.model.cache import ALIGN
+
+# Tokens that a row takes in the cache beyond its own: its shared beginning and the rest are rounded up.
+ROUNDING = 2 * ALIGN
 
 
 @dataclass(kw_only=True, eq=False)
@@ -70,7 +73,7 @@ class LiveBatch(Running):
         return bool(self.waiting or self.reading or self.active)
 
     def add(self, rows: Sequence[LiveRow]) -> None:
-        """The answers to one prompt. Each must fit into the cache alone (`room_for`)."""
+        """The answers to one prompt. Each must fit into the cache alone, with `ROUNDING`."""
         share_beginnings(rows)
         self.waiting.extend(rows)
 
@@ -147,11 +150,6 @@ class LiveBatch(Running):
         self.waiting = deque(row for row in self.waiting if not row.dropped)
         self.active = [row for row in self.active if not row.dropped]
         self.reading = deque(pair for pair in self.reading if not pair[0].dropped)
-
-
-def room_for(prompt: int, limit: int) -> int:
-    """Tokens that a row takes in the cache at most, alone, whether it shares its beginning or not."""
-    return padded(prompt) + padded(limit + 1)
 
 
 def choose(scores: Tensor, rows: Sequence[LiveRow]) -> None:

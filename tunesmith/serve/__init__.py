@@ -1,1 +1,1 @@
-"""Pages and interfaces over HTTP, on this machine alone."""
+"""Pages and interfaces over HTTP, on this machine alone unless a person asks for more."""

@@ -125,7 +125,7 @@ class Engine:
             self._changed.wait_for(lambda: not self._rows, timeout=grace)
             self._stopped = True
             self._changed.notify_all()
-        self._thread.join(timeout=grace + 5.0)
+        self._thread.join(timeout=grace)
 
     def _run(self) -> None:
         while True:

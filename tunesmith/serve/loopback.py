@@ -1,39 +1,83 @@
-"""An HTTP server for this machine alone, and the guard that every request passes before any route.
+"""An HTTP server for this machine, and the guard that every request passes before any route.
 
 Host      must name this machine (against DNS rebinding, CVE-2024-28224); any port, for SSH tunnels
 Origin    of a request that changes something must be that host, or Sec-Fetch-Site same-origin: browsers send
           one with every POST. A foreign or `null` one is refused (CVE-2024-1727), and none beside a cookie.
           Programs with a Bearer header, which no page of another site can send, need none. No CORS headers.
-token     new at each start: a link with ?key=…, which sets an HttpOnly SameSite=Strict cookie, or a Bearer
-          header; compared in constant time, on every route
+token     new at each start unless one is given: a link with ?key=…, which sets an HttpOnly SameSite=Strict
+          cookie, or a Bearer header (for an interface of programs, that alone); compared in constant time,
+          on every route
 bodies    JSON alone, of a bounded length
 """
 
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import json
 import secrets
+import socket
+import socketserver
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qs, urlsplit
 
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
 LONGEST_BODY = 64 * 1024
-SECONDS = 30  # for a request to arrive
+SECONDS = 30  # for a request to arrive, and for a client to take a part of an answer
 
 
 class LoopbackServer(ThreadingHTTPServer):
-    """Listens on 127.0.0.1. Raises OSError if the port is taken; port 0 takes a free one."""
+    """Listens on 127.0.0.1. Raises OSError if the port is taken; port 0 takes a free one.
+
+    `address` is another one of this machine, for those who ask for it. Without `listening` the port is held,
+    and nobody is let in before `server_activate`.
+    """
 
     daemon_threads = True
 
-    def __init__(self, port: int, handler: type[LoopbackHandler]) -> None:
-        self.token = secrets.token_urlsafe(24)
-        super().__init__(("127.0.0.1", port), handler)
+    def __init__(
+        self,
+        port: int,
+        handler: type[LoopbackHandler],
+        *,
+        address: str = "127.0.0.1",
+        token: str = "",
+        listening: bool = True,
+    ) -> None:
+        self.token = token or secrets.token_urlsafe(24)
+        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._address = ipaddress.ip_address(address)
+        super().__init__((address, port), handler, bind_and_activate=False)
+        try:
+            self.server_bind()
+            if listening:
+                self.server_activate()
+        except BaseException:
+            self.server_close()
+            raise
+
+    def server_bind(self) -> None:
+        """Take the port; the library would ask the network for this machine's name as well."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self._address), int(self.server_address[1])
+
+    def answers_to(self, name: str) -> bool:
+        """Whether this server goes by the name that a Host header gives.
+
+        Of names localhost alone: others may lead here because somebody else's name server says so. Numbers
+        can't, so that whoever listens on all addresses may be called by each of them.
+        """
+        if name in HOSTS:
+            return True
+        try:
+            number = ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+        except ValueError:
+            return False
+        return number == self._address or self._address.is_unspecified
 
     @property
     def link(self) -> str:
@@ -57,6 +101,9 @@ class LoopbackHandler(BaseHTTPRequestHandler):
     server_version, sys_version = "tunesmith", ""
     timeout = SECONDS
     content_security_policy = "default-src 'none'"
+    longest_body: ClassVar[int] = LONGEST_BODY
+    links: ClassVar[bool] = True  # whether a key in the link, and the cookie it sets, let a browser in
+    how_to_enter: ClassVar[str] = "open the link that the terminal shows"
 
     def answer_get(self, path: str) -> None:
         """Answer GET."""
@@ -78,10 +125,13 @@ class LoopbackHandler(BaseHTTPRequestHandler):
         if self.headers.get_content_type() != "application/json":
             return self.refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "JSON only")
         length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
+        if not (length.isascii() and length.isdecimal()) or "Transfer-Encoding" in self.headers:
             return self.refuse(HTTPStatus.LENGTH_REQUIRED, "Content-Length is missing")
-        if int(length) > LONGEST_BODY:
-            return self.refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the body is too long")
+        if len(length) > 12 or int(length) > self.longest_body:
+            return self.refuse(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"the body is too long: {self.longest_body // 1024} KiB is the most",
+            )
         try:
             body = json.loads(self.rfile.read(int(length)))
         except (ValueError, RecursionError):
@@ -134,12 +184,15 @@ class LoopbackHandler(BaseHTTPRequestHandler):
     def _let_through(self) -> bool:
         host = self.headers.get("Host", "")
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdecimal() else host
-        if name.lower() not in HOSTS or len(self.headers.get_all("Host", [])) != 1:
-            self.refuse(HTTPStatus.MISDIRECTED_REQUEST, "this server answers to 127.0.0.1 and localhost only")
+        if not self.server.answers_to(name.lower()) or len(self.headers.get_all("Host", [])) != 1:
+            self.refuse(
+                HTTPStatus.MISDIRECTED_REQUEST,
+                "this server answers to its own address only, such as 127.0.0.1 or localhost",
+            )
         elif self.command not in ("GET", "HEAD") and not self._from_here(host):
             self.refuse(HTTPStatus.FORBIDDEN, "the request comes from another site")
         elif not self._knows_token():
-            self.refuse(HTTPStatus.UNAUTHORIZED, "open the link that the terminal shows")
+            self.refuse(HTTPStatus.UNAUTHORIZED, self.how_to_enter)
         else:
             return True
         return False
@@ -153,6 +206,8 @@ class LoopbackHandler(BaseHTTPRequestHandler):
         return origin is not None or self._has_bearer()
 
     def _knows_token(self) -> bool:
+        if not self.links:
+            return self._has_bearer()
         try:
             morsel = SimpleCookie(self.headers.get("Cookie", "")).get(self.server.cookie)
         except CookieError:
@@ -164,7 +219,7 @@ class LoopbackHandler(BaseHTTPRequestHandler):
         return self._is_token(bearer if scheme.lower() == "bearer" else "")
 
     def _key_in_link(self) -> bool:
-        if not hasattr(self, "headers") or self.command != "GET":
+        if not self.links or not hasattr(self, "headers") or self.command != "GET":
             return False
         return self._is_token(parse_qs(urlsplit(self.path).query).get("key", [""])[0])
 

@@ -23,7 +23,7 @@ from tunesmith.infer.config import NEW_TOKENS, Sampling
 from tunesmith.infer.decoding import slow_because
 from tunesmith.infer.found import Found, find
 from tunesmith.infer.guide import SchemaGuides
-from tunesmith.infer.live import LiveRow, room_for
+from tunesmith.infer.live import ROUNDING, LiveRow
 from tunesmith.infer.local import LocalModel, over
 from tunesmith.model import adapters
 from tunesmith.model.fused_lora import can_mix
@@ -98,13 +98,14 @@ class Served:
         if sampling.json_schema is not None:
             with self._tokenizing:
                 guides = SchemaGuides(tokenizer, sampling.json_schema, sorted(ends), self.vocabulary)
-        return [
-            LiveRow(
-                ids, limit, Choice(ids, sampling, row_generator(seed, row, answer), guides.new() if guides else None),
-                self.adapter, chooser=chooser, tokenizer=tokenizer, end_ids=ends,
+        found = []
+        for answer in range(count):
+            guide = guides.new() if guides is not None else None
+            choice = Choice(ids, sampling, row_generator(seed, row, answer), guide)
+            found.append(
+                LiveRow(ids, limit, choice, self.adapter, chooser=chooser, tokenizer=tokenizer, end_ids=ends)
             )
-            for answer in range(count)
-        ]  # fmt: skip
+        return found
 
     def _rendered(self, messages: Sequence[Message], param: str) -> list[int]:
         try:
@@ -226,12 +227,11 @@ class _Load:
             if tuned and not mixed:
                 self.notes.append(f"{name} is computed apart from {tuned[0][0]}: the two can't be mixed.")
             self.served.append(self._serve(name, one, lane, template, note, adapter=not mixed, base=None))
-            mixing = lane
 
     def _lane(self, within: Callable[[], AbstractContextManager[Any]]) -> BatchLane | SingleLane:
         if self.slow:
             return SingleLane(self.inner, self.context, within, lambda: adapters.adapter_off(self.whole))
-        wanted = self._width * room_for(self.context, 0)
+        wanted = self._width * (self.context + ROUNDING)
         tokens = cache_tokens(
             self.inner.config,
             self.inner.dtype.itemsize,
@@ -254,7 +254,7 @@ class _Load:
     ) -> Served:
         model = over(one, self.whole, template=template, note=note if not self.served else None)
         context = self.context
-        if isinstance(lane, BatchLane) and (room := lane.tokens - 2 * 32) < context:
+        if isinstance(lane, BatchLane) and (room := lane.tokens - ROUNDING) < context:
             context = room
             text = (
                 f"The memory holds {context:,} tokens of a conversation here, of the {self.context:,} that "
