@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import time
@@ -102,7 +103,8 @@ def _tell(found: Ready, host: str, *, kept: bool) -> None:
     err.print(f"  key    {key}" if screen else f"  key    in {found.key_file}")
     err.print(f"  model  {model}")
     err.print("In a terminal:", style="bold")
-    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "你好"}}]}}'
+    messages = [{"role": "user", "content": "你好"}]
+    body = json.dumps({"model": model, "messages": messages}, ensure_ascii=False)
     err.print(
         f"  curl {found.url}/chat/completions -H 'Content-Type: application/json' "
         f'-H "Authorization: Bearer {key}" -d {shlex.quote(body)}'
@@ -113,7 +115,7 @@ def _tell(found: Ready, host: str, *, kept: bool) -> None:
     err.print(f"  client = OpenAI(base_url={found.url!r}, api_key={in_python})")
     err.print(
         f"  print(client.chat.completions.create(model={model!r}, "
-        "messages=[{'role': 'user', 'content': '你好'}]).choices[0].message.content)"
+        f"messages={messages}).choices[0].message.content)"
     )
     err.print()
     where = f"The key stands in {found.key_file}"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,36 @@ def serve(
     Raises UsageError, RunError, ModelError, TemplateError, SettingsError before anything is served.
     """
     names = [str(one.path if isinstance(one, RunDir) else one) for one in models]
+    with opened(
+        names, sampling, host=host, port=port, token_file=token_file, batch_size=batch_size, queue=queue,
+        dtype=dtype, template=template, log=log, note=note,
+    ) as (server, found):  # fmt: skip
+        ready(found)
+        try:
+            server.serve_forever(poll_interval=0.2)
+        except (KeyboardInterrupt, SystemExit):
+            server.server_close()
+            server.engine.close(GRACE)
+            _wait_for_writers(server)
+            raise
+
+
+@contextmanager
+def opened(
+    names: Sequence[str],
+    sampling: Mapping[str, Any],
+    *,
+    host: str = HOST,
+    port: int = PORT,
+    token_file: str | Path | None = None,
+    batch_size: int = BATCH_SIZE,
+    queue: int = QUEUE,
+    dtype: str = "auto",
+    template: str | None = None,
+    log: Callable[[Seen], None] = lambda _: None,
+    note: Callable[[str], None] = lambda _: None,
+) -> Iterator[tuple[ApiServer, Ready]]:
+    """A server with its models loaded, which listens, and whose `serve_forever` is the caller's."""
     check_served(names)
     defaults = for_chat(sampling).given()
     address = check_address(host, port, token_file)
@@ -77,27 +107,15 @@ def serve(
             raise _taken(number, error) from None
         server.engine.start()
         stack.callback(server.engine.close, 0.0)
-        open_to_all = ipaddress.ip_address(address).is_unspecified
-        where = "127.0.0.1" if open_to_all else f"[{address}]" if ":" in address else address
         contexts = {name: one.context for name, one in server.models.by_name.items()}
-        ready(
-            Ready(
-                f"http://{where}:{number}/v1",
-                key,
-                file,
-                list(contexts),
-                contexts,
-                defaults,
-                server.models.notes,
-            )
-        )
-        try:
-            server.serve_forever(poll_interval=0.2)
-        except (KeyboardInterrupt, SystemExit):
-            server.server_close()
-            server.engine.close(GRACE)
-            _wait_for_writers(server)
-            raise
+        url = f"http://{_asked_at(address)}:{number}/v1"
+        yield server, Ready(url, key, file, list(contexts), contexts, defaults, server.models.notes)
+
+
+def _asked_at(address: str) -> str:
+    if ipaddress.ip_address(address).is_unspecified:
+        return HOST
+    return f"[{address}]" if ":" in address else address
 
 
 def _bound(
