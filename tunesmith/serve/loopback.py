@@ -203,7 +203,8 @@ class LoopbackHandler(BaseHTTPRequestHandler):
             return False
         if site is not None:
             return site == "same-origin"
-        return origin is not None or self._has_bearer()
+        # Where no cookie counts, whoever sends neither has to know the token, which is asked for next.
+        return origin is not None or not self.links or self._has_bearer()
 
     def _knows_token(self) -> bool:
         if not self.links:
