@@ -94,8 +94,8 @@ def test_in_bf16_an_answer_has_the_same_bits_in_any_company() -> None:
 def test_each_row_has_settings_of_its_own() -> None:
     model, renderer = setup("llama")
     mixed: list[dict[str, Any]] = [
-        {}, {"temperature": 1.5}, {"repetition_penalty": 1.5}, {"temperature": 0.8, "top_k": 5, "logprobs": 2},
-        {"stop": ["e"]},
+        {}, {"temperature": 1.5}, {"repetition_penalty": 1.5},
+        {"temperature": 0.8, "top_k": 5, "logprobs": 2}, {"stop": ["e"]},
     ]  # fmt: skip
     batch = LiveBatch(Decoder(model, 3000), 8)
     rows = [row(renderer, PROMPTS[0], **settings) for settings in mixed]

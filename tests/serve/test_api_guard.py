@@ -20,7 +20,8 @@ from tunesmith.serve.openai import LONGEST_BODY, METHODS
 ROUTES = [
     *((method, path) for path, method in METHODS.items()),
     ("GET", "/v1/models/a"), ("GET", "/none"), ("POST", "/none"), ("GET", "/"), ("PUT", CHAT),
-    ("DELETE", "/v1/models/a"), ("OPTIONS", CHAT), ("HEAD", "/health"), ("GET", "//evil.example/"), ("POST", "/v1/../health"),
+    ("DELETE", "/v1/models/a"), ("OPTIONS", CHAT), ("HEAD", "/health"),
+    ("GET", "//evil.example/"), ("POST", "/v1/../health"),
 ]  # fmt: skip
 HI = {"model": "a", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
 

@@ -13,9 +13,10 @@ import typer
 
 import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json, told
-from tunesmith.infer.config import NEW_TOKENS, for_chat
+from tunesmith.infer.config import NEW_TOKENS
 from tunesmith.model.config import Dtype
 from tunesmith.serve.address import BATCH_SIZE, HOST, PORT, QUEUE, check_address
+from tunesmith.serve.asking import defaults_of
 from tunesmith.serve.names import check_served
 from tunesmith.settings import parse_overrides
 from tunesmith.words import counted
@@ -65,7 +66,7 @@ def serve(
     settings = [word for word in given if "=" in word and not Path(word).exists()]
     names = [word for word in given if word not in settings]
     asked = parse_overrides(settings)
-    for_chat(asked)  # mistakes are told before anything is loaded
+    defaults_of(asked)  # mistakes are told before anything is loaded
     check_served(names)
     check_address(host, port, token_file)
 

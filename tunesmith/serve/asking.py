@@ -77,6 +77,20 @@ ROLES: Mapping[str, Role] = {
 }
 
 
+def defaults_of(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that hold where a request says nothing, as it could have said them itself.
+
+    Without a word on how to choose they are a chat's. Raises SettingsError for wrong ones and for others.
+    """
+    allowed = (*SETTINGS.values(), "stop")
+    if others := [name for name in asked if name in Sampling.model_fields and name not in allowed]:
+        raise SettingsError(
+            f"{', '.join(others)} can't be given to a server: requests couldn't say otherwise.",
+            fix=f"It takes {', '.join(allowed)}.",
+        )
+    return for_chat(asked).given()
+
+
 class Refused(Exception):
     """What a client is told instead of an answer: an HTTP status, and the fields of OpenAI's error object."""
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.errors import UsageError
-from tunesmith.infer.config import for_chat
 from tunesmith.rundir import RunDir
 from tunesmith.serve.address import BATCH_SIZE, HOST, PORT, QUEUE, check_address
+from tunesmith.serve.asking import defaults_of
 from tunesmith.serve.engine import Engine
 from tunesmith.serve.key import kept_key, new_key, passing_key
 from tunesmith.serve.models import load_all
@@ -91,7 +91,7 @@ def opened(
 ) -> Iterator[tuple[ApiServer, Ready]]:
     """A server with its models loaded, which listens, and whose `serve_forever` is the caller's."""
     check_served(names)
-    defaults = for_chat(sampling).given()
+    defaults = defaults_of(sampling)
     address = check_address(host, port, token_file)
     key = kept_key(Path(token_file)) if token_file is not None else new_key()
     with ExitStack() as stack:
