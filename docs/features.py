@@ -186,6 +186,22 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ),
     ),
     (
+        "`serve`: an OpenAI-compatible server for runs and their base, streams, requests in one running batch, answers the same as "
+        "alone; a key by default, this machine alone; what isn't supported is refused by name",
+        "`serve`：为训练结果及其底座提供 OpenAI 兼容接口，支持流式输出，请求随到随入同一批次，回答与单独请求一致；默认需要密钥、只监听本机；"
+        "不支持的字段会被点名拒绝",
+        (
+            "serve/test_openai.py",
+            "serve/test_openai_client.py",
+            "serve/test_asking.py",
+            "serve/test_load.py",
+            "serve/test_served_models.py",
+            "serve/test_api_guard.py",
+            "infer/test_live.py",
+            "cli/test_serve.py",
+        ),
+    ),
+    (
         "`sweep`: the same prompts under many settings side by side, with figures of how varied the answers are",
         "`sweep`：同一提示在多组参数下并排对比，并给出多样性指标",
         ("evaluate/test_sweep.py", "cli/test_sweep.py"),

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tunesmith.serve.asking import KNOWN, LABELS, UNSUPPORTED, Kind, Refused, Wanted, read
+from tunesmith.serve.asking import Refused, Wanted, read
+from tunesmith.serve.fields import KNOWN, LABELS, UNSUPPORTED, Kind
 
 HI = [{"role": "user", "content": "Hi"}]
 

@@ -1,80 +1,28 @@
-"""What a request of OpenAI's API asks for, field by field. No torch.
-
-Each field is one of four: it is obeyed; it is a label that can't change an answer (`user`); it asks for
-what isn't there, and is refused by name unless it has the value at which it does nothing; or nobody knows it,
-which is refused as well. Nothing is ignored that could have changed an answer.
-"""
+"""What a request of OpenAI's API asks for, by the tables of fields.py; all its problems at once. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from tunesmith.errors import SettingsError
 from tunesmith.infer.config import SAMPLING_ONLY, Sampling, for_chat
-from tunesmith.records import Message, Role
+from tunesmith.records import Message
+from tunesmith.serve.fields import (
+    ANSWERS,
+    KNOWN,
+    LABELS,
+    MESSAGE_NEUTRAL,
+    PROMPTS,
+    ROLES,
+    SETTINGS,
+    STOPS,
+    TOP_LOGPROBS,
+    UNSUPPORTED,
+    Kind,
+)
 from tunesmith.settings import nearest
-
-Kind = Literal["chat", "text"]
-
-STOPS, TOP_LOGPROBS, ANSWERS, PROMPTS = 4, 20, 16, 16
-# Request field -> setting of tunesmith's, for those that are the same thing.
-SETTINGS = {
-    "temperature": "temperature",
-    "top_p": "top_p",
-    "top_k": "top_k",
-    "min_p": "min_p",
-    "do_sample": "do_sample",
-    "presence_penalty": "presence_penalty",
-    "frequency_penalty": "frequency_penalty",
-    "repetition_penalty": "repetition_penalty",
-    "repetition_penalty_range": "repetition_penalty_range",
-    "no_repeat_ngram_size": "no_repeat_ngram_size",
-    "seed": "seed",
-    "max_tokens": "max_new_tokens",
-}
-LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")
-BOTH = ("model", "n", "stream", "stream_options", "stop", "logprobs", *SETTINGS)
-KNOWN: Mapping[Kind, tuple[str, ...]] = {
-    "chat": (*BOTH, "messages", "max_completion_tokens", "top_logprobs", "response_format"),
-    "text": (*BOTH, "prompt"),
-}
-# What isn't supported, with the values besides null at which it asks for nothing.
-UNSUPPORTED: Mapping[Kind, Mapping[str, tuple[Any, ...]]] = {
-    "chat": {
-        "audio": (),
-        "function_call": ("none", "auto"),
-        "functions": ([],),
-        "logit_bias": ({},),
-        "modalities": (["text"],),
-        "num_beams": (1,),
-        "parallel_tool_calls": (True, False),  # of tools, which are refused
-        "prediction": (),
-        "reasoning_effort": (),
-        "service_tier": ("auto", "default"),
-        "store": (False,),
-        "tool_choice": ("none", "auto"),
-        "tools": ([],),
-        "verbosity": ("medium",),
-        "web_search_options": (),
-    },
-    "text": {"best_of": (1,), "echo": (False,), "logit_bias": ({},), "num_beams": (1,), "suffix": ("",)},
-}
-MESSAGE_NEUTRAL: Mapping[str, tuple[Any, ...]] = {  # what clients send back with an answer of ours
-    "audio": (),
-    "annotations": ([],),
-    "function_call": (),
-    "name": (),
-    "refusal": (),
-    "tool_calls": ([],),
-}
-ROLES: Mapping[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-}
 
 
 def defaults_of(asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,8 +26,9 @@ from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
 from tunesmith.errors import SettingsError
-from tunesmith.serve.asking import Kind, Refused, Wanted, read
+from tunesmith.serve.asking import Refused, Wanted, read
 from tunesmith.serve.engine import Ask, Busy, End, Engine
+from tunesmith.serve.fields import Kind
 from tunesmith.serve.loopback import LoopbackHandler, LoopbackServer
 from tunesmith.serve.models import Models, Served
 from tunesmith.serve.replies import Reply, Written, model_object

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from tunesmith.infer.answer import CUT_CHARACTER, Ended, Growing, decode, ended
 from tunesmith.infer.scores import logprobs
 from tunesmith.records import TokenScore
-from tunesmith.serve.asking import Kind
+from tunesmith.serve.fields import Kind
 
 OBJECT: Mapping[Kind, str] = {"chat": "chat.completion", "text": "text_completion"}
 
