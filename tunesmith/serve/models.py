@@ -32,6 +32,7 @@ from tunesmith.records import Conversation, Message, Origin
 from tunesmith.serve.asking import Refused
 from tunesmith.serve.lanes import BatchLane, SingleLane, cache_tokens
 
+USUAL = 2048  # tokens of a prompt and its answer that there is room for in each place of a batch
 UNKNOWN_CONTEXT = 32768  # tokens of prompt and answer for a model that names no limit
 
 
@@ -231,7 +232,8 @@ class _Load:
     def _lane(self, within: Callable[[], AbstractContextManager[Any]]) -> BatchLane | SingleLane:
         if self.slow:
             return SingleLane(self.inner, self.context, within, lambda: adapters.adapter_off(self.whole))
-        wanted = self._width * (self.context + ROUNDING)
+        # A conversation of full length, and several of the usual ones: torch takes all of it at once.
+        wanted = max(self.context, self._width * USUAL) + self._width * ROUNDING
         tokens = cache_tokens(
             self.inner.config,
             self.inner.dtype.itemsize,

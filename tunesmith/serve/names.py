@@ -44,4 +44,4 @@ def _check_finished(path: Path) -> None:
 
 def _means_folder(name: str, path: Path) -> bool:
     """Whether a name is meant as a folder: hub ids have one slash, and no folder before it."""
-    return name.startswith((".", "/", "~")) or ("/" in name and path.parent.is_dir())
+    return name.startswith((".", "/", "~", "runs/")) or ("/" in name and path.parent.is_dir())
