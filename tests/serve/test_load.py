@@ -15,7 +15,7 @@ from tests.serve.opened import CHAT, Api, Gate, events, serving, texts
 from tunesmith.infer.decoding import Decoder
 from tunesmith.serve.lanes import BatchLane
 
-LONG = {"max_tokens": 400, "temperature": 0}
+LONG = {"max_tokens": 120, "temperature": 0}
 
 
 def until(there: Any, what: str) -> None:

@@ -224,6 +224,27 @@ def test_an_unknown_model_and_a_wrong_path_are_told(api: Api) -> None:
     assert api.ask("GET", "/v1/completions")[0] == 405
 
 
+def test_half_a_character_as_a_name_is_refused_as_any_other(api: Api) -> None:
+    messages = [{"role": "user", "content": "Hi"}]
+    status, reply = api.post("/v1/chat/completions", model="\ud800", messages=messages)
+    assert (status, reply["error"]["code"]) == (404, "model_not_found")
+    status, reply = api.post("/v1/chat/completions", model="a", messages=messages, **{"\ud800": 1})
+    assert (status, reply["error"]["param"]) == (400, "?")
+
+
+def test_a_mistake_of_ours_is_told_without_anybody_s_text(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> Any:
+        raise KeyError("a secret question")
+
+    monkeypatch.setattr("tunesmith.serve.openai.read", broken)
+    status, reply = api.post("/v1/chat/completions", model="a")
+    assert (status, reply["error"]["code"], reply["error"]["type"]) == (500, "internal_error", "server_error")
+    assert "KeyError in test_openai.py" in reply["error"]["message"]
+    assert "secret" not in str(reply) + str(api.seen[-1])
+    monkeypatch.undo()
+    assert api.text("Hi") != ""
+
+
 def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(api: Api) -> None:
     messages = [{"role": "user", "content": "白日依山盡" * 200}]
     status, reply = api.post("/v1/chat/completions", model="a", messages=messages)

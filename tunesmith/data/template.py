@@ -36,6 +36,7 @@ TEMPLATES = ("chatml", "alpaca", "plain")
 """Templates for models that have none, by name."""
 
 _GIVEN = ("system", "user")  # what a person gives: a template may refuse it, but not lose it
+SHAPES = 1000  # orders of roles that are remembered
 NOTE_NO_EOS = "the tokenizer has no eos token, so the texts end without one"
 
 
@@ -173,6 +174,8 @@ class Renderer:
             thinking,
         )
         if shape not in self._lost:
+            if len(self._lost) >= SHAPES:  # a server sees more and more of them
+                self._lost.clear()
             marks = [f"\ue000{n}\ue001" for n in range(len(messages))]
             marked = [
                 replace(m, content=mark) if m.role in _GIVEN and m.content.strip() else m

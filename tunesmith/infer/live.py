@@ -162,8 +162,6 @@ def choose(scores: Tensor, rows: Sequence[LiveRow]) -> None:
         mine = [rows[at] for at in places]
         try:
             mine[0].chooser(own, [row.choice for row in mine])
-        except (
-            Exception
-        ) as error:  # a schema that can't be followed, scores that aren't numbers: theirs alone
+        except Exception as error:  # scores that aren't numbers, say
             for row in mine:
                 row.error = error

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
@@ -123,10 +124,14 @@ class _Handler(LoopbackHandler):
         except OSError:
             raise
         except Exception as error:
-            traceback.print_exc()
-            self.close_connection = True
-            if not self.status:
-                what = f"{type(error).__name__}: this is a mistake in tunesmith, not yours."
+            # Where it happened, and not what it says: that may hold somebody's text.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            what = f"{type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: "
+            what += "this is a mistake in tunesmith, not yours."
+            begun, self.close_connection = self.status, True
+            if begun:
+                self.server.log(Seen(self.command, urlsplit(self.path).path[:100], 500, 0.0, why=what))
+            else:
                 self._refuse(Refused(500, what, code="internal_error"))
 
     def answer_get(self, path: str) -> None:
@@ -218,7 +223,7 @@ class _Handler(LoopbackHandler):
 
     def _send_whole(self, value: Any, *, log: bool = True) -> None:
         self.status = 200
-        self.send(HTTPStatus.OK, _json(value).encode())
+        self.send(HTTPStatus.OK, _bytes(value))
         if log:
             self._log(None, "")
 
@@ -228,7 +233,7 @@ class _Handler(LoopbackHandler):
         self.extra = {"Retry-After": str(error.after)} if isinstance(error, Busy) else {}
         if error.status == 401:
             self.extra = {"WWW-Authenticate": "Bearer"}
-        self.send(error.status, _json(error.body()).encode())
+        self.send(error.status, _bytes(error.body()))
         self._log(None, error.message)
 
     def end_headers(self) -> None:
@@ -368,3 +373,8 @@ class Exchange:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
+
+
+def _bytes(value: Any) -> bytes:
+    """With a question mark for half a character, which a request may have as a name."""
+    return _json(value).encode("utf-8", "replace")
