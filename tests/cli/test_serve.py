@@ -17,7 +17,7 @@ import pytest
 from tests.infer.made_run import made_run
 from tests.warm import Child, Warm
 
-ASK = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 400, "temperature": 0, "stream": True}
+ASK = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 120, "temperature": 0, "stream": True}
 SLOW = ("tests.serve.slow_steps", "slow_steps")
 
 
@@ -92,10 +92,10 @@ def test_it_tells_how_to_ask_and_ends_with_ctrl_c(warm: Warm, folder: Path, tmp_
         connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {key}"})
         assert [m["id"] for m in json.loads(connection.getresponse().read())["data"]] == ["tang-1", "base"]
         connection.close()
+        assert server.child.until(lambda: "GET  /v1/models  200" in server.told())
         server.child.send(signal.SIGINT)
         assert server.child.wait().code == 130
         assert "\nStopped.\n" in server.told()
-        assert "GET  /v1/models  200" in server.told()
         assert not file.exists()
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,6 +126,14 @@ def serving(*names: Path | str, key_file: Path | None = None, **options: Any) ->
         finally:
             server.shutdown()
             thread.join()
+
+
+def until(there: Callable[[], object], what: str) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + 60
+    while not there():
+        assert time.monotonic() < end, what
+        time.sleep(0.002)
 
 
 class Gate:

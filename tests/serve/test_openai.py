@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import tunesmith
-from tests.serve.opened import TEXT, Api, serving, texts
+from tests.serve.opened import TEXT, Api, serving, texts, until
 from tunesmith.infer.generate import continuations, generate
 from tunesmith.infer.local import LocalModel
 from tunesmith.records import Conversation, Message, Origin
@@ -240,7 +240,8 @@ def test_a_mistake_of_ours_is_told_without_anybody_s_text(api: Api, monkeypatch:
     status, reply = api.post("/v1/chat/completions", model="a")
     assert (status, reply["error"]["code"], reply["error"]["type"]) == (500, "internal_error", "server_error")
     assert "KeyError in test_openai.py" in reply["error"]["message"]
-    assert "secret" not in str(reply) + str(api.seen[-1])
+    until(lambda: any(seen.status == 500 for seen in api.seen), "it is logged")
+    assert "secret" not in str(reply) + str(api.seen)
     monkeypatch.undo()
     assert api.text("Hi") != ""
 
@@ -283,6 +284,7 @@ def test_every_request_is_logged_with_its_counts_and_without_its_text(runs: Path
     with serving(runs / "a") as own:
         own.chat("a secret question", "a", max_tokens=5)
         own.ask("GET", "/v1/models", Authorization="Bearer another-secret")
+        until(lambda: len(own.seen) == 2, "a line comes after the answer")
         first, second = own.seen
     assert (first.method, first.path, first.status, first.model) == ("POST", "/v1/chat/completions", 200, "a")
     assert first.new_tokens == 5
