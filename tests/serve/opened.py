@@ -147,6 +147,7 @@ class Gate:
         self._open = False
 
     def __enter__(self) -> Gate:
+        until(lambda: not self._engine.busy, "what an earlier test asked is over")
         self._engine._step = self._held
         return self
 
