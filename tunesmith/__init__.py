@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         check,
         compare,
         evaluate,
+        export,
         generate,
         judge,
         load,
@@ -58,6 +59,7 @@ __all__ = [
     "check",
     "compare",
     "evaluate",
+    "export",
     "generate",
     "judge",
     "load",
@@ -110,7 +112,7 @@ _CallableStage.__signature__ = property(lambda stage: inspect.signature(_verb(st
 _CallableStage.__doc__ = property(lambda stage: _verb(stage).__doc__)  # type: ignore[assignment]
 
 
-for _name in ("train", "evaluate"):
+for _name in ("train", "evaluate", "export"):
     importlib.import_module(f"tunesmith.{_name}").__class__ = _CallableStage
 
 

@@ -76,6 +76,7 @@ VERBS: dict[str, Verb] = {
             "report": "Unseal the test and say what the votes are worth.",
         },
     ),
+    "export": Verb("tunesmith.cli.export", "Take a result away as files for other programs."),
     "runs": Verb(
         "tunesmith.cli.runs",
         "Look at the runs of a folder.",
