@@ -11,6 +11,7 @@ from tunesmith.disk import sync_file
 from tunesmith.errors import ModelError
 from tunesmith.export.loaded import TransformersModel, held_in, local_source
 from tunesmith.export.merged import meta
+from tunesmith.export.reference import held_dtype
 from tunesmith.export.work import Work, Written
 from tunesmith.model import saved
 from tunesmith.model.load import load_model, load_tokenizer, quiet
@@ -70,7 +71,7 @@ def write(work: Work, folder: Path) -> Written:
 def open_adapter(work: Work, folder: Path) -> TransformersModel:
     """What lies in the folder, by PEFT alone, over the base of the run."""
     found = work.subject.found
-    model = load_model(found.base, work.device, dtype=found.device.dtype)
+    model = load_model(found.base, work.device, dtype=held_dtype(work.subject, work.dtype))
     try:
         with quiet(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing. is deprecated")

@@ -18,6 +18,7 @@ from tunesmith.export import strings
 from tunesmith.export.subject import Subject
 from tunesmith.records import Conversation, Message, Origin
 
+TEXTS = 5000
 PROMPTS = 4
 ANSWER_TOKENS = 48
 LONGEST = 256  # tokens of a sequence whose logits are compared
@@ -72,7 +73,7 @@ def asked_of(subject: Subject, renderer: Renderer) -> Asked:
     prompts = list(_prompts(subject, renderer)) if renderer.text else _beginnings(renderer, begin)
     conversations = [_conversation(*turns) for turns in TURNS] + [c for c, _ in _conversations(subject)]
     rendered = list(_rendered(conversations, renderer)) if renderer.text else []
-    return Asked(strings.texts(special[:64]), rendered, prompts, passages)
+    return Asked(strings.texts(special[:64], TEXTS), rendered, prompts, passages)
 
 
 def positions(vocabulary: int) -> int:

@@ -75,7 +75,7 @@ def gate_device(subject: Subject) -> Device:
     return replace(found.device, dtype=torch.float32)
 
 
-def hear(subject: Subject, renderer: Renderer, watch: Watch) -> Reference:
+def hear(subject: Subject, renderer: Renderer, dtype: torch.dtype, watch: Watch) -> Reference:
     """Load the tuned model and ask it everything; then its base, and the one on the quantised base."""
     asked, device, notes = asked_of(subject, renderer), gate_device(subject), list[str]()
     if device.dtype is not torch.float32:
@@ -84,7 +84,7 @@ def hear(subject: Subject, renderer: Renderer, watch: Watch) -> Reference:
             "rounding is part of each distance."
         )
     found = subject.found
-    with _tuned(found, device) as model:
+    with _tuned(found, device, held_dtype(subject, dtype)) as model:
         asks = TransformersModel(model, renderer.tokenizer)
         answers = [
             _answer(asks, prompt.token_ids, at, asked, "tuned", watch)
@@ -131,9 +131,17 @@ def listen(model: Any, reference: Reference, watch: Watch) -> Heard:
     return Heard(_logits(model, reference.sequences, "exported", watch), answers)
 
 
+def held_dtype(subject: Subject, dtype: torch.dtype) -> torch.dtype:
+    """What the tuned model's base is held in: chat's own format; fp32 where that is exported.
+
+    A base whose files are in fp32 would else be rounded on one side only.
+    """
+    return dtype if dtype is torch.float32 else subject.found.device.dtype
+
+
 @contextmanager
-def _tuned(found: Found, device: Device) -> Iterator[Any]:
-    model: Any = load_model(found.base, device, dtype=found.device.dtype)
+def _tuned(found: Found, device: Device, dtype: torch.dtype) -> Iterator[Any]:
+    model: Any = load_model(found.base, device, dtype=dtype)
     if found.adapter is not None:
         model = adapters.attach(model, found.adapter)
     yield loaded.held_in(model, device.dtype) if device.dtype is torch.float32 else model

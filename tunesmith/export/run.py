@@ -90,7 +90,7 @@ def _make(
     written = target.write(work, folder)
     watch(f"writing, {work.request.to}", 1, 1)
     gc.collect()
-    heard = reference.hear(work.subject, work.renderer, watch)
+    heard = reference.hear(work.subject, work.renderer, work.dtype, watch)
     gc.collect()
     exported = target.open(work, folder)
     try:

@@ -10,7 +10,6 @@ import random
 from collections.abc import Callable, Sequence
 
 SEED = 20261123
-COUNT = 5000
 
 _COMMON = "的一是不了人我在有他这为之大来以个中上们到说国和地也子时道出而要于就下得可你年生自会那后能对着事其里所去行过家十用发天如然作方成者多日都三小军二无同么经法当起与好看学进种将还分此心前面又定见只主没公从"  # noqa: E501
 _RARE = "龘靐齉齾爩鱻麤龗灪吁籲讟钃厵爨虋鬱霊髙﨑𠮷𡈽𪚥𠀋"
@@ -19,8 +18,8 @@ _TEXT = (
     "what all were when we there can an your which their said if do will each about how up out them then she "
     "many some so these would other into has more her two like him see time could no make than first been "
     "its who now people my made over did down only way find use may water long little very after "
-    "words called don't it's we're I'll they've Déjà naïve façade Zürich smørrebrød Привет мир שלום مرحبا नमस्ते สวัสดี "
-    "こんにちは 안녕하세요 Ελλάδα"
+    "words called don't it's we're I'll they've Déjà naïve façade Zürich smørrebrød Привет мир שלום مرحبا "
+    "नमस्ते สวัสดี こんにちは 안녕하세요 Ελλάδα"
 )
 _WORDS = _TEXT.split()
 _CODE = (
@@ -72,7 +71,7 @@ _MARKS = (
 )
 
 
-def texts(special: Sequence[str] = (), count: int = COUNT, seed: int = SEED) -> list[str]:
+def texts(special: Sequence[str], count: int, seed: int = SEED) -> list[str]:
     """`count` texts, no two alike in kind for long; `special` are the tokenizer's own tokens, put into
     some."""
     chance = random.Random(seed)

@@ -1,4 +1,4 @@
-"""What can be said of an export before anything is loaded: is the run finished, is the place free? No torch."""
+"""What can be said before anything is loaded: is the run finished, is the place free? No torch."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ VERIFICATION, CARD = "verification.json", "README.md"
 def check_asked(request: Request) -> Path:
     """Where the export goes, after everything that can be wrong without reading a model was looked at.
 
-    Raises UsageError or SettingsError for options, RunError for an unfinished run and for an output that is there.
+    Raises UsageError or SettingsError for options, RunError for an unfinished run or an output that's there.
     """
     check_target(request.to)
     check_dtype(request.dtype)
     check_checkpoint(request.checkpoint)
+    if request.to == "adapter" and request.dtype != "auto":
+        raise UsageError(
+            "--dtype goes with merged weights; an adapter is taken as it was saved.", fix="Leave it out."
+        )
     folder = Path(request.model).expanduser()
     if (folder / "job.yaml").is_file() or request.checkpoint is not None:
         run = open_run(folder)
@@ -39,12 +43,12 @@ def unfinished(run: RunDir, to: str) -> RunError:
     if not steps:
         return RunError(
             f"{run.path} {state} ({step}) and has no checkpoint: there is nothing to export yet.",
-            fix=f"{go_on[0].upper()}{go_on[1:]}." if running else f"{go_on}.",
+            fix=f"{go_on.capitalize()}." if running else f"{go_on}.",
         )
     return RunError(
         f"{run.path} {state}: {step}; {left}.",
         details=[f"it has a checkpoint of step {number}" for number in steps],
-        fix=f"`tunesmith export {run.path} --to {to} --checkpoint last` exports the newest as it is; {go_on}.",
+        fix=f"`tunesmith export {run.path} --to {to} --checkpoint last` exports the newest; {go_on}.",
     )
 
 

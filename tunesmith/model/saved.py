@@ -133,7 +133,8 @@ def stands_beside_others(folder: Path) -> bool:
 
 def mismatches(model: nn.Module, folder: Path) -> list[str]:
     """One line for each tensor of an adapter that doesn't fit the base; empty where all fit."""
-    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    modules = dict(model.named_modules())
+    parameters = dict(model.named_parameters(remove_duplicate=False))  # a tied head has its own name, too
     lines = []
     for key, tensor in weights.read_header(folder / WEIGHTS).items():
         name, dot, part = key.removeprefix(_PREFIX).partition(".lora_")
