@@ -30,7 +30,7 @@ HEAVY = {
 }
 VERBS = {
     "data", "train", "plan", "verify", "chat", "generate", "eval", "compare", "report", "judge", "benchmark",
-    "blind", "runs", "doctor",
+    "blind", "export", "runs", "doctor",
 }  # fmt: skip
 
 # Runs the command, then says on stderr's last line what was imported.
@@ -120,6 +120,8 @@ WRONG = [
     ["judge", "a", "b", "--data", "rows.jsonl", "--judge", "http://127.0.0.1#m"],
     ["eval", "http://127.0.0.1:1/v1#m", "--data", "rows.jsonl", "top_k=3"],
     ["benchmark", "any", "--tasks", ","], ["report", "no", "--format", "x"],
+    ["export", "no", "--to", "ggf"], ["export", "no", "--to", "merged"],
+    ["export", "runs/no", "--to", "merged"],
 ]  # fmt: skip
 
 

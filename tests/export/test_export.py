@@ -153,11 +153,12 @@ def test_the_card(tmp_path: Path) -> None:
     )
     run.eval.mkdir()
     apart = {"value": 0.25, "low": 0.125, "high": 0.5}
-    result = {
-        "kind": "comparison", "n": 40, "data": "/secret/测试.jsonl", "a": {}, "b": {},
-        "metrics": {"f1_char": {"a": 0.25, "b": 0.5, "difference": apart}},
-    }  # fmt: skip
-    (run.eval / "测试.json").write_text(json.dumps(result), encoding="utf-8")
+    for name, a in (("测试", str(tmp_path / "model")), ("another", "someone else's")):
+        result = {
+            "kind": "comparison", "n": 40, "data": f"/secret/{name}.jsonl", "a": {"model": a}, "b": {},
+            "metrics": {"f1_char": {"a": 0.25, "b": 0.5, "difference": apart}},
+        }  # fmt: skip
+        (run.eval / f"{name}.json").write_text(json.dumps(result), encoding="utf-8")
     card = _card(tunesmith.export(run, "merged"))
     front = yaml.safe_load(card.split("---\n")[1])
     assert front["library_name"] == "transformers"
@@ -168,6 +169,7 @@ def test_the_card(tmp_path: Path) -> None:
     assert f"| train | 训练.jsonl | 4 | `{sha[:16]}` |" in card
     assert "| 测试.jsonl | 40 | f1_char | 0.250 | 0.500 | +0.250 [+0.125, +0.500] |" in card
     assert "/secret" not in card
+    assert "another" not in card
     before = next(line["valid_loss"] for line in run.metrics() if line.get("valid_loss"))
     assert f"{before:.3f} before" in card
     assert re.search(r"tunesmith \d", card)
@@ -184,6 +186,23 @@ def test_figures_of_the_final_weights_aren_t_claimed_for_a_checkpoint(tmp_path: 
     early = tunesmith.export(run, "adapter", checkpoint=2, output=tmp_path / "early")
     assert "x.jsonl" not in _card(early)
     assert "weights of step 2" in _card(early)
+
+
+def test_an_end_that_the_base_doesn_t_know_is_written_or_told(tmp_path: Path) -> None:
+    """The base stops at one token, its template ends turns with another."""
+    base = save_tiny("llama", tmp_path / "base")
+    for name in ("generation_config.json", "config.json"):
+        content = json.loads((base / name).read_text("utf-8"))
+        ends = content["eos_token_id"]
+        (base / name).write_text(json.dumps({**content, "eos_token_id": ends[0]}), encoding="utf-8")
+    run = made_run(tmp_path / "run", base)
+    done = tunesmith.export(run, "merged")
+    written = json.loads((done.path / "generation_config.json").read_text("utf-8"))
+    assert sorted(written["eos_token_id"]) == sorted(ends)
+    notes: list[str] = []
+    card = _card(tunesmith.export(run, "adapter", note=notes.append))
+    assert any(f"`eos_token_id={sorted(ends)}`" in line for line in notes)
+    assert f"`eos_token_id={sorted(ends)}`" in card
 
 
 def _tuned(run: RunDir) -> Any:

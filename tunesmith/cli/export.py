@@ -61,7 +61,7 @@ def export(
     check_asked(
         Request(model, to, output, checkpoint, cast(Dtype, dtype), parse_size(shard_size), force, allow_drift)
     )  # a mistake is told before torch is imported: seconds
-    with Watching() as watch:
+    with Watching("") as watch:
         done = tunesmith.export(
             model,
             to,

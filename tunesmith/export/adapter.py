@@ -14,7 +14,7 @@ from tunesmith.export.merged import meta
 from tunesmith.export.reference import held_dtype
 from tunesmith.export.work import Work, Written
 from tunesmith.model import saved
-from tunesmith.model.load import load_model, load_tokenizer, quiet
+from tunesmith.model.load import end_ids, load_model, load_tokenizer, quiet
 from tunesmith.model.peft_parts import PeftModel
 
 USAGE = """\
@@ -27,7 +27,7 @@ model = PeftModel.from_pretrained(base, "FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")   # with the template that was trained with
 ```
 
-With tunesmith: `tunesmith chat FOLDER`.
+With tunesmith: `tunesmith chat FOLDER`{where}.
 """
 
 
@@ -61,11 +61,21 @@ def write(work: Work, folder: Path) -> Written:
             f"are held in bf16 (fingerprint {str(work.base.fingerprint)[:16]}, `{work.base.name}` in "
             "tunesmith). On the original weights it answers a little differently; that wasn't measured."
         )
+    if more := work.renderer.stop_ids - end_ids(work.subject.found.base):
+        words = ", ".join(f"`{work.renderer.decode([token])}`" for token in sorted(more))
+        notes.append(
+            f"Answers end with {words} as well, which the base's generation config doesn't say: with "
+            f"transformers, give `eos_token_id={sorted(work.renderer.stop_ids)}` to `generate`."
+        )
     for line in notes:
         work.note(line)
-    return Written(
-        {}, USAGE.format(base=work.base.hub or f"FOLDER OF {work.base.name}"), notes, ["lora"], "peft"
-    )
+    return Written({}, _usage(work), notes, ["lora"], "peft")
+
+
+def _usage(work: Work) -> str:
+    base = work.base
+    where = "" if base.hub else f", from a folder that holds the base as `{base.name}/`"
+    return USAGE.format(base=base.hub or f"FOLDER OF {base.name}", where=where)
 
 
 def open_adapter(work: Work, folder: Path) -> TransformersModel:
@@ -81,7 +91,11 @@ def open_adapter(work: Work, folder: Path) -> TransformersModel:
             f"peft can't read the exported adapter: {type(error).__name__}: {error}.",
             fix="Please report this.",
         ) from error
-    return TransformersModel(held_in(tuned.eval(), work.device.dtype), load_tokenizer(local_source(folder)))
+    return TransformersModel(
+        held_in(tuned.eval(), work.device.dtype),
+        load_tokenizer(local_source(folder)),
+        ends=work.renderer.stop_ids,
+    )
 
 
 def needs(work: Work) -> int:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 import yaml
@@ -19,6 +19,7 @@ import yaml
 from tunesmith.errors import TunesmithError
 from tunesmith.export.gate import Verification
 from tunesmith.export.work import Work, Written
+from tunesmith.rundir import RunDir
 
 PACKAGES = ("tunesmith", "torch", "transformers", "peft")
 # Of the job, what made the result; all else says nothing to others, or too much (trackers, folders).
@@ -152,7 +153,7 @@ def _figures(work: Work) -> str:
     after = next((loss for step, loss in reversed(losses) if step == work.subject.step), None)
     if before is not None and after is not None:
         lines.append(f"Validation loss, in nats a token: {before:.3f} before, {after:.3f} after.\n")
-    rows = list(_results(run.eval))
+    rows = list(_results(run, work.subject.record))
     if rows and not work.subject.of_checkpoint:
         lines += [
             "| data | n | metric | before | after | difference, 95 % interval |",
@@ -162,15 +163,18 @@ def _figures(work: Work) -> str:
     return "## Measured\n\n" + "\n".join(lines) + "\n" if lines else ""
 
 
-def _results(folder: Path) -> Iterator[str]:
-    """Rows of what `compare` and `eval` left in a run: figures with intervals."""
-    for file in sorted(folder.glob("*.json")):
+def _results(run: RunDir, record: Mapping[str, Any]) -> Iterator[str]:
+    """Rows of what `compare` with the base and `eval` left in a run: figures with intervals."""
+    base = (record.get("base") or {}).get("name")
+    for file in sorted(run.eval.glob("*.json")):
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if not isinstance(content, dict):
             continue
+        if content.get("kind") == "comparison" and (content.get("a") or {}).get("model") != base:
+            continue  # of something else with this run: not a before and an after
         metrics = content.get("metrics")
         data = PurePath(str(content.get("data", file.stem))).name.replace("|", r"\|")
         for name, figure in metrics.items() if isinstance(metrics, dict) else ():
@@ -230,7 +234,7 @@ def _limits(work: Work) -> str:
 
 def _has_results(work: Work) -> bool:
     run = work.subject.run
-    return bool(run) and any(_results(run.eval)) if run else False
+    return any(_results(run, work.subject.record)) if run else False
 
 
 def _made() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,15 +18,24 @@ from tunesmith.model.source import Source, resolve
 
 
 class TransformersModel:
-    """A loaded model and its tokenizer as the gate asks them."""
+    """A loaded model and its tokenizer as the gate asks them.
+
+    `stored` is the number format of its files; `ends` what ends an answer where its files can't say so.
+    """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, stored: torch.dtype | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        stored: torch.dtype | None = None,
+        ends: Collection[int] | None = None,
     ) -> None:
         self._model: Any = model
         self._tokenizer = tokenizer
         self._stored = stored
-        self._ends = sorted(end_ids(model))
+        self._own_ends = ends is None
+        self._ends = sorted(end_ids(model) if ends is None else ends)
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, nothing added."""
@@ -63,7 +72,7 @@ class TransformersModel:
         return {
             **of_model(self._model),
             **of_tokenizer(self._tokenizer),
-            "ends": self._ends,
+            **({"ends": self._ends} if self._own_ends else {}),
             **({"dtype": str(self._stored).removeprefix("torch.")} if self._stored else {}),
         }
 

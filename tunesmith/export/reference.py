@@ -85,14 +85,14 @@ def hear(subject: Subject, renderer: Renderer, dtype: torch.dtype, watch: Watch)
         )
     found = subject.found
     with _tuned(found, device, held_dtype(subject, dtype)) as model:
-        asks = TransformersModel(model, renderer.tokenizer)
+        asks = TransformersModel(model, renderer.tokenizer, ends=renderer.stop_ids)
         answers = [
-            _answer(asks, prompt.token_ids, at, asked, "tuned", watch)
+            _answer(asks, prompt.token_ids, at, asked, "tuned model", watch)
             for at, prompt in enumerate(asked.prompts)
         ]
         vocabulary = int(loaded.of_model(model)["vocabulary"])
         sequences = _sequences(asked, answers, positions(vocabulary))
-        tuned = Heard(_logits(asks, sequences, "tuned", watch), answers)
+        tuned = Heard(_logits(asks, sequences, "tuned model", watch), answers)
         metadata = {
             **loaded.of_model(model),
             **loaded.of_tokenizer(renderer.tokenizer),
@@ -101,7 +101,7 @@ def hear(subject: Subject, renderer: Renderer, dtype: torch.dtype, watch: Watch)
         base = None
         if found.adapter is not None:
             with adapters.adapter_off(model):
-                base = _logits(asks, sequences, "base", watch)
+                base = _logits(asks, sequences, "base model", watch)
     if found.adapter is None:
         base = _whole_base(subject, device, renderer, sequences, vocabulary, notes, watch)
     quantised, kind = _quantised(subject, device, renderer, asked, sequences, notes, watch)
@@ -125,10 +125,10 @@ def hear(subject: Subject, renderer: Renderer, dtype: torch.dtype, watch: Watch)
 def listen(model: Any, reference: Reference, watch: Watch) -> Heard:
     """The same logits and answers of a model that was read back (protocol.Exported)."""
     answers = [
-        _answer(model, prompt.token_ids, at, reference.asked, "exported", watch)
+        _answer(model, prompt.token_ids, at, reference.asked, "exported model", watch)
         for at, prompt in enumerate(reference.asked.prompts)
     ]
-    return Heard(_logits(model, reference.sequences, "exported", watch), answers)
+    return Heard(_logits(model, reference.sequences, "exported model", watch), answers)
 
 
 def held_dtype(subject: Subject, dtype: torch.dtype) -> torch.dtype:
@@ -162,7 +162,7 @@ def _whole_base(
     if int(loaded.of_model(model)["vocabulary"]) != vocabulary:
         notes.append("The base has another vocabulary than what was tuned: the two can't be compared.")
         return None
-    return _logits(TransformersModel(model, renderer.tokenizer), sequences, "base", watch)
+    return _logits(TransformersModel(model, renderer.tokenizer), sequences, "base model", watch)
 
 
 def _quantised(
@@ -179,7 +179,12 @@ def _quantised(
         notes.append(f"The model over the {settings.type} base wasn't compared: {error.what}")
         return None, settings.type
     model = adapters.attach(model, subject.found.adapter)
-    asks, told = TransformersModel(model, renderer.tokenizer), f"tuned over {settings.type}"
+    asks = TransformersModel(model, renderer.tokenizer, ends=renderer.stop_ids)
+    told = f"tuned model over {settings.type}"
+    notes.append(
+        f"Losses and scores of the training are those over the {settings.type} base; `tunesmith compare` on the "
+        "export measures what it is worth over the base in 16 bits."
+    )
     answers = [
         _answer(asks, prompt.token_ids, at, asked, told, watch) for at, prompt in enumerate(asked.prompts)
     ]
@@ -206,14 +211,14 @@ def _sequences(asked: Asked, answers: Sequence[list[int]], room: int) -> list[li
 def _logits(asks: Any, sequences: Sequence[list[int]], who: str, watch: Watch) -> list[Logits]:
     found = []
     for at, ids in enumerate(sequences):
-        watch(f"reading, {who}", at, len(sequences))
+        watch(f"{who} reads", at, len(sequences))
         found.append(asks.logits(ids))
-    watch(f"reading, {who}", len(sequences), len(sequences))
+    watch(f"{who} reads", len(sequences), len(sequences))
     return found
 
 
 def _answer(asks: Any, ids: list[int], at: int, asked: Asked, who: str, watch: Watch) -> list[int]:
-    watch(f"answering, {who}", at, len(asked.prompts))
+    watch(f"{who} answers", at, len(asked.prompts))
     found: list[int] = asks.greedy(ids, ANSWER_TOKENS)
-    watch(f"answering, {who}", at + 1, len(asked.prompts))
+    watch(f"{who} answers", at + 1, len(asked.prompts))
     return found

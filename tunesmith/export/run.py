@@ -86,9 +86,9 @@ def export(
 def _make(
     work: Work, target: Target, folder: Path, watch: Watch, found: Callable[[Verification], None]
 ) -> Verification:
-    watch(f"writing, {work.request.to}", 0, 1)
+    watch(f"writing {work.request.to}", 0, 1)
     written = target.write(work, folder)
-    watch(f"writing, {work.request.to}", 1, 1)
+    watch(f"writing {work.request.to}", 1, 1)
     gc.collect()
     heard = reference.hear(work.subject, work.renderer, work.dtype, watch)
     gc.collect()

@@ -58,7 +58,7 @@ def _output(request: Request, folder: Path) -> Path:
     elif is_run(folder):
         output = folder / "export" / request.to
     else:
-        if not folder.exists():
+        if not folder.exists() and len(folder.parts) > 1:
             open_run(folder)  # says which runs there are
         raise UsageError(
             f"{request.model} isn't a run: it isn't known where the export should go.",
