@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tunesmith.disk import sync_file
 from tunesmith.errors import ModelError
-from tunesmith.export.loaded import TransformersModel, held_in, local_source
+from tunesmith.export.arithmetic import in_fp32
+from tunesmith.export.loaded import TransformersModel, local_source
 from tunesmith.export.merged import meta
 from tunesmith.export.reference import held_dtype
 from tunesmith.export.work import Work, Written
@@ -92,7 +93,7 @@ def open_adapter(work: Work, folder: Path) -> TransformersModel:
             fix="Please report this.",
         ) from error
     return TransformersModel(
-        held_in(tuned.eval(), work.device.dtype),
+        in_fp32(tuned.eval()),
         load_tokenizer(local_source(folder)),
         ends=work.renderer.stop_ids,
     )

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tunesmith.data.template import Renderer
 from tunesmith.device import Device
+from tunesmith.export.arithmetic import in_fp32
 from tunesmith.model.load import context_length, end_ids, load_model, load_tokenizer, stored_dtype
 from tunesmith.model.source import Source, resolve
 
@@ -82,15 +83,10 @@ class TransformersModel:
 
 
 def open_folder(folder: Path, device: Device) -> TransformersModel:
-    """A model folder, read anew from the disk, held in the device's number format."""
+    """A model folder, read anew from the disk, computing in fp32."""
     source = resolve(str(folder))
     model = load_model(source, device, dtype=(stored := stored_dtype(source)))
-    return TransformersModel(held_in(model, device.dtype), load_tokenizer(source), stored=stored)
-
-
-def held_in(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """The model with its floating-point weights in `dtype`, tensor by tensor; what is tied stays tied."""
-    return cast(PreTrainedModel, model.to(dtype))
+    return TransformersModel(in_fp32(model), load_tokenizer(source), stored=stored)
 
 
 def of_model(model: Any) -> dict[str, Any]:

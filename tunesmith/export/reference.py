@@ -1,8 +1,7 @@
 """What an export must be like: the tuned model, adapter unmerged, asked before the files are read.
 
-Logits are compared in fp32 arithmetic wherever memory can hold the weights so. In bf16 arithmetic two runs of
-one and the same model on other kernels are as far apart as the rounding that is looked for here. The weights
-are those that `chat` holds: the base in its 16-bit format, the adapter beside it.
+Logits are compared in fp32 arithmetic (arithmetic.py). The weights are those that `chat` holds: the base in
+its 16-bit format, the adapter beside it.
 
 A run that was trained on a quantised base has two tuned models. The export is held to the one on the 16-bit
 base, which is what was merged; how far that is from the one on the quantised base is reported beside it.
@@ -20,16 +19,17 @@ import torch
 from numpy.typing import NDArray
 
 from tunesmith.data.template import Renderer
-from tunesmith.device import Device, available_memory
+from tunesmith.device import Device
 from tunesmith.errors import MissingExtraError
 from tunesmith.export import loaded
+from tunesmith.export.arithmetic import in_fp32
 from tunesmith.export.asked import ANSWER_TOKENS, LONGEST, Asked, asked_of, positions
 from tunesmith.export.loaded import TransformersModel
 from tunesmith.export.subject import Subject
 from tunesmith.infer.found import Found
-from tunesmith.model import adapters, weights
+from tunesmith.model import adapters
 from tunesmith.model.config import QuantizationSettings
-from tunesmith.model.load import load_model, local_folder
+from tunesmith.model.load import load_model
 
 Logits = NDArray[np.float32]
 Watch = Callable[[str, int, int], None]
@@ -66,23 +66,13 @@ class Reference:
 
 
 def gate_device(subject: Subject) -> Device:
-    """Where the gate computes, in fp32 if the weights fit into memory so."""
-    found = subject.found
-    numbers = weights.parameter_bytes(weights.tensors(local_folder(found.base)), 1)
-    room = available_memory(found.device.kind)
-    if found.device.dtype is not torch.float32 and numbers * 4 * 1.15 + 2**30 > room:
-        return found.device
-    return replace(found.device, dtype=torch.float32)
+    """Where the gate computes, in fp32."""
+    return replace(subject.found.device, dtype=torch.float32)
 
 
 def hear(subject: Subject, renderer: Renderer, dtype: torch.dtype, watch: Watch) -> Reference:
     """Load the tuned model and ask it everything; then its base, and the one on the quantised base."""
     asked, device, notes = asked_of(subject, renderer), gate_device(subject), list[str]()
-    if device.dtype is not torch.float32:
-        notes.append(
-            f"Memory can't hold the model in fp32: logits were computed in {device.dtype_name}, whose own "
-            "rounding is part of each distance."
-        )
     found = subject.found
     with _tuned(found, device, held_dtype(subject, dtype)) as model:
         asks = TransformersModel(model, renderer.tokenizer, ends=renderer.stop_ids)
@@ -144,7 +134,7 @@ def _tuned(found: Found, device: Device, dtype: torch.dtype) -> Iterator[Any]:
     model: Any = load_model(found.base, device, dtype=dtype)
     if found.adapter is not None:
         model = adapters.attach(model, found.adapter)
-    yield loaded.held_in(model, device.dtype) if device.dtype is torch.float32 else model
+    yield in_fp32(model)
 
 
 def _whole_base(
@@ -158,7 +148,7 @@ def _whole_base(
         notes.append("The base isn't on this machine: how far the tuned model is from it wasn't measured.")
         return None
     model = load_model(source, device, dtype=subject.found.device.dtype)
-    model = loaded.held_in(model, device.dtype)
+    model = in_fp32(model)
     if int(loaded.of_model(model)["vocabulary"]) != vocabulary:
         notes.append("The base has another vocabulary than what was tuned: the two can't be compared.")
         return None
@@ -182,8 +172,8 @@ def _quantised(
     asks = TransformersModel(model, renderer.tokenizer, ends=renderer.stop_ids)
     told = f"tuned model over {settings.type}"
     notes.append(
-        f"Losses and scores of the training are those over the {settings.type} base; `tunesmith compare` on the "
-        "export measures what it is worth over the base in 16 bits."
+        f"Losses and scores of the training are those over the {settings.type} base; what it is worth over "
+        "the base in 16 bits, `tunesmith compare` says."
     )
     answers = [
         _answer(asks, prompt.token_ids, at, asked, told, watch) for at, prompt in enumerate(asked.prompts)
