@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,16 @@ def test_weights_that_were_tuned_as_a_whole(tmp_path: Path, adapter: dict[str, A
     model: Any = AutoModelForCausalLM.from_pretrained(done.path)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert model.config.tie_word_embeddings is True
+
+
+def test_a_base_that_has_gone_is_told(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", save_tiny("llama", tmp_path / "base"), adapter={"type": "full"})
+    shutil.rmtree(tmp_path / "base")
+    done = tunesmith.export(run, "merged")
+    assert "The base isn't on this machine" in _card(done)
+    (line,) = [c for c in done.verification.checks if c.name == "fine-tune"]
+    assert line.state == "not measured"
+    assert str(tmp_path) not in _card(done)
 
 
 def test_a_run_over_a_quantised_base_is_merged_into_the_16_bit_base_and_says_so(tmp_path: Path) -> None:

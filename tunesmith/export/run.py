@@ -75,7 +75,8 @@ def export(
             note(waiting)
         work = _work(request, subject, note)
         _check_disk(output, target.needs(work))
-        with new_folder(output, "export", replace=True) as folder:
+        # What appears there meanwhile is another export, and stays.
+        with new_folder(output, "export", replace=output.exists()) as folder:
             verification = _make(work, target, folder, watch, found)
             _judge(verification, request, output)
             _share(folder)
