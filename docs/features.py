@@ -317,6 +317,19 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ),
     ),
     (
+        "Exports as merged weights (LoRA, DoRA, rsLoRA, PiSSA, full, freeze; 4-bit runs into the 16-bit base) or as a "
+        "PEFT adapter, with model card; read back and compared with the tuned model: tokens, template, exact KL, "
+        "answers, and whether the fine-tune is in it",
+        "导出为合并后的权重（LoRA、DoRA、rsLoRA、PiSSA、全参数、冻结；4 比特训练合并到 16 比特底座）或 PEFT 适配器，附模型卡片；"
+        "导出后重新读取并与微调模型对比：分词、模板、精确 KL、回答，以及微调是否仍在其中",
+        (
+            "export/test_merge.py",
+            "export/test_export.py",
+            "export/test_mistakes.py",
+            "export/test_embedded.py",
+        ),
+    ),
+    (
         "Bad input ends with one message, the right exit code, and nothing half-written",
         "错误输入只给出一条清楚的说明和正确的退出码，不留下半成品文件",
         ("e2e/test_bad_input.py",),

@@ -27,7 +27,7 @@ HEAVY = {
 }
 VERBS = {
     "data", "train", "plan", "verify", "chat", "generate", "eval", "compare", "report", "judge", "benchmark",
-    "blind", "runs", "doctor", "serve",
+    "blind", "runs", "doctor", "serve", "export",
 }  # fmt: skip
 
 # Runs the command, then says on stderr's last line what was imported.
@@ -119,6 +119,8 @@ WRONG = [
     ["serve"], ["serve", "runs/none"], ["serve", "./none"], ["serve", "any", "temprature=1"],
     ["serve", "any", "--host", "0.0.0.0"], ["serve", "any", "--host", "evil.example"],
     ["benchmark", "any", "--tasks", ","], ["report", "no", "--format", "x"],
+    ["export", "no", "--to", "ggf"], ["export", "no", "--to", "merged"],
+    ["export", "runs/no", "--to", "merged"],
 ]  # fmt: skip
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         check,
         compare,
         evaluate,
+        export,
         generate,
         judge,
         load,
@@ -59,6 +60,7 @@ __all__ = [
     "check",
     "compare",
     "evaluate",
+    "export",
     "generate",
     "judge",
     "load",
@@ -112,7 +114,7 @@ _CallableStage.__signature__ = property(lambda stage: inspect.signature(_verb(st
 _CallableStage.__doc__ = property(lambda stage: _verb(stage).__doc__)  # type: ignore[assignment]
 
 
-for _name in ("train", "evaluate", "serve"):
+for _name in ("train", "evaluate", "serve", "export"):
     importlib.import_module(f"tunesmith.{_name}").__class__ = _CallableStage
 
 

@@ -46,10 +46,11 @@ def write_json(file: Path, content: Any) -> None:
 
 
 @contextmanager
-def new_folder(target: Path, points: str = "folder") -> Iterator[Path]:
+def new_folder(target: Path, points: str = "folder", *, replace: bool = False) -> Iterator[Path]:
     """A temporary folder that is renamed to `target` when the block ends well, and vanishes otherwise.
 
-    Its files are on the disk before it has its name. `points` names the fail points on the way.
+    Its files are on the disk before it has its name. `points` names the fail points on the way. `replace`:
+    what is at `target` stays until then, and is removed.
     """
     with disk_errors(target):
         make_folder(target.parent)
@@ -66,15 +67,30 @@ def new_folder(target: Path, points: str = "folder") -> Iterator[Path]:
                     sync_folder(file)
             reach(f"{points}.fsync-folder")
             sync_folder(temporary)
-            if target.exists():
+            if target.exists() and not replace:
                 raise RunError(f"{target} is there already.", fix="Move it away, or give another folder.")
             reach(f"{points}.rename")
-            temporary.rename(target)
+            _put_in_place(temporary, target)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         reach(f"{points}.fsync-parent")
         sync_folder(target.parent)
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    """Give a folder its name; one that has it loses it first, and gets it back if that fails."""
+    if not target.exists():
+        temporary.rename(target)
+        return
+    aside = name_beside(target)
+    target.rename(aside)
+    try:
+        temporary.rename(target)
+    except BaseException:
+        aside.rename(target)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def make_folder(folder: Path) -> None:

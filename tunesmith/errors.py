@@ -10,7 +10,8 @@
     ├── ModelError                         finding, reading or changing a model
     ├── RunError                           the run folder: in use, missing, damaged, disk full
     ├── TrainError                         training itself: non-finite loss, out of memory
-    └── GenerateError                      an answer could not be made
+    ├── GenerateError                      an answer could not be made
+    └── ExportError                        what was exported isn't what was tuned
 
 A message has three parts: what happened, why, and what to do. `assert` is for bugs, these are for people.
 """
@@ -119,3 +120,7 @@ class TrainError(TunesmithError):
 
 class GenerateError(TunesmithError):
     """An answer could not be generated."""
+
+
+class ExportError(TunesmithError):
+    """What was exported isn't what was tuned: nothing of it is kept."""

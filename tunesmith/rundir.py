@@ -9,7 +9,7 @@
       worst.jsonl         the 20 rows with the highest loss when they were last trained on
       adapter/            final adapter, PEFT format; model/ after full or freeze tuning
       checkpoints/        step-000120/ …
-      eval/  report.html  log.txt
+      eval/  export/  report.html  log.txt
 
 Reading runs imports neither torch nor pydantic, so that `runs list` answers at once.
 """
@@ -89,6 +89,10 @@ class RunDir:
     @property
     def eval(self) -> Path:
         return self.path / "eval"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
 
     @property
     def report_file(self) -> Path:

@@ -12,6 +12,7 @@ sweep      the same prompts under many settings
 blind_new  a test by people of two models' answers, sealed
 evaluate   figures of one model on rows with answers
 compare    figures of two, row by row
+export     a result as files for other programs, compared with what it came from
 judge      a model's verdicts on two sides' answers, or grades by a rubric
 serve      models and runs behind OpenAI's API
 report     write the report of a run or a result: a page, Markdown, JSON
@@ -22,6 +23,7 @@ from tunesmith.api.answering import generate, load, sweep
 from tunesmith.api.folders import open_run, runs, summary
 from tunesmith.api.judging import judge
 from tunesmith.api.proof import blind_new, compare, evaluate
+from tunesmith.api.taking import export
 from tunesmith.api.training import check, plan, train, verify, verify_resume
 from tunesmith.evaluate.report.write import report, report_text
 from tunesmith.serve.run import serve
@@ -31,6 +33,7 @@ __all__ = [
     "check",
     "compare",
     "evaluate",
+    "export",
     "generate",
     "judge",
     "load",

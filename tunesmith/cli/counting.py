@@ -17,7 +17,7 @@ from rich.progress import (
 
 from tunesmith.cli.console import err
 from tunesmith.infer.predictions import Summary
-from tunesmith.words import duration
+from tunesmith.words import counted, duration
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -37,9 +37,13 @@ class _Lines:
 
 
 class Watching:
-    """Parts of a measurement, one after the other; without a terminal, each is named as it begins."""
+    """Parts of a measurement, one after the other; without a terminal, each is named as it begins.
 
-    def __init__(self) -> None:
+    `noun` is what is counted, "" where the parts are of several kinds.
+    """
+
+    def __init__(self, noun: str = "row") -> None:
+        self._noun = noun
         # The name of a model is text, whatever brackets it has.
         name = TextColumn("{task.description}", style="progress.description", markup=False)
         columns = (name, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
@@ -61,7 +65,7 @@ class Watching:
             self._what, self._begun, self._there = what, time.monotonic(), done
             self._lines = _Lines()
             if not err.is_terminal:
-                err.print(f"{what} ({rows} rows)")
+                err.print(f"{what} ({counted(rows, self._noun)})" if self._noun else what)
         elif self._there < done < rows:
             each = (time.monotonic() - self._begun) / (done - self._there)
             self._lines.tell(f"{what}: {done} of {rows}", each, rows - done)

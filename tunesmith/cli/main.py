@@ -77,6 +77,7 @@ VERBS: dict[str, Verb] = {
         },
     ),
     "serve": Verb("tunesmith.cli.serve", "Answer programs: an OpenAI-compatible server."),
+    "export": Verb("tunesmith.cli.export", "Take a result away as files for other programs."),
     "runs": Verb(
         "tunesmith.cli.runs",
         "Look at the runs of a folder.",

@@ -321,6 +321,7 @@ def _without_known_warnings() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing. is deprecated")
         warnings.filterwarnings("ignore", message="PiSSA changes the base weights")
         warnings.filterwarnings("ignore", message="Found missing adapter keys")
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")
         yield
 
 

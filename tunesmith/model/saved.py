@@ -133,7 +133,8 @@ def stands_beside_others(folder: Path) -> bool:
 
 def mismatches(model: nn.Module, folder: Path) -> list[str]:
     """One line for each tensor of an adapter that doesn't fit the base; empty where all fit."""
-    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    modules = dict(model.named_modules())
+    parameters = dict(model.named_parameters(remove_duplicate=False))  # a tied head has its own name, too
     lines = []
     for key, tensor in weights.read_header(folder / WEIGHTS).items():
         name, dot, part = key.removeprefix(_PREFIX).partition(".lora_")
@@ -202,11 +203,11 @@ def verify_adapter(model: PeftModel, folder: Path, initial: Mapping[str, torch.T
     _raise_differences(folder / WEIGHTS, stored, wanted)
 
 
-def write_model(model: PreTrainedModel, folder: Path) -> None:
-    """A whole model as safetensors, read back and compared."""
+def write_model(model: PreTrainedModel, folder: Path, *, shard_bytes: int | None = None) -> None:
+    """A whole model as safetensors, read back and compared; in files of `shard_bytes` at most, if given."""
     _make_generation_config_savable(model)
     with quiet():
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, **({"max_shard_size": shard_bytes} if shard_bytes else {}))
     if len({p.dtype for p in model.parameters()}) > 1:
         # After freeze, the trained layers are fp32 in a bf16 model. transformers would read all of it in the
         # format that config.json names, and round what was learnt.

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -70,6 +70,22 @@ def facts_of(asked: Job, ready: Prepared) -> dict[str, Any]:
             **{name: version(name) for name in PACKAGES},
             **({"bitsandbytes": version("bitsandbytes")} if _uses_bitsandbytes(job) else {}),
         },
+    }
+
+
+def result_meta(facts: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """tunesmith.json of the weights of a step, by the record of the training."""
+    return {
+        "step": step,
+        "model": facts["base"]["name"],
+        "revision": facts["base"]["revision"],
+        "kind": facts["base"]["kind"],
+        "base_path": facts["base"]["path"],
+        "base_fingerprint": facts["base"]["fingerprint"],
+        "adapter": facts["job"]["adapter"],
+        "quantization": facts["job"]["quantization"],
+        "template": facts["template"],
+        "version": facts["versions"]["tunesmith"],
     }
 
 

@@ -23,7 +23,7 @@ from tunesmith.train.answers import AnswerHook, examiner, sampler
 from tunesmith.train.config import Job
 from tunesmith.train.ending import log_file, stopped_by, told_in_log
 from tunesmith.train.examine import Examiner
-from tunesmith.train.facts import facts_of
+from tunesmith.train.facts import facts_of, result_meta
 from tunesmith.train.going_on import Start
 from tunesmith.train.identity import made_from
 from tunesmith.train.listener import (
@@ -162,18 +162,7 @@ def _save_final(
             step = outcome.best_step
         except RunError as error:  # at the end of it all: rather other weights than none
             note(f"{error.what} It was the best; the result has the weights of step {step}, the last.")
-    meta = {
-        "step": step,
-        "model": facts["base"]["name"],
-        "revision": facts["base"]["revision"],
-        "kind": facts["base"]["kind"],
-        "base_path": facts["base"]["path"],
-        "base_fingerprint": facts["base"]["fingerprint"],
-        "adapter": facts["job"]["adapter"],
-        "quantization": facts["job"]["quantization"],
-        "template": facts["template"],
-        "version": facts["versions"]["tunesmith"],
-    }
+    meta = result_meta(facts, step)
     uses_peft = facts["job"]["adapter"]["type"] in ("lora", "dora")
     with disk.new_folder(run.adapter if uses_peft else run.model, "result") as folder:
         adapters.save(model, renderer.save, folder, meta=meta)
