@@ -24,7 +24,7 @@ Examples:
   tunesmith export runs/tang-1 --to merged
   tunesmith export runs/tang-1 --to adapter --output tang-adapter
   tunesmith export runs/tang-1 --to gguf --type q8_0
-  tunesmith export runs/tang-1 --to ollama --type q4_1 --output tang-ollama
+  tunesmith export runs/tang-1 --to ollama --output tang-ollama
   tunesmith export runs/tang-1 --to merged --checkpoint 100 --output tang-100
   tunesmith export path/to/peft-adapter --to merged --output merged
 Exit code 1: what was written isn't the model that was tuned; nothing of it is kept.

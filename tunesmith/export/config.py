@@ -103,7 +103,7 @@ def check_type(request: Request) -> None:
         f"There is no type {request.type!r}"
         + ("; K-quants aren't written here." if k_quant else nearest(request.type, list(TYPES)) + "."),
         fix="Write --type f16, then run llama.cpp's "
-        f"`llama-quantize FILE.gguf NEW.gguf {request.type.upper()}`; or take q4_1, q5_1 or q8_0."
+        f"`llama-quantize FILE.gguf NEW.gguf {request.type.upper()}`; or take q8_0, q5_1 or q4_1."
         if k_quant
         else f"Use {', '.join(TYPES)}: f16 is nearest, q8_0 has half its size, q4_0 about a quarter.",
     )
