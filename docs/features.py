@@ -330,6 +330,18 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ),
     ),
     (
+        "Exports as GGUF (f16, bf16, f32, q8_0 to q4_0; llama, mistral, qwen2, qwen3, gemma2, gemma3, phi3) and for Ollama "
+        "with a Modelfile; llama.cpp itself then has to give the same tokens, template and scores",
+        "导出为 GGUF（f16、bf16、f32、q8_0 至 q4_0；llama、mistral、qwen2、qwen3、gemma2、gemma3、phi3），或附 Modelfile 供 Ollama 使用；"
+        "之后由 llama.cpp 本身给出相同的分词、模板和得分才算通过",
+        (
+            "export/test_gguf_export.py",
+            "export/test_gguf_families.py",
+            "export/test_gguf_tokens.py",
+            "export/test_ollama.py",
+        ),
+    ),
+    (
         "Bad input ends with one message, the right exit code, and nothing half-written",
         "错误输入只给出一条清楚的说明和正确的退出码，不留下半成品文件",
         ("e2e/test_bad_input.py",),

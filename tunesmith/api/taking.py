@@ -21,6 +21,7 @@ def export(
     output: str | Path | None = None,
     checkpoint: str | int | None = None,
     dtype: str = "auto",
+    type: str = "f16",
     shard_size: str = SHARD,
     force: bool = False,
     allow_drift: bool = False,
@@ -28,10 +29,11 @@ def export(
     watch: Watch = lambda *_: None,
     found: Callable[[Verification], None] = lambda _: None,
 ) -> Export:
-    """Write a run, or a PEFT adapter, as an adapter or a whole merged model; `.path` is its folder.
+    """Write a run, or a PEFT adapter, as an adapter, a merged model or a GGUF file; `.path` is its folder.
 
     What was written is read back and compared with the tuned model: `.verification`. `checkpoint` is best,
-    last or a step; `dtype` auto (the base's own 16 bits, else bf16), bf16, f16 or f32. `output` defaults to
+    last or a step; `dtype` auto (the base's own 16 bits, else bf16), bf16, f16 or f32;
+    `type` is the number format of a GGUF file (config.TYPES). `output` defaults to
     the run's export/<to>; an earlier export there is replaced with `force` only. `allow_drift` keeps what is
     over the budget. `watch(what, done, total)` is told how far it is, `found` what the comparison found,
     before it is judged. Raises UsageError, RunError, ModelError; ExportError where the export isn't the tuned
@@ -46,5 +48,6 @@ def export(
         parse_size(shard_size),
         force,
         allow_drift,
+        type,
     )
     return export_request(request, note=note, watch=watch, found=found)

@@ -10,7 +10,7 @@ import typer
 import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, table, told
 from tunesmith.cli.counting import Watching
-from tunesmith.export.config import SHARD, TARGETS, Dtype, Request, parse_size
+from tunesmith.export.config import SHARD, TARGETS, TYPES, Dtype, Request, parse_size
 from tunesmith.export.wanted import check_asked
 from tunesmith.words import counted, size
 
@@ -23,6 +23,8 @@ EXAMPLES = """\b
 Examples:
   tunesmith export runs/tang-1 --to merged
   tunesmith export runs/tang-1 --to adapter --output tang-adapter
+  tunesmith export runs/tang-1 --to gguf --type q8_0
+  tunesmith export runs/tang-1 --to ollama --output tang-ollama
   tunesmith export runs/tang-1 --to merged --checkpoint 100 --output tang-100
   tunesmith export path/to/peft-adapter --to merged --output merged
 Exit code 1: what was written isn't the model that was tuned; nothing of it is kept.
@@ -50,6 +52,9 @@ def export(
     dtype: Annotated[
         str, typer.Option(metavar="bf16|f16|f32", help="Number format of merged weights; auto: the base's.")
     ] = "auto",
+    gguf_type: Annotated[
+        str, typer.Option("--type", metavar="|".join(TYPES), help="Number format of a GGUF file.")
+    ] = Request.type,
     shard_size: Annotated[str, typer.Option(metavar="SIZE", help="The largest file of weights.")] = SHARD,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
     allow_drift: Annotated[
@@ -59,7 +64,17 @@ def export(
 ) -> None:
     """Take a result away as files for other programs, compared with the tuned model."""
     check_asked(
-        Request(model, to, output, checkpoint, cast(Dtype, dtype), parse_size(shard_size), force, allow_drift)
+        Request(
+            model,
+            to,
+            output,
+            checkpoint,
+            cast(Dtype, dtype),
+            parse_size(shard_size),
+            force,
+            allow_drift,
+            gguf_type,
+        )
     )  # a mistake is told before torch is imported: seconds
     with Watching("") as watch:
         done = tunesmith.export(
@@ -68,6 +83,7 @@ def export(
             output=output,
             checkpoint=checkpoint,
             dtype=dtype,
+            type=gguf_type,
             shard_size=shard_size,
             force=force,
             allow_drift=allow_drift,

@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from tunesmith.errors import TunesmithError
+from tunesmith.export.config import IN_LLAMACPP
 from tunesmith.export.gate import Verification
 from tunesmith.export.work import Work, Written
 from tunesmith.rundir import RunDir
@@ -75,7 +76,9 @@ def _what(work: Work, written: Written) -> str:
         f"- Tuned: {kind}" + (f", weights of step {subject.step}" if subject.step is not None else ""),
     ]
     if work.request.to != "adapter":
-        lines.append(f"- Weights: {str(work.dtype).removeprefix('torch.')}")
+        in_llamacpp = work.request.to in IN_LLAMACPP
+        kind = work.request.type if in_llamacpp else str(work.dtype).removeprefix("torch.")
+        lines.append(f"- Weights: {kind}")
     if held := subject.found.meta.get("quantization"):
         lines.append(
             f"- Trained over a base in {held['type']}"

@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from tunesmith.disk import free_space, new_folder, write_atomic, write_json
 from tunesmith.errors import ExportError, RunError
 from tunesmith.export import checkpoints, reference
 from tunesmith.export.card import card
-from tunesmith.export.config import DTYPES, Request
+from tunesmith.export.config import DTYPES, IN_LLAMACPP, Request
 from tunesmith.export.gate import DRIFT, Verification, check
 from tunesmith.export.subject import Subject, check_fits, find_subject, public_base, sixteen_bit
 from tunesmith.export.targets import TARGETS
@@ -73,7 +73,7 @@ def export(
         check_fits(subject, request.to, needs_adapter=target.needs_adapter, needs_tuning=target.needs_tuning)
         if waiting := first_use(subject.found.base):
             note(waiting)
-        work = _work(request, subject, note)
+        work = replace(_work(request, subject, note), watch=watch)
         _check_disk(output, target.needs(work))
         # What appears there meanwhile is another export, and stays.
         with new_folder(output, "export", replace=output.exists()) as folder:
@@ -134,6 +134,8 @@ def _judge(verification: Verification, request: Request, output: Path) -> None:
     details += [f"{c.name}: {line}" for c in failed for line in c.details]
     if verification.only_drift:
         fix = "--dtype f32 rounds nothing" if request.to == "merged" and request.dtype != "f32" else ""
+        if request.to in IN_LLAMACPP and request.type not in ("f32", "f16"):
+            fix = "--type f16 is nearer" + ("" if request.type == "bf16" else ", and so is bf16")
         fix = f"{fix}; " if fix else ""
         fix += f"--allow-drift keeps it all the same, with the figure in {CARD} and {VERIFICATION}."
     elif any(c.name != DRIFT for c in failed) and request.to == "merged" and request.dtype != "f32":
@@ -168,8 +170,10 @@ def _work(request: Request, subject: Subject, note: Callable[[str], None]) -> Wo
     found: Found = subject.found
     thinking = bool((found.meta.get("template") or {}).get("thinking"))
     renderer = Renderer(load_tokenizer(found.tokenizer), None, end_ids=end_ids(found.base), thinking=thinking)
-    wanted = request.dtype
+    wanted, own = request.dtype, TARGETS[request.to].dtype
     dtype = getattr(torch, DTYPES[wanted]) if wanted != "auto" else sixteen_bit(subject) or torch.bfloat16
+    if own is not None:
+        dtype = own(request, subject)
     return Work(request, subject, public_base(subject), renderer, reference.gate_device(subject), dtype, note)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tunesmith.export import adapter, merged
+from tunesmith.export import adapter, gguf, merged, ollama
 from tunesmith.export.gate import BUDGET_16_BIT
 from tunesmith.export.work import Target, Work
 
@@ -14,4 +14,6 @@ def _sixteen_bit(_: Work) -> float:
 TARGETS: dict[str, Target] = {
     "merged": Target(merged.write, merged.open_merged, merged.needs, _sixteen_bit),
     "adapter": Target(adapter.write, adapter.open_adapter, adapter.needs, _sixteen_bit, needs_adapter=True),
+    "gguf": Target(gguf.write, gguf.open_gguf, gguf.needs, gguf.budget, dtype=gguf.merge_dtype),
+    "ollama": Target(ollama.write, gguf.open_gguf, gguf.needs, gguf.budget, dtype=gguf.merge_dtype),
 }

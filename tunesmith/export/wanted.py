@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
-from tunesmith.errors import RunError, UsageError
-from tunesmith.export.config import Request, check_checkpoint, check_dtype, check_target
+from tunesmith.errors import MissingExtraError, RunError, UsageError
+from tunesmith.export.config import (
+    IN_LLAMACPP,
+    Request,
+    check_checkpoint,
+    check_dtype,
+    check_target,
+    check_type,
+)
 from tunesmith.rundir import RunDir, is_run, open_run
 
 VERIFICATION, CARD = "verification.json", "README.md"
@@ -18,7 +26,10 @@ def check_asked(request: Request) -> Path:
     """
     check_target(request.to)
     check_dtype(request.dtype)
+    check_type(request)
     check_checkpoint(request.checkpoint)
+    if request.to in IN_LLAMACPP and importlib.util.find_spec("xllamacpp") is None:
+        raise MissingExtraError(f"--to {request.to} (llama.cpp, for the check)", "xllamacpp", "gguf")
     if request.to == "adapter" and request.dtype != "auto":
         raise UsageError(
             "--dtype goes with merged weights; an adapter is taken as it was saved.", fix="Leave it out."

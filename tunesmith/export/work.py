@@ -21,7 +21,7 @@ class Work:
     """One export: what is exported, and how. `dtype` is that of the weights that are written.
 
     `device` is where the gate reads it back, in the gate's arithmetic; `note` is told what a person should
-    know.
+    know, `watch` how far it is (what, done, of how many).
     """
 
     request: Request
@@ -31,6 +31,7 @@ class Work:
     device: Device
     dtype: torch.dtype
     note: Callable[[str], None]
+    watch: Callable[[str, int, int], None] = lambda *_: None
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Target:
     open    reads the folder anew from the disk, for the gate
     needs   bytes on the disk, all that `write` puts there at the same time included
     budget  the largest mean KL from the tuned model; None: reported only
+    dtype   the number format to merge in, where --dtype doesn't say it
     """
 
     write: Callable[[Work, Path], Written]
@@ -64,3 +66,4 @@ class Target:
     budget: Callable[[Work], float | None]
     needs_adapter: bool = False
     needs_tuning: bool = True
+    dtype: Callable[[Request, Subject], torch.dtype] | None = None
