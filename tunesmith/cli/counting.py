@@ -39,7 +39,8 @@ class _Lines:
 class Watching:
     """Parts of a measurement, one after the other; without a terminal, each is named as it begins."""
 
-    def __init__(self) -> None:
+    def __init__(self, noun: str = "rows") -> None:
+        self._noun = noun
         # The name of a model is text, whatever brackets it has.
         name = TextColumn("{task.description}", style="progress.description", markup=False)
         columns = (name, BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
@@ -61,7 +62,7 @@ class Watching:
             self._what, self._begun, self._there = what, time.monotonic(), done
             self._lines = _Lines()
             if not err.is_terminal:
-                err.print(f"{what} ({rows} rows)")
+                err.print(f"{what} ({rows} {self._noun})")
         elif self._there < done < rows:
             each = (time.monotonic() - self._begun) / (done - self._there)
             self._lines.tell(f"{what}: {done} of {rows}", each, rows - done)
