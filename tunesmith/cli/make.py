@@ -206,7 +206,8 @@ def _tell(result: Result, output: Path) -> None:
     out.print("\n".join(result.lines))
     content = result.content
     if content["cost"] is not None:
-        out.print(f"cost so far: {content['cost']:.4g}")
+        without = f", without {content['without_price'][0]}" if content["without_price"] else ""
+        out.print(f"cost so far: {content['cost']:.4g}{without}")
     for name in content["files"]:
         err.print(f"Rows: {output.with_name(name)}")
     err.print(f"Report: {result.file}")

@@ -2,8 +2,8 @@
 
 A chunk is one stretch of the text: `text[start:end]` is its text. It never goes over the end of a section. In
 this order it ends: before a heading, before an article (第…条), at a paragraph's end, at a sentence's
-(。！？；), at a comma, anywhere. A poem is one chunk, however long; speech stays together as far as it fits; a heading or
-a title stays with what follows it.
+(。！？；), at a comma, anywhere. A poem is one chunk, however long; speech stays together as far as it fits;
+a heading or a title stays with what follows it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Every call to a model, in SQLite beside the output: what was asked, what came, what it took.
 
 A call is told by its key: the sha256 of the model's facts (name, weights, settings) and the messages. What
-has come once isn't asked again, however the process ended: each batch of replies is one transaction, on the
-disk before the next is waited for. A call that failed is kept too, and is asked again.
+has come once isn't asked again, however the process ended: each batch of replies is one transaction, handed to
+the system at once, so that a kill loses none. It is forced onto the disk once a second: a power failure loses
+as much. A call that failed is kept too, and is asked again.
 """
 
 from __future__ import annotations
@@ -10,17 +11,20 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.disk import disk_errors
 from tunesmith.errors import RunError
 from tunesmith.failpoints import reach
 from tunesmith.records import Completion, Conversation, Message, Origin
 
 FORMAT = 1
+SYNC_SECONDS = 1.0
 APPLICATION = 0x54534D4B  # "TSMK", by which `file` and we know it
 _TABLE = """
 CREATE TABLE IF NOT EXISTS calls (
@@ -90,7 +94,7 @@ class Ledger:
 
     def __init__(self, file: Path) -> None:
         """Raises RunError for a file that is something else, or damaged."""
-        self.file = file
+        self.file, self._synced = file, time.monotonic()
         with self._errors():
             self._base = sqlite3.connect(file, isolation_level=None)
             there = self._base.execute("PRAGMA application_id").fetchone()[0]
@@ -98,14 +102,19 @@ class Ledger:
             if tables and there != APPLICATION:
                 self._base.close()
                 raise RunError(f"{file} is there already, and is something else.", fix="Give another output.")
-            self._base.execute("PRAGMA synchronous = FULL")
+            self._base.execute("PRAGMA journal_mode = WAL")  # or, where that can't be, as it was
+            self._base.execute("PRAGMA synchronous = NORMAL")
             self._base.execute(f"PRAGMA application_id = {APPLICATION}")
             self._base.execute(f"PRAGMA user_version = {FORMAT}")
             self._base.executescript(_TABLE)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file; one in which nothing stands goes."""
+        tables = ("calls", "written")
+        empty = not any(self._base.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() for name in tables)
         self._base.close()
+        if empty:
+            self.file.unlink(missing_ok=True)
 
     def found(self, keys: Sequence[str]) -> dict[str, Reply]:
         """The replies that are there, by key; failed calls aren't any."""
@@ -147,6 +156,9 @@ class Ledger:
                     self._base.execute("ROLLBACK")
                 raise
             reach("ledger.added")
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                self._base.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                self._synced = time.monotonic()
 
     def sums(self) -> list[Sum]:
         """What all calls so far took, by purpose and model."""
@@ -172,13 +184,15 @@ class Ledger:
     @contextmanager
     def _errors(self) -> Iterator[None]:
         try:
-            yield
+            with disk_errors(self.file):
+                yield
         except sqlite3.Error as error:
             damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(
                 error, sqlite3.OperationalError
             )
+            what = "read: it is damaged or something else" if damaged else "used"
             raise RunError(
-                f"{self.file} can't be {'read: it is damaged or something else' if damaged else 'used'} ({error}).",
+                f"{self.file} can't be {what} ({error}).",
                 fix="Take it away to begin anew; calls that it holds are then made again."
                 if damaged
                 else "Free some space, or give an output on another disk; the same command goes on.",

@@ -77,7 +77,11 @@ def is_verse(lines: Sequence[str]) -> bool:
             return True
     if any(is_speech(line) for line in lines):
         return False
-    return len(lines) >= 4 and all(0 < width(line.strip()) <= 50 for line in lines)
+    # Lines of prose end with their sentence.
+    ended = sum(bool(_SENTENCE_END.search(line.strip()[-1:])) for line in lines)
+    return (
+        4 <= len(lines) <= 120 and ended * 2 < len(lines) and all(width(line.strip()) <= 50 for line in lines)
+    )
 
 
 def begins_anew(line: str, *, heading: bool = False) -> bool:

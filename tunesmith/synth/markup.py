@@ -30,9 +30,13 @@ _HIDDEN = {"script", "style", "noscript", "template", "head", "svg", "rt", "rp",
 _FURNITURE = {"nav", "footer", "aside", "form", "button", "select"}
 _BLOCKS = {
     "address", "article", "blockquote", "body", "caption", "center", "dd", "details", "dialog", "div", "dl",
-    "dt", "fieldset", "figcaption", "figure", "header", "hr", "html", "legend", "li", "main", "ol", "p", "pre",
-    "section", "summary", "table", "tbody", "tfoot", "thead", "tr", "ul", "h1", "h2", "h3", "h4", "h5", "h6",
+    "dt", "fieldset", "figcaption", "figure", "header", "hr", "html", "legend", "li", "main", "ol", "p",
+    "pre", "section", "summary", "table", "tbody", "tfoot", "thead", "tr", "ul", "h1", "h2", "h3", "h4", "h5",
+    "h6",
 }  # fmt: skip
+_PARAGRAPHS = {"p", "blockquote", "table", "pre", "ol", "ul", "h1", "h2", "h3", "h4", "h5", "h6"}
+LINE, PARAGRAPH = "\x1e", "\x1d"  # ends of lines and paragraphs, however many elements end there
+_BREAKS = re.compile(r"[ \n]*[\x1d\x1e][\s\x1d\x1e]*")
 _CHARSET = re.compile(rb"<(?:meta|\?xml)[^>]*?(?:charset|encoding)\s*=\s*[\"']?\s*([\w-]+)", re.IGNORECASE)
 _OLE = b"\xd0\xcf\x11\xe0"  # of an encrypted .docx, and of a .doc
 _STYLES = (
@@ -123,9 +127,10 @@ def page_text(page: str) -> tuple[str, int]:
     except (etree.ParserError, etree.XMLSyntaxError, ValueError):
         return "", 0
     left_out = sum(len("".join(e.itertext()).strip()) for e in tree.iter(*_FURNITURE))
-    lines = "".join(_pieces(tree)).replace("\xa0", " ").split("\n")
-    text = "\n".join(re.sub(r"[ \t\r\f\v]+", " ", line).strip() for line in lines)
-    return re.sub(r"\n{3,}", "\n\n", text).strip(), left_out
+    text = "".join(_pieces(tree)).replace("\xa0", " ")
+    text = _BREAKS.sub(lambda found: "\n\n" if PARAGRAPH in found[0] else "\n", text)
+    lines = (re.sub(r"[ \t\r\f\v]+", " ", line).strip() for line in text.split("\n"))
+    return "\n".join(lines).strip(), left_out
 
 
 def _pieces(element: Any) -> Iterator[str]:
@@ -136,7 +141,7 @@ def _pieces(element: Any) -> Iterator[str]:
         for child in element:
             yield from _pieces(child)
         if tag in _BLOCKS:
-            yield "\n\n" if tag in ("p", "blockquote", "table", "h1", "h2", "h3", "h4", "h5", "h6") else "\n"
+            yield _break(element, tag)
         elif tag in ("td", "th") and element.getnext() is not None:
             yield " | "
     yield _flat(element.tail)
@@ -146,15 +151,22 @@ def _opened(element: Any, tag: str) -> Iterator[str]:
     if tag == "br":
         yield "\n"
     elif re.fullmatch("h[1-6]", tag):
-        yield "\n\n" + "#" * int(tag[1]) + " "
+        yield PARAGRAPH + "#" * int(tag[1]) + " "
     elif tag == "li":
         parent = element.getparent()
         ordered = parent is not None and parent.tag == "ol"
         number = 1 + sum(1 for _ in element.itersiblings("li", preceding=True)) if ordered else 0
-        yield f"\n{number}. " if number else "\n- "
+        yield f"{LINE}{number}. " if number else f"{LINE}- "
     elif tag in _BLOCKS:
-        parent = element.getparent()
-        yield "" if tag == "p" and parent is not None and parent.tag in ("li", "td", "th") else "\n"
+        yield _break(element, tag)
+
+
+def _break(element: Any, tag: str) -> str:
+    """What stands before and behind a block."""
+    parent = element.getparent()
+    if tag == "p" and parent is not None and parent.tag in ("li", "td", "th"):
+        return " "
+    return PARAGRAPH if tag in _PARAGRAPHS else LINE
 
 
 def _flat(text: str | None) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from tunesmith.disk import disk_errors, free_space, write_atomic, write_json
+from tunesmith.disk import disk_errors, free_space, is_leftover, write_atomic, write_json
 from tunesmith.errors import RunError
 from tunesmith.failpoints import reach
 from tunesmith.synth.account import PARTS
@@ -43,6 +43,14 @@ def check_replaceable(output: Path, ledger: Ledger, *, force: bool) -> None:
             details=[str(file) for file in foreign],
             fix="Give another --output, or --force to replace them. Calls are kept either way.",
         )
+
+
+def sweep(output: Path) -> None:
+    """Remove the temporary files that a kill left of an output's files."""
+    stem = output.name.removesuffix(".jsonl")
+    for file in output.parent.iterdir():
+        if file.name.startswith(f".{stem}.") and is_leftover(file):
+            file.unlink(missing_ok=True)
 
 
 def check_space(output: Path, prepared: Prepared) -> None:

@@ -21,8 +21,8 @@ SHINGLE = 8
 def split_sections(chunks: Sequence[Chunk], valid: float, test: float, seed: int) -> dict[int, Part]:
     """The part of each section, by its number. `valid` and `test` are shares of all characters.
 
-    Sections come in random order by `seed`. Each part that is wanted gets one section at least, if there are
-    enough; a section that would make a part more than half as large again stays in train.
+    Sections come in random order by `seed`; one is taken where it brings a part nearer to its share. Each part
+    that is wanted gets one section at least, if there are enough.
     """
     sizes: dict[int, int] = {}
     for chunk in chunks:
@@ -34,13 +34,9 @@ def split_sections(chunks: Sequence[Chunk], valid: float, test: float, seed: int
     shares: list[tuple[Part, float]] = [("valid", valid), ("test", test)]
     wanted = [(part, share) for part, share in shares if share > 0]
     for part, share in wanted:
-        taken = 0
+        taken, target = 0, share * total
         for section in order:
-            if (
-                section not in found
-                and taken < share * total
-                and taken + sizes[section] <= 1.5 * share * total
-            ):
+            if section not in found and abs(taken + sizes[section] - target) < target - taken:
                 found[section], taken = part, taken + sizes[section]
         if not taken and len(sizes) > len(found) + 1:
             # None is small enough: the smallest of those left, so that the part isn't empty.

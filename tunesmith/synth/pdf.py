@@ -66,21 +66,29 @@ def _lines(document: pypdfium2.PdfDocument, number: int) -> list[str]:
 
 
 def _without_running_heads(pages: Sequence[list[str]]) -> tuple[list[list[str]], int]:
-    """Pages without the lines at their edges that are on half of all pages, or are page numbers."""
-    edges = Counter(_masked(line) for lines in pages for line in {*lines[:2], *lines[-2:]})
-    often = {line for line, count in edges.items() if count >= max(3, len(pages) / 2)}
+    """Pages without the lines at their edges that are on half of all pages, or are page numbers.
+
+    In the outermost lines digits may differ; the next ones have to be the same.
+    """
+    outer = Counter(line for lines in pages for line in {*map(_masked, _edges(lines, 0))})
+    inner = Counter(line for lines in pages for line in {*_edges(lines, 1)})
+    least = max(3, len(pages) / 2)
     kept, removed = [], 0
     for lines in pages:
-        at = range(len(lines))
-        gone = {
-            i
-            for i in (*at[:2], *at[-2:])
-            if _masked(lines[i]) in often
-            or (len(pages) > 1 and i in (0, len(lines) - 1) and _NUMBER.fullmatch(lines[i]))
-        }
+        gone = set()
+        for at, line in enumerate(lines):
+            edge = at in (0, len(lines) - 1)
+            if (edge and (outer[_masked(line)] >= least or (len(pages) > 1 and _NUMBER.fullmatch(line)))) or (
+                at in (1, len(lines) - 2) and inner[line] >= least
+            ):
+                gone.add(at)
         removed += len(gone)
-        kept.append([line for i, line in enumerate(lines) if i not in gone])
+        kept.append([line for at, line in enumerate(lines) if at not in gone])
     return kept, removed
+
+
+def _edges(lines: Sequence[str], depth: int) -> list[str]:
+    return [lines[depth], lines[-1 - depth]] if len(lines) > 2 * depth else []
 
 
 def _masked(line: str) -> str:

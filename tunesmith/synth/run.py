@@ -50,6 +50,7 @@ def run(
     if request.judging and request.model == request.judge:
         note(f"{request.model} judges its own rows, and models favour what they wrote: name another --judge.")
     with claim(request.output, AGAIN):
+        output.sweep(request.output)
         output.check_space(request.output, prepared)
         model, judging = connect()
         ledger = Ledger(file_of(request.output))
@@ -107,6 +108,7 @@ def _written(
         "prompts": versions(request.made_kinds),
         "calls": [asdict(one) for one in ledger.sums()],
         "cost": round(budget.cost(), 6) if budget.prices else None,
+        "without_price": [one.name for one in (model, judging) if one and one.name not in budget.prices],
     }  # fmt: skip
     told = account.lines(figures, made=bool(request.made_kinds))
     result = Result(content, output.write_report(request.output, content), told)
