@@ -69,11 +69,12 @@ def docx(body: str) -> bytes:
     types = "http://schemas.openxmlformats.org/package/2006/content-types"
     relations = "http://schemas.openxmlformats.org/package/2006/relationships"
     office = "http://schemas.openxmlformats.org/officeDocument/2006/relationships/officeDocument"
+    xml = "application/vnd.openxmlformats-package.relationships+xml"
     main = "application/vnd.openxmlformats-officedocument.wordprocessingml.document.main+xml"
     return packed(
         {
             "[Content_Types].xml": f'<Types xmlns="{types}">'
-            '<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
+            f'<Default Extension="rels" ContentType="{xml}"/>'
             f'<Override PartName="/word/document.xml" ContentType="{main}"/></Types>',
             "_rels/.rels": f'<Relationships xmlns="{relations}">'
             f'<Relationship Id="r1" Type="{office}" Target="word/document.xml"/></Relationships>',

@@ -144,7 +144,8 @@ def test_what_is_wrong_is_rejected_by_its_own_reason_and_stays_readable(tmp_path
     account = result.content["account"]
     adds_up(account)
     assert account["without_rows"] == {
-        "qa: the call failed": 1, "qa: the model found nothing to ask": 1, "qa: the reply was malformed twice": 1
+        "qa: the call failed": 1, "qa: the model found nothing to ask": 1,
+        "qa: the reply was malformed twice": 1,
     }  # fmt: skip
     assert account["empty"] == {"empty answer": 1}
     assert account["rejected"] == {
@@ -396,4 +397,4 @@ def test_a_novel_needs_no_model(tmp_path: Path) -> None:
     for row in rows(tmp_path / "rows.jsonl"):
         assert row["instruction"] == "续写下面的文字："
         assert text[text.index(row["input"]) + len(row["input"]) :].strip().startswith(row["output"])
-    assert not [call for call in result.content["calls"]]
+    assert result.content["calls"] == []

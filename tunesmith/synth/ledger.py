@@ -1,9 +1,9 @@
 """Every call to a model, in SQLite beside the output: what was asked, what came, what it took.
 
 A call is told by its key: the sha256 of the model's facts (name, weights, settings) and the messages. What
-has come once isn't asked again, however the process ended: each batch of replies is one transaction, handed to
-the system at once, so that a kill loses none. It is forced onto the disk once a second: a power failure loses
-as much. A call that failed is kept too, and is asked again.
+has come once isn't asked again, however the process ended: each batch of replies is one transaction, handed
+to the system at once, so that a kill loses none. It is forced onto the disk once a second: a power failure
+loses as much. A call that failed is kept too, and is asked again.
 """
 
 from __future__ import annotations

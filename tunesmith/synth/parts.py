@@ -21,8 +21,8 @@ SHINGLE = 8
 def split_sections(chunks: Sequence[Chunk], valid: float, test: float, seed: int) -> dict[int, Part]:
     """The part of each section, by its number. `valid` and `test` are shares of all characters.
 
-    Sections come in random order by `seed`; one is taken where it brings a part nearer to its share. Each part
-    that is wanted gets one section at least, if there are enough.
+    Sections come in random order by `seed`; one is taken where it brings a part nearer to its share. Each
+    part that is wanted gets one section at least, if there are enough.
     """
     sizes: dict[int, int] = {}
     for chunk in chunks:

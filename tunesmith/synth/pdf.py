@@ -74,14 +74,14 @@ def _without_running_heads(pages: Sequence[list[str]]) -> tuple[list[list[str]],
     inner = Counter(line for lines in pages for line in {*_edges(lines, 1)})
     least = max(3, len(pages) / 2)
     kept, removed = [], 0
+
+    def is_head(at: int, line: str, last: int) -> bool:
+        if at in (0, last):
+            return outer[_masked(line)] >= least or (len(pages) > 1 and bool(_NUMBER.fullmatch(line)))
+        return at in (1, last - 1) and inner[line] >= least
+
     for lines in pages:
-        gone = set()
-        for at, line in enumerate(lines):
-            edge = at in (0, len(lines) - 1)
-            if (edge and (outer[_masked(line)] >= least or (len(pages) > 1 and _NUMBER.fullmatch(line)))) or (
-                at in (1, len(lines) - 2) and inner[line] >= least
-            ):
-                gone.add(at)
+        gone = {at for at, line in enumerate(lines) if is_head(at, line, len(lines) - 1)}
         removed += len(gone)
         kept.append([line for at, line in enumerate(lines) if at not in gone])
     return kept, removed
