@@ -27,7 +27,7 @@ HEAVY = {
 }
 VERBS = {
     "data", "train", "plan", "verify", "chat", "generate", "eval", "compare", "report", "judge", "benchmark",
-    "blind", "runs", "doctor",
+    "blind", "runs", "doctor", "make",
 }  # fmt: skip
 
 # Runs the command, then says on stderr's last line what was imported.
@@ -117,6 +117,11 @@ WRONG = [
     ["judge", "a", "b", "--data", "rows.jsonl", "--judge", "http://127.0.0.1#m"],
     ["eval", "http://127.0.0.1:1/v1#m", "--data", "rows.jsonl", "top_k=3"],
     ["benchmark", "any", "--tasks", ","], ["report", "no", "--format", "x"],
+    ["make", "no.txt", "--output", "x.jsonl", "--kind", "continue"],
+    ["make", "rows.jsonl", "--output", "x.jsonl"],
+    ["make", "job.yaml", "--output", "x.jsonl", "--model", "a", "--judge", "b", "temprature=1"],
+    ["make", "job.yaml", "--output", "x.jsonl", "--model", "a", "--judge", "b", "--dry-run"],
+    ["make", "--show-prompts"],
 ]  # fmt: skip
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
-from tests.openai_server import Call, Odd
+import tunesmith
+from tests.openai_server import Call, Odd, Server
+from tunesmith.synth.run import Result
 
 SUBJECTS = (
     "请假",
@@ -81,3 +84,28 @@ def verdict(call: Call, **changes: object) -> str:
 def by_rule(call: Call) -> str | Odd:
     """Good rows and good verdicts."""
     return verdict(call) if judging(call) else made(call)
+
+
+OPTIONS: dict[str, Any] = {"size": 130, "per_chunk": 2}
+
+
+def make(folder: Path, server: Server, **options: Any) -> Result:
+    names = {"model": f"{server.url}#maker", "judge": f"{server.url}#judge"}
+    return tunesmith.make(folder / "手册.txt", folder / "rows.jsonl", **{**OPTIONS, **names, **options})
+
+
+def rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """What must be the same whatever happened on the way: all but the calls and what they took."""
+    return {f.name: f.read_bytes() for f in folder.glob("rows.*jsonl")}
+
+
+def adds_up(account: dict[str, Any]) -> None:
+    kept = sum(account["kept"].values())
+    assert account["chunks"] == account["used"] + sum(account["left_out"].values())
+    assert account["questions"] == account["answers"] + sum(account["empty"].values())
+    written = kept - account["continued"]
+    assert account["answers"] == written + account["waiting"] + sum(account["rejected"].values())

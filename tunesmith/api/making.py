@@ -60,6 +60,11 @@ def check_sampling(request: Request, sampling: Sampling) -> None:
     check_endpoints([name for name in (request.judge,) if name], Sampling.model_validate({}))
     if sampling.answers > 1:
         raise SettingsError("One reply is read of each call.", fix="Leave num_return_sequences out.")
+    if sampling.max_new_tokens is not None or sampling.json_schema is not None:
+        raise SettingsError(
+            "The maker's replies have a limit and a form of their own.",
+            fix="Leave max_new_tokens and json_schema out; --tokens (in Python: tokens=…) is the limit.",
+        )
 
 
 def _connect(

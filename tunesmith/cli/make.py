@@ -183,7 +183,7 @@ def make(
     if dry_run:
         _dry_run(request, as_json=as_json)
         return
-    with Watching("passages") as watch:
+    with Watching("calls") as watch:
         result = tunesmith.make(request, watch=watch, note=err.print, **sampling.given())
     if as_json:
         print_json(result.content)

@@ -6,7 +6,7 @@ those left in the company they would have had.
 
 from __future__ import annotations
 
-from collections.abc import Container, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -83,12 +83,16 @@ class Budget:
 
 @dataclass(frozen=True)
 class Asker:
-    """A model that is asked through the ledger. `tokens` is the limit of its replies."""
+    """A model that is asked through the ledger. `tokens` is the limit of its replies.
+
+    `tick` is told how many replies are there, as they come.
+    """
 
     model: Model
     ledger: Ledger
     budget: Budget
     tokens: int
+    tick: Callable[[int], None] = lambda _: None
 
     def ask(self, calls: Sequence[Call]) -> list[Reply | None]:
         """A reply to each call; None where the budget ended before it. A failed call has its `error`.
@@ -100,6 +104,7 @@ class Asker:
         replies: dict[str, Reply] = self.ledger.found(keys)
         first = {key: at for at, key in reversed(list(enumerate(keys)))}
         left = [at for at, key in enumerate(keys) if key not in replies and first[key] == at]
+        self.tick(len(calls) - len(left))
         conversations = [call.conversation(at) for at, call in enumerate(calls)]
         while left:
             number = self.budget.room([calls[at] for at in left], self.model.name, self.tokens)
@@ -112,5 +117,6 @@ class Asker:
                 for batch in batches:
                     came = {at: answers[0] for at, answers in batch.items()}
                     self.ledger.add(facts, [(calls[at], one) for at, one in came.items()])
+                    self.tick(len(came))
                     replies |= {keys[at]: Reply(one.text, one.finish, one.error) for at, one in came.items()}
         return [replies.get(key) for key in keys]

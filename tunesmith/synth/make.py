@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -41,8 +41,43 @@ class Made:
         return [row for row in self.rows if not row.why and not row.waiting]
 
 
+@dataclass
+class Progress:
+    """Calls answered, of those that will be needed: a guess, by the share of the judge's so far.
+
+    `first_guess` is how many the judge gets for each of the maker's.
+    """
+
+    watch: Watch
+    first_guess: float
+    to_make: int
+    needed: int = 0
+    judged: int = 0
+    asked: int = 0
+    done: int = 0
+
+    def wave(self, calls: int) -> None:
+        """So many are asked of the maker."""
+        self.to_make, self.needed, self.asked = self.to_make - calls, self.needed + calls, self.asked + calls
+
+    def judging(self, calls: int) -> None:
+        """So many are asked of the judge."""
+        self.needed, self.judged = self.needed + calls, self.judged + calls
+
+    def tick(self, calls: int) -> None:
+        """So many are answered."""
+        self.done += calls
+        known = self.judged / self.asked if self.judged else self.first_guess
+        waiting = 0 if self.judged else self.first_guess * self.asked  # of the first wave
+        total = max(self.done, round(self.needed + waiting + self.to_make * (1 + known)))
+        self.watch("making rows", self.done, total)
+
+
 def make_rows(prepared: Prepared, maker: Asker | None, judge: Asker | None, watch: Watch) -> Made:
     """Ask for, filter and judge all rows. Raises what the models raise; what came is in the ledger."""
+    progress = _progress(prepared, judging=judge is not None, watch=watch)
+    maker = maker and replace(maker, tick=progress.tick)
+    judge = judge and replace(judge, tick=progress.tick)
     request, made = prepared.request, Made()
     continued: dict[str, list[Row]] = {}
     if "continue" in request.kinds:
@@ -54,17 +89,26 @@ def make_rows(prepared: Prepared, maker: Asker | None, judge: Asker | None, watc
         wave = prepared.used[begin : begin + WAVE]
         rows: list[Row] = []
         if maker is not None and request.made_kinds:
+            progress.wave(len(wave) * len(request.made_kinds))
             rows = _written(prepared, wave, maker, prompts, made)
             _filter(rows, request, seen)
             if judge is not None:
-                _judged([row for row in rows if not row.why], judge, prompts, request)
+                good = [row for row in rows if not row.why]
+                progress.judging(len(good))
+                _judged(good, judge, prompts, request)
         by_chunk = {chunk.id: [*continued.get(chunk.id, [])] for chunk in wave}
         for row in rows:
             by_chunk[row.chunk.id].append(row)
         made.rows += [row for group in by_chunk.values() for row in group]
-        watch("making rows", min(begin + WAVE, len(prepared.used)), len(prepared.used))
     _hold_out(made, request)
     return made
+
+
+def _progress(prepared: Prepared, *, judging: bool, watch: Watch) -> Progress:
+    request = prepared.request
+    kinds = request.made_kinds
+    rows = sum(1 if kind == "summary" else request.per_chunk for kind in kinds)
+    return Progress(watch, rows / len(kinds) if kinds and judging else 0.0, len(prepared.used) * len(kinds))
 
 
 def _continued(prepared: Prepared, made: Made) -> list[Row]:
