@@ -47,11 +47,18 @@ class Likeness:
 
     def nearest(self, text: str) -> tuple[float, str]:
         """The likeness, from 0 to 1, of the text that is most alike, and its name; (0, "") for none."""
+        best, where = 0.0, ""
+        for name, likeness in self.like(text):
+            if likeness > best:
+                best, where = likeness, name
+        return best, where
+
+    def like(self, text: str) -> list[tuple[str, float]]:
+        """The names of all texts that share an n-gram, in the order in which they came, with their likeness."""
         found = shingles(text, self.length)
         shared = Counter(at for one in found for at in self._index.get(one, ()))
-        best, where = 0.0, ""
-        for at, count in sorted(shared.items()):
-            size = len(found) + self._sets[at] - count if self.jaccard else min(len(found), self._sets[at])
-            if count / size > best:
-                best, where = count / size, self._names[at]
-        return best, where
+        sizes = {
+            at: len(found) + self._sets[at] - count if self.jaccard else min(len(found), self._sets[at])
+            for at, count in shared.items()
+        }
+        return [(self._names[at], shared[at] / sizes[at]) for at in sorted(shared)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from tunesmith.synth.chunk import Chunk
 from tunesmith.synth.likeness import Likeness
@@ -48,15 +48,17 @@ def split_sections(chunks: Sequence[Chunk], valid: float, test: float, seed: int
 def too_near(chunks: Sequence[Chunk], parts: Mapping[int, Part]) -> dict[str, str]:
     """Chunks of valid and test that nearly stand in train, or test's in valid: their id -> the other's."""
     found: dict[str, str] = {}
-    seen = Likeness(SHINGLE, jaccard=False)
-    for part in ("train", "valid", "test"):
-        mine = [chunk for chunk in chunks if parts[chunk.section] == part]
-        if part != "train":
-            for chunk in mine:
-                likeness, other = seen.nearest(chunk.text)
-                if likeness >= NEAR:
-                    found[chunk.id] = other
-        for chunk in mine:
-            if chunk.id not in found:
-                seen.add(chunk.id, chunk.text)
+    held = Likeness(SHINGLE, jaccard=False)  # the smaller side alone is in memory
+    order = {part: [chunk for chunk in chunks if parts[chunk.section] == part] for part in get_args(Part)}
+    test = {chunk.id for chunk in order["test"]}
+    for chunk in (*order["valid"], *order["test"]):
+        held.add(chunk.id, chunk.text)
+    for chunk in order["train"]:
+        for name, likeness in held.like(chunk.text):
+            if likeness >= NEAR:
+                found.setdefault(name, chunk.id)
+    for chunk in order["valid"]:
+        for name, likeness in held.like(chunk.text) if chunk.id not in found else ():
+            if likeness >= NEAR and name in test:
+                found.setdefault(name, chunk.id)
     return found
