@@ -102,6 +102,7 @@ def _blocks(text: str) -> list[list[_Line]]:
 def _units(text: str) -> list[_Unit]:
     units: list[_Unit] = []
     path: list[tuple[int, str]] = []
+    before = ""  # the line before
     label, inside = "", False  # the article whose lines these are
     for block in _blocks(text):
         titles = len(block) <= 2 and all(is_title(line.text) for line in block)  # a title, its author
@@ -124,15 +125,16 @@ def _units(text: str) -> list[_Unit]:
                 units.append(_Unit(line.start, line.end, names, label=label))
             elif inside:  # the paragraphs of an article stay with it
                 units[-1] = _Unit(units[-1].start, line.end, names, label=label)
-            elif is_speech(line.text) and units and _spoken(units[-1], text, names):
+            elif is_speech(line.text) and units and _spoken(units[-1], before, names):
                 units[-1] = _Unit(units[-1].start, line.end, names)
             else:
                 units.append(_Unit(line.start, line.end, names, title=titles))
+            before = line.text
     return units
 
 
-def _spoken(unit: _Unit, text: str, names: tuple[str, ...]) -> bool:
-    last = text[unit.start : unit.end].rpartition("\n")[2]
+def _spoken(unit: _Unit, last: str, names: tuple[str, ...]) -> bool:
+    """Whether a unit, whose last line this is, is speech under the same headings."""
     return unit.headings == names and not unit.verse and not unit.title and is_speech(last)
 
 

@@ -54,11 +54,11 @@ class Likeness:
         return best, where
 
     def like(self, text: str) -> list[tuple[str, float]]:
-        """The names of all texts that share an n-gram, in the order in which they came, with their likeness."""
+        """The names of all texts that share an n-gram, in the order they came, with their likeness."""
         found = shingles(text, self.length)
         shared = Counter(at for one in found for at in self._index.get(one, ()))
         sizes = {
-            at: len(found) + self._sets[at] - count if self.jaccard else min(len(found), self._sets[at])
+            at: (len(found) + self._sets[at] - count) if self.jaccard else min(len(found), self._sets[at])
             for at, count in shared.items()
         }
         return [(self._names[at], shared[at] / sizes[at]) for at in sorted(shared)]
