@@ -14,6 +14,7 @@ from tests.openai_server import Call, Odd, served
 from tests.synth.school import (
     adds_up,
     by_rule,
+    files,
     handbook,
     judging,
     made,
@@ -25,7 +26,7 @@ from tests.synth.school import (
     write_handbook,
 )
 from tunesmith.api import check
-from tunesmith.errors import RunError
+from tunesmith.errors import GenerateError, RunError
 from tunesmith.records import Conversation
 
 
@@ -226,3 +227,7 @@ def test_a_novel_needs_no_model(tmp_path: Path) -> None:
         assert row["instruction"] == "续写下面的文字："
         assert text[text.index(row["input"]) + len(row["input"]) :].strip().startswith(row["output"])
     assert result.content["calls"] == []
+    before = files(tmp_path)
+    with pytest.raises(GenerateError, match="--size below 9000"):
+        tunesmith.make(tmp_path / "novel.txt", tmp_path / "rows.jsonl", kinds=("continue",), size=9000)
+    assert files(tmp_path) == before  # what is there isn't lost

@@ -70,7 +70,7 @@ def write_rows(
 ) -> dict[str, Any]:
     """Write rows, sources and rejected ones; returns what was written: rows and sha256 by file name.
 
-    A part without rows has no file; where no row came out at all, rows of an earlier call stay. Files are
+    A part without rows has no file; where no row came out at all, those of an earlier call stay. Files are
     replaced one by one, each whole; the next call writes them all.
     """
     request, kept = prepared.request, made.kept()
@@ -79,12 +79,12 @@ def write_rows(
         for part in PARTS
     }
     ledger.will_write([_digest(text.encode()) for text in texts.values()])
-    write_atomic(file_for(output, "sources"), _lines(row.source(maker, judge) for row in kept))
     write_atomic(file_for(output, "rejected"), _lines(row.rejected() for row in made.rows if row.why))
     reach("make.write")
     written: dict[str, Any] = {}
     if not kept:
         return written
+    write_atomic(file_for(output, "sources"), _lines(row.source(maker, judge) for row in kept))
     for part, text in reversed(texts.items()):  # training rows last
         file = file_for(output, part)
         with disk_errors(file):

@@ -115,11 +115,7 @@ def _written(
     if not result.rows:
         stopped = [f"{content['stopped']}."] if content["stopped"] else []
         raise GenerateError(
-            "No row came out.",
-            details=[*told, *stopped],
-            fix=f"Look into {output.file_for(request.output, 'rejected')} for what was rejected, and into "
-            f"{ledger.file} for the replies: a small model may not be able to reply in JSON. "
-            "--min-score is the threshold of the scores.",
+            "No row came out.", details=[*told, *stopped], fix=_what_to_do(request, ledger.file)
         )
     return result
 
@@ -127,3 +123,13 @@ def _written(
 def _prices(request: Request) -> Mapping[str, Price]:
     pairs = ((request.judge, request.judge_price), (request.model, request.price))
     return {name: price for name, price in pairs if name and price}
+
+
+def _what_to_do(request: Request, ledger: Path) -> str:
+    if not request.made_kinds:
+        return f"A passage is continued by the next one of its section: give a --size below {request.size}."
+    rejected = output.file_for(request.output, "rejected")
+    return (
+        f"Look into {rejected} for what was rejected, and into {ledger} for the replies: a small model "
+        "may not be able to reply in JSON. --min-score is the threshold of the scores."
+    )
