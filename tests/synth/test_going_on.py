@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sqlite3
+import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
@@ -118,6 +120,33 @@ def test_a_kill_at_any_write_is_gone_on_from(tmp_path: Path, warm: Warm, point: 
         assert "12 rows" in ended.printed
     assert len({json.dumps(call.body) for call in server.calls}) == 18
     assert not [f.name for f in tmp_path.iterdir() if f.name.startswith(".")]
+
+
+def test_ctrl_c_says_what_is_kept_and_a_second_process_is_refused(tmp_path: Path, warm: Warm) -> None:
+    write_handbook(tmp_path, 6)
+    going_on = threading.Event()
+
+    def reply(call: Call) -> Odd:
+        if call.number > 8:
+            going_on.wait(60)
+        return Odd(text=str(by_rule(call)))
+
+    with served(reply) as server:
+        words = ["make", "手册.txt", "--output", "rows.jsonl", "--model", f"{server.url}#maker", "--no-judge",
+                 "--size", "60", "--per-chunk", "2"]  # fmt: skip
+        child = warm.start(*words, folder=tmp_path, printed=tmp_path / "said")
+        ledger = tmp_path / "rows.calls.sqlite"
+        assert child.until(lambda: len(server.calls) >= 10 and len(requests_in(ledger)) == 9)
+        second = warm.run(*words, folder=tmp_path, printed=tmp_path / "second")
+        assert second.code == 1
+        assert "is being written by another process" in second.printed
+        child.send(signal.SIGINT)
+        ended = child.wait()
+        going_on.set()
+    assert ended.code == 130, ended.printed
+    assert re.search(r"Interrupted\. 9 calls kept\.\nThe same command goes on", ended.printed)
+    assert "Traceback" not in ended.printed
+    assert not (tmp_path / "rows.jsonl").exists()
 
 
 def test_a_limit_of_calls_stops_cleanly_and_a_higher_one_goes_on(tmp_path: Path) -> None:

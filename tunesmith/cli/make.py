@@ -180,6 +180,7 @@ def make(
     # What is wrong is told at once, before torch is waited for.
     find_files(documents)
     check_endpoints([name for name in (model,) if name], sampling)
+    check_endpoints([name for name in (judge,) if name], Sampling.model_validate({}))
     if dry_run:
         _dry_run(request, as_json=as_json)
         return
