@@ -92,9 +92,10 @@ def test_nothing_that_came_out_is_a_failure(tmp_path: Path, warm: Warm) -> None:
         (["手册.txt", "--output", "a.json", "--kind", "continue"], "its name ends in .jsonl"),
         (
             ["手册.txt", "--output", "a.jsonl", "--kind", "poem"],
-            "the kinds are qa, instruct, summary, continue",
+            "The kinds are qa, instruct, summary, continue",
         ),
         (["none.txt", "--output", "a.jsonl", "--kind", "continue"], "none.txt"),
+        (["--show-prompts", "--kind", "poem"], "There is no kind poem"),
         (["--output", "a.jsonl"], "takes documents and an output"),
         (["手册.txt", "--output", "a.jsonl", "--model", "x", "--no-judge", "temprature=1"], "temprature"),
         (["手册.txt", "--output", "a.jsonl", "--kind", "continue", "--min-score", "9"], "isn't a score"),

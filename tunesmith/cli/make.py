@@ -151,6 +151,8 @@ def make(
     Documents are split into training, validation and test before anything is made. Every call is kept.
     """
     kinds = tuple(dict.fromkeys(kind or ["qa"]))
+    if unknown := [one for one in kinds if one not in KINDS]:
+        raise UsageError(f"There is no kind {', '.join(unknown)}.", fix=f"The kinds are {', '.join(KINDS)}.")
     if show_prompts:
         out.print(prompts.shown(kinds))  # type: ignore[arg-type]
         return
