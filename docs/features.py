@@ -55,6 +55,22 @@ FEATURES: list[tuple[str, str, tuple[str, ...]]] = [
         ("data/test_dataset_info.py", "data/test_named_rows.py"),
     ),
     (
+        "`make`: rows from documents (.txt, .md, .html, .docx, .pdf, .epub) or a novel's continuations; split by section before "
+        "anything is made, written by one model, judged by another against the passage, every rejection counted by its reason; "
+        "killed, it goes on without asking twice; cost estimated and limited",
+        "`make`：由文档（.txt、.md、.html、.docx、.pdf、.epub）生成问答等样本，或由小说生成续写样本；先按章节划分训练、验证、测试集，"
+        "一个模型编写、另一个对照原文评判，每条淘汰都按原因计数；被杀后接着做，不重复调用；可估算并限制费用",
+        (
+            "synth/test_documents.py",
+            "synth/test_chunk.py",
+            "synth/test_sorting.py",
+            "synth/test_make.py",
+            "synth/test_going_on.py",
+            "synth/test_local.py",
+            "cli/test_make.py",
+        ),
+    ),
+    (
         "The model's own chat template, one renderer for training and chat; label mask checked against it",
         "使用模型自带的对话模板，训练与对话共用同一渲染器；标签掩码与模板逐一核对",
         ("data/test_template.py", "data/test_mask.py"),

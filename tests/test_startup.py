@@ -27,7 +27,7 @@ HEAVY = {
 }
 VERBS = {
     "data", "train", "plan", "verify", "chat", "generate", "eval", "compare", "report", "judge", "benchmark",
-    "blind", "runs", "doctor", "serve", "export",
+    "blind", "runs", "doctor", "serve", "export", "make",
 }  # fmt: skip
 
 # Runs the command, then says on stderr's last line what was imported.
@@ -121,6 +121,11 @@ WRONG = [
     ["benchmark", "any", "--tasks", ","], ["report", "no", "--format", "x"],
     ["export", "no", "--to", "ggf"], ["export", "no", "--to", "merged"],
     ["export", "runs/no", "--to", "merged"],
+    ["make", "no.txt", "--output", "x.jsonl", "--kind", "continue"],
+    ["make", "rows.jsonl", "--output", "x.jsonl"],
+    ["make", "job.yaml", "--output", "x.jsonl", "--model", "a", "--judge", "b", "temprature=1"],
+    ["make", "job.yaml", "--output", "x.jsonl", "--model", "a", "--judge", "b", "--dry-run"],
+    ["make", "--show-prompts"],
 ]  # fmt: skip
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         verify_resume,
     )
     from tunesmith.api.benchmarking import benchmark
+    from tunesmith.api.making import make
     from tunesmith.errors import TunesmithError
     from tunesmith.evaluate.blind.page import blind_page
     from tunesmith.evaluate.blind.report import blind_report
@@ -64,6 +65,7 @@ __all__ = [
     "generate",
     "judge",
     "load",
+    "make",
     "open_run",
     "plan",
     "report",
@@ -84,6 +86,7 @@ _ELSEWHERE = {
     "TunesmithError": "tunesmith.errors",
     # The harness takes seconds to import.
     "benchmark": "tunesmith.api.benchmarking",
+    "make": "tunesmith.api.making",
     # What raters need waits for no torch.
     "blind_page": "tunesmith.evaluate.blind.page",
     "blind_report": "tunesmith.evaluate.blind.report",

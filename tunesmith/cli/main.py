@@ -55,6 +55,9 @@ VERBS: dict[str, Verb] = {
         },
         {"show": "tunesmith.cli.data_show"},
     ),
+    "make": Verb(
+        "tunesmith.cli.make", "Make training rows from documents: one model writes, another judges."
+    ),
     "train": Verb("tunesmith.cli.train", "Train what a job file describes."),
     "plan": Verb("tunesmith.cli.plan", "Say what a training takes in memory, disk and time."),
     "verify": Verb("tunesmith.cli.verify", "Compare a job's gradients with the naive computation."),

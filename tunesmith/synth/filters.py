@@ -1,0 +1,103 @@
+"""Rows that need no judge to be rejected: each check has a name that the account counts by."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from tunesmith.synth.config import Kind
+
+SHORTEST_QUESTION, LONGEST_QUESTION = 4, 400  # characters
+LONGEST_ANSWER = 4000
+_POINTING = re.compile(
+    r"上文|上述|下文|文中|本段|本文|该段|这段(话|文字|内容|材料)|(以上|上面|下面|所给|给出)的?(内容|材料|文字|文本|段落|规定|信息)"
+    r"|(根据|依据|按照|在)(该|本|这份|这段|此)?(材料|文本|段落|短文|文段|原文)"
+    r"|\b(the|this|that|given|following|provided|above) "
+    r"(passage|text|excerpt|paragraph|document|section|article)\b"
+    r"|\b(above|mentioned earlier|as described below)\b|\baccording to (it|them)\b",
+    re.IGNORECASE,
+)
+_DIGITS = {c: i for i, c in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2}
+_UNITS = {"十": 10, "百": 100, "千": 1000, "万": 10_000, "亿": 100_000_000}
+_MEASURES = frozenset("天日年月周个人名次元分学期小时条项种倍级等门届岁位份篇章节号点米公斤万亿")
+_CHINESE_NUMBER = re.compile("[零〇一二三四五六七八九十百千万亿两]+")
+_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
+_ENUMERATION = re.compile(r"(?m)(?:^|(?<=[。；;：:\s]))\s*[（(]?\d{1,2}[.)、）]\s*|[（(]\d{1,2}[）)]|[①-⑳]")
+_WORDS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
+          "ten": 10, "eleven": 11, "twelve": 12}  # fmt: skip
+_TITLE = re.compile(r"《([^《》]{1,40})》")
+_NAME = re.compile(r"(?<![.!?\"“:：。！？\n]\s)(?<!^)(?<=[\s(（])([A-Z][\w-]{2,}|[A-Z]{2,})\b")
+
+
+def problem(kind: Kind, question: str, answer: str, passage: str) -> tuple[str, str]:
+    """The first thing that is wrong with a row, and what it is about; ("", "") where nothing is."""
+    if not question:
+        return "empty question", ""
+    if not answer:
+        return "empty answer", ""
+    if len(question) < SHORTEST_QUESTION:
+        return "question too short", f"{len(question)} characters"
+    if len(question) > LONGEST_QUESTION:
+        return "question too long", f"{len(question)} characters"
+    if len(answer) > LONGEST_ANSWER:
+        return "answer too long", f"{len(answer)} characters"
+    if kind == "summary":
+        return ("longer than the passage", "") if len(answer) >= len(passage) else ("", "")
+    if found := _POINTING.search(question):
+        return "points at a text that nobody sees", found[0]
+    return "", ""
+
+
+def flags(question: str, answer: str, passage: str) -> list[tuple[str, str]]:
+    """Numbers and names of an answer that stand neither in the passage nor in the question."""
+    known = f"{passage}\n{question}"
+    found = []
+    if strange := sorted(numbers(_ENUMERATION.sub(" ", answer), certain=True) - numbers(known)):
+        found.append(("number not in the passage", ", ".join(strange)))
+    folded = _folded(known)
+    names = [*_TITLE.findall(answer), *_NAME.findall(answer)]
+    if strange := [name for name in dict.fromkeys(names) if _folded(name) not in folded]:
+        found.append(("name not in the passage", ", ".join(strange)))
+    return found
+
+
+def numbers(text: str, *, certain: bool = False) -> set[str]:
+    """The numbers in a text, in digits: 三天, 3 天 and ３天 have the same one, and 1,000 is 1000.
+
+    `certain`: without single numerals that may be a part of a word (一般, one of them).
+    """
+    plain = unicodedata.normalize("NFKC", text)
+    found = {_shortened(one.replace(",", "")) for one in _NUMBER.findall(plain)}
+    for one in _CHINESE_NUMBER.finditer(plain):
+        counts = plain[one.end() : one.end() + 1] in _MEASURES
+        if not certain or (counts and (len(one[0]) > 1 or one[0] not in "十百千万亿")):
+            found.add(str(_value(one[0])))
+    words = {w for w in re.findall(r"[a-z]+", plain.lower()) if w in _WORDS}
+    return found | {str(_WORDS[w]) for w in words - ({"one"} if certain else set())}
+
+
+def _value(text: str) -> int:
+    """三百二十一 -> 321; 二〇二四, which is read digit by digit, -> 2024."""
+    if not any(c in _UNITS for c in text):
+        return int("".join(str(_DIGITS[c]) for c in text))
+    total = part = digit = 0
+    for c in text:
+        if c in _DIGITS:
+            digit = _DIGITS[c]
+        elif c == "亿":
+            total, part, digit = (total + part + digit or 1) * 100_000_000, 0, 0
+        elif c == "万":
+            total, part, digit = total + (part + digit or 1) * 10_000, 0, 0
+        else:
+            part, digit = part + (digit or 1) * _UNITS[c], 0
+    return total + part + digit
+
+
+def _shortened(number: str) -> str:
+    whole, _, rest = number.partition(".")
+    rest = rest.rstrip("0")
+    return (whole.lstrip("0") or "0") + (f".{rest}" if rest else "")
+
+
+def _folded(text: str) -> str:
+    return re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text)).casefold()
