@@ -55,9 +55,7 @@ VERBS: dict[str, Verb] = {
         },
         {"show": "tunesmith.cli.data_show"},
     ),
-    "make": Verb(
-        "tunesmith.cli.make", "Make training rows from documents: one model writes, another judges."
-    ),
+    "make": Verb("tunesmith.cli.make", "Make training rows from your own documents."),
     "train": Verb("tunesmith.cli.train", "Train what a job file describes."),
     "plan": Verb("tunesmith.cli.plan", "Say what a training takes in memory, disk and time."),
     "verify": Verb("tunesmith.cli.verify", "Compare a job's gradients with the naive computation."),
@@ -99,6 +97,7 @@ Examples:
   tunesmith train my.yaml train.epochs=3          the same with one setting changed
   tunesmith chat runs/my-1                        talk to the result
   tunesmith compare runs/my-1 --data test.jsonl   what the training changed
+  tunesmith export runs/my-1 --to gguf            take it away, for llama.cpp
   tunesmith VERB --help                           examples of each verb
 """
 
