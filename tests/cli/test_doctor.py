@@ -76,6 +76,8 @@ def test_extras_are_those_of_the_package() -> None:
         "extra metrics",
         "extra schema",
         "extra harness",
+        "extra gguf",
+        "extra documents",
     }
 
 
