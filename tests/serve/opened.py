@@ -119,6 +119,8 @@ def serving(*names: Path | str, key_file: Path | None = None, **options: Any) ->
     sampling = options.pop("sampling", {})
     given = {"port": 0, "token_file": key_file, "dtype": "fp32", "log": seen.append, **options}
     with opened(list(map(str, names)), sampling, **given) as (server, ready):
+        # By its own name an interrupted command would take it for its own, and end this whole process.
+        server.engine._thread.name = "a test's"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
