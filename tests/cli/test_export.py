@@ -55,18 +55,22 @@ def test_a_refusal_shows_the_figures_and_ends_with_1(
     tunesmith: Callable[..., Ended], place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made_run(place / "runs/a", adapter={"type": "dora"})
-    monkeypatch.setattr("tunesmith.export.targets.BUDGET_16_BIT", 1e-12)
+    monkeypatch.setattr("tunesmith.export.targets.BUDGET_BF16", 1e-12)
     ended = tunesmith("export", "runs/a", "--to", "merged")
     assert ended.code == 1
-    assert "isn't the model that was tuned" in ended.err
+    assert "further from the tuned model than its number format" in ended.err
     assert "over" in ended.err
     assert "--allow-drift" in ended.err
-    assert "--dtype f32" in ended.err
+    assert "--dtype f16" in ended.err
     assert not list((place / "runs/a/export").iterdir())
     kept = tunesmith("export", "runs/a", "--to", "merged", "--allow-drift")
     assert kept.code == 0
     assert "its card says so" in kept.err
-    assert gate.BUDGET_16_BIT == 1e-3
+    assert (gate.BUDGET_16_BIT, gate.BUDGET_BF16) == (1e-3, 3e-3)
+    as_json = tunesmith("export", "runs/a", "--to", "merged", "--force", "--json")
+    assert as_json.code == 1
+    refused = json.loads(as_json.out)
+    assert (refused["path"], refused["verification"]["passed"]) == (None, False)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -10,6 +11,7 @@ import typer
 import tunesmith
 from tunesmith.cli.console import err, json_option, out, print_json, print_table, table, told
 from tunesmith.cli.counting import Watching
+from tunesmith.errors import ExportError
 from tunesmith.export.config import SHARD, TARGETS, TYPES, Dtype, Request, parse_size
 from tunesmith.export.wanted import check_asked
 from tunesmith.words import counted, size
@@ -76,28 +78,44 @@ def export(
             gguf_type,
         )
     )  # a mistake is told before torch is imported: seconds
-    with Watching("") as watch:
-        done = tunesmith.export(
-            model,
-            to,
-            output=output,
-            checkpoint=checkpoint,
-            dtype=dtype,
-            type=gguf_type,
-            shard_size=shard_size,
-            force=force,
-            allow_drift=allow_drift,
-            note=told,
-            watch=watch,
-            found=_tell,
-        )
+    seen: list[Verification] = []
+
+    def found(verification: Verification) -> None:
+        seen.append(verification)
+        _tell(verification)
+
+    try:
+        with Watching("") as watch:
+            done = tunesmith.export(
+                model, to, output=output, checkpoint=checkpoint, dtype=dtype, type=gguf_type,
+                shard_size=shard_size, force=force, allow_drift=allow_drift, note=told, watch=watch,
+                found=found,
+            )  # fmt: skip
+    except ExportError:
+        if as_json:  # what was found is the result, although nothing is kept
+            print_json({"path": None, "to": to, "verification": seen[-1].to_json(texts=True)})
+        raise
     if as_json:
         print_json(done.to_json())
         return
+    verdict = "All checks passed."
     if done.verification.failed:
         err.print("Kept although it is over the budget (--allow-drift); its card says so.", style="bold red")
-    err.print(f"{size(done.bytes)}; what was checked: {done.path / 'verification.json'}")
+        verdict = "All other checks passed."
+    err.print(f"{verdict} {size(done.bytes)}; what was checked: {done.path / 'verification.json'}")
+    for number, line in enumerate(_next(done.to, done.path)):
+        err.print(("        " if number else "Next:   ") + line)
     out.print(str(done.path))
+
+
+def _next(to: str, path: Path) -> list[str]:
+    """What the files are good for, as commands to copy."""
+    files = [shlex.quote(str(file)) for file in sorted(path.glob("*.gguf"))]
+    if to == "ollama":
+        return [f"cd {shlex.quote(str(path))} && ollama create NAME -f Modelfile"]
+    if to == "gguf" and files:
+        return [f"tunesmith chat {files[0]}", f"llama-server -m {files[0]} --jinja"]
+    return [f"tunesmith chat {shlex.quote(str(path))}"]
 
 
 def _tell(found: Verification) -> None:

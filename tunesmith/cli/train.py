@@ -99,6 +99,9 @@ def train(
     name = shlex.quote(str(run.path))
     err.print(f"Next:   tunesmith chat {name}")
     err.print(f"        tunesmith compare {name} --data FILE     (before and after, on rows with answers)")
+    err.print(
+        f"        tunesmith export {name} --to gguf        (take it away; serve answers other programs)"
+    )
     out.print(run.path)
 
 

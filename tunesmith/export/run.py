@@ -132,8 +132,14 @@ def _judge(verification: Verification, request: Request, output: Path) -> None:
         return
     details = [f"{c.name}: {c.figure}" + (f"; wanted: {c.limit}" if c.limit else "") for c in failed]
     details += [f"{c.name}: {line}" for c in failed for line in c.details]
+    what = "What was exported isn't the model that was tuned."
     if verification.only_drift:
-        fix = "--dtype f32 rounds nothing" if request.to == "merged" and request.dtype != "f32" else ""
+        what = "The export is further from the tuned model than its number format should take it."
+        fix = (
+            "--dtype f16 rounds less in the same size, f32 nothing"
+            if request.to == "merged" and request.dtype != "f32"
+            else ""
+        )
         if request.to in IN_LLAMACPP and request.type not in ("f32", "f16"):
             fix = "--type f16 is nearer" + ("" if request.type == "bf16" else ", and so is bf16")
         fix = f"{fix}; " if fix else ""
@@ -143,7 +149,7 @@ def _judge(verification: Verification, request: Request, output: Path) -> None:
     else:
         fix = "Please report this, with the model and what `tunesmith doctor` shows."
     raise ExportError(
-        f"What was exported isn't the model that was tuned. {output} was not written.",
+        f"{what} {output} was not written.",
         details=details,
         fix=fix,
     )
