@@ -221,7 +221,7 @@ def test_the_gate_refuses_what_isn_t_the_tuned_model(
 ) -> None:
     _tampered(monkeypatch, "merged", tamper)
     seen: list[Any] = []
-    with pytest.raises(ExportError, match="isn't the model|further from the tuned model") as refused:
+    with pytest.raises(ExportError, match=r"isn't the model|further from the tuned model") as refused:
         ts.export(tuned, "merged", found=seen.append)
     assert refused.value.exit_code == 1
     assert any(line.startswith(f"{name}: ") for line in refused.value.details)

@@ -1,7 +1,7 @@
 """What the gate asks: texts to tokenise, prompts to answer, passages to read; fixed but the run's prompts.
 
 The prompts of a run are those that were answered while it trained (samples.jsonl) and the first rows of its
-validation file where that is still there; without either, two fixed questions. All are rendered as in `chat`.
+validation file, or of its training file, where that is still there; without any, two fixed questions. All are rendered as in `chat`.
 """
 
 from __future__ import annotations
@@ -100,9 +100,7 @@ def _conversations(subject: Subject) -> list[tuple[Conversation, bool]]:
     own = _of_samples(subject)
     if len(own) < PROMPTS:
         asked = {conversation.messages[-1].content for conversation in own}
-        own += [
-            c for c in _of_validation(subject.record) if c.messages and c.messages[-1].content not in asked
-        ]
+        own += [c for c in _of_data(subject.record) if c.messages and c.messages[-1].content not in asked]
     fixed = [(_conversation(("user", text)), False) for text in QUESTIONS]
     return [(one, True) for one in own][:PROMPTS] or fixed
 
@@ -114,10 +112,11 @@ def _of_samples(subject: Subject) -> list[Conversation]:
     return [_conversation(("user", text)) for text in found]
 
 
-def _of_validation(record: Mapping[str, Any]) -> list[Conversation]:
-    job = record.get("job")
-    files = ((job or {}).get("data") or {}).get("valid")
-    for file in files if isinstance(files, list) else ():
+def _of_data(record: Mapping[str, Any]) -> list[Conversation]:
+    """The first rows of the validation file; where that is a share of the training rows, of those."""
+    data = (record.get("job") or {}).get("data") or {}
+    parts = [data.get(part) for part in ("valid", "train")]
+    for file in [file for files in parts if isinstance(files, list) for file in files]:
         path = Path(str(record.get("folder", ""))) / str(
             file.get("path", "") if isinstance(file, dict) else file
         )

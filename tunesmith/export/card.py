@@ -98,6 +98,9 @@ def _data(work: Work) -> str:
         return ""
     lines = ["## Data\n", "| part | file | rows read | sha256 |", "|---|---|---:|---|"]
     lines += [f"| {part} | {name} | {count:,} | `{sha[:16]}` |" for part, name, count, sha in rows]
+    trained = {sha for part, _, _, sha in rows if part == "train"}
+    if any(part == "valid" and sha in trained for part, _, _, sha in rows):
+        lines.append("\nThe validation rows are held out of the same file, so that it stands in both lines.")
     report = work.subject.run.data_report() if work.subject.run else {}
     for part in ("train", "valid"):
         if (content := report.get(part)) and "examples" in content:
