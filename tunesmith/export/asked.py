@@ -1,7 +1,8 @@
 """What the gate asks: texts to tokenise, prompts to answer, passages to read; fixed but the run's prompts.
 
 The prompts of a run are those that were answered while it trained (samples.jsonl) and the first rows of its
-validation file, or of its training file, where that is still there; without any, two fixed questions. All are rendered as in `chat`.
+validation file, or of its training file, where that is still there; without any, two fixed questions. All are
+rendered as in `chat`.
 """
 
 from __future__ import annotations
