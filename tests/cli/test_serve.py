@@ -112,7 +112,7 @@ def test_json_is_one_object_for_scripts(warm: Warm, folder: Path, tmp_path: Path
         assert (tmp_path / "own.key").exists(), "it was asked to be kept"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_running_answer_may_end(warm: Warm, folder: Path, tmp_path: Path, number: signal.Signals) -> None:
     slow = [*SLOW, 0.002, 60.0]
     with (

@@ -119,6 +119,7 @@ def test_a_run_over_a_quantised_base_is_merged_into_the_16_bit_base_and_says_so(
     assert (tuned - mine).abs().max() < 0.1
 
 
+@pytest.mark.slow
 def test_chat_and_compare_take_the_folder_as_any_model(tmp_path: Path) -> None:
     run = train(make_job(tmp_path), tmp_path / "run")
     done = tunesmith.export(run, "merged", dtype="f32")

@@ -116,7 +116,9 @@ def test_a_run_that_isn_t_finished_says_what_can_be_exported(tmp_path: Path) -> 
         ts.export(finished, "merged", checkpoint="last")
 
 
-@pytest.mark.parametrize("adapter", [{"type": "full"}, {"init": "pissa"}], ids=str)
+@pytest.mark.parametrize(
+    "adapter", [{"type": "full"}, pytest.param({"init": "pissa"}, marks=pytest.mark.slow)], ids=str
+)
 def test_a_checkpoint_of_the_step_that_was_kept_is_what_was_kept(
     tmp_path: Path, adapter: dict[str, Any]
 ) -> None:

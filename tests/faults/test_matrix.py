@@ -19,8 +19,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         yield Place(folder, warm, full=False)
 
 
-# tests/train/test_signals.py injects a few of these in the default tests.
-ELSEWHERE = ("kills", "signals", "second")
+# The default tests inject a few of these elsewhere: tests/train/test_signals.py, test_memory.py, tests/e2e.
+ELSEWHERE = ("kills", "signals", "second", "memory", "inputs")
 
 
 @pytest.mark.parametrize(

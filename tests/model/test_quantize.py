@@ -94,7 +94,10 @@ def test_int8_is_bitsandbytes_own(quantised):
         torch.testing.assert_close(layer.dense(), own, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.slow] * ("double_quant" in kind), id=str(kind)) for kind in KINDS],
+)
 @pytest.mark.parametrize("family", DENSE)
 def test_gradients_equal_those_through_the_unpacked_copy(quantised, family, kind):
     base = quantised(family, **kind)

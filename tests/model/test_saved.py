@@ -20,7 +20,11 @@ from tunesmith.model.source import resolve
 # Plain peft asks transformers for a property by its old name; nothing here can change that.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing. is deprecated:FutureWarning")
 
-FAMILY_TYPES = [(family, kind) for family in FAMILIES for kind in ("lora", "dora")]
+# DoRA of every family is among the slow tests.
+FAMILY_TYPES = [
+    *((family, "lora") for family in FAMILIES),
+    *(pytest.param(name, "dora", marks=() if name == FAMILIES[0] else pytest.mark.slow) for name in FAMILIES),
+]
 
 
 @pytest.mark.parametrize(("family", "kind"), FAMILY_TYPES)

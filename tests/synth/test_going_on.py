@@ -74,7 +74,7 @@ def test_failed_calls_are_asked_again_and_others_are_not(tmp_path: Path) -> None
         assert len(server.calls) == calls + 1
 
 
-@pytest.mark.parametrize("after", [3, 20])
+@pytest.mark.parametrize("after", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_kill_loses_no_call_and_ends_byte_for_byte_the_same(tmp_path: Path, warm: Warm, after: int) -> None:
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()

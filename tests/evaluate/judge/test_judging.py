@@ -256,7 +256,9 @@ def test_two_sides_graded_by_a_rubric_are_compared_in_pairs(tmp_path: Path) -> N
     assert sections(content)[0].columns[0] == "criterion"
 
 
-@pytest.mark.parametrize("score", [0, 6, 3.5, True, "4", None])
+@pytest.mark.parametrize(
+    "score", [0, 3.5, True, *(pytest.param(one, marks=pytest.mark.slow) for one in (6, "4", None))]
+)
 def test_scores_that_aren_t_1_to_5_count_for_nothing(tmp_path: Path, score: Any) -> None:
     reply = graded(lambda text: (score if text == "甲2" else 4, 4))
     content = with_rubric(tmp_path, reply, two=False).content
