@@ -75,6 +75,10 @@ class Reply:
     finish: str
     error: str = ""
 
+    def __post_init__(self) -> None:
+        """A reply is the same when it comes and when it is read again."""
+        object.__setattr__(self, "text", _sayable(self.text))
+
 
 @dataclass(frozen=True, slots=True)
 class Sum:
@@ -136,8 +140,8 @@ class Ledger:
         rows = [
             (
                 call.key(facts), call.purpose, call.chunk, str(facts["model"]), call.prompt,
-                json.dumps([message.as_dict() for message in call.messages], ensure_ascii=False),
-                one.text.encode("utf-8", "replace").decode(), one.finish, one.error, one.prompt_tokens,
+                _sayable(json.dumps([message.as_dict() for message in call.messages], ensure_ascii=False)),
+                _sayable(one.text), one.finish, _sayable(one.error), one.prompt_tokens,
                 one.completion_tokens, round(one.seconds, 4),
             )
             for call, one in came
@@ -225,6 +229,11 @@ def _not_ours(file: Path, application: int, version: int) -> RunError:
         f"{file} is of format {version}, and this version of tunesmith reads format {FORMAT}.",
         fix="Go on with the version that wrote it, or give another output.",
     )
+
+
+def _sayable(text: str) -> str:
+    """A text without halves of surrogate pairs, which no file takes: each is a question mark."""
+    return text.encode("utf-8", "replace").decode()
 
 
 @contextmanager
