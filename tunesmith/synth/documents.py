@@ -129,7 +129,12 @@ def _read(name: str, file: Path) -> Document:
         data = file.read_bytes()
     except OSError as error:
         raise Unreadable(error.strerror or str(error)) from None
-    read = _plain(data, name) if ending in PLAIN else READERS[ending](data, name)
+    try:
+        read = _plain(data, name) if ending in PLAIN else READERS[ending](data, name)
+    except (Unreadable, TunesmithError):
+        raise
+    except Exception as error:  # one odd document doesn't end the whole; parsers raise anything
+        raise Unreadable(f"it is damaged, or its reader has a fault ({type(error).__name__})") from error
     text = read.text.replace("\r\n", "\n").replace("\r", "\n")
     if not text.strip():
         pages = f": none of its {read.pages} pages has any (a scan?)" if read.pages else ""

@@ -9,6 +9,7 @@ from tunesmith.synth.config import Kind
 
 SHORTEST_QUESTION, LONGEST_QUESTION = 4, 400  # characters
 LONGEST_ANSWER = 4000
+LONGEST_NUMERAL = 30  # signs; a longer one is no number, and stands for itself
 _POINTING = re.compile(
     r"上文|上述|下文|文中|本段|本文|该段|这段(话|文字|内容|材料)|(以上|上面|下面|所给|给出)的?(内容|材料|文字|文本|段落|规定|信息)"
     r"|(根据|依据|按照|在)(该|本|这份|这段|此)?(材料|文本|段落|短文|文段|原文)"
@@ -71,7 +72,7 @@ def numbers(text: str, *, certain: bool = False) -> set[str]:
     for one in _CHINESE_NUMBER.finditer(plain):
         counts = plain[one.end() : one.end() + 1] in _MEASURES
         if not certain or (counts and (len(one[0]) > 1 or one[0] not in "十百千万亿")):
-            found.add(str(_value(one[0])))
+            found.add(str(_value(one[0])) if len(one[0]) <= LONGEST_NUMERAL else one[0])
     words = {w for w in re.findall(r"[a-z]+", plain.lower()) if w in _WORDS}
     return found | {str(_WORDS[w]) for w in words - ({"one"} if certain else set())}
 

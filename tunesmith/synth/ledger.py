@@ -13,7 +13,7 @@ import json
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,10 @@ class Reply:
     finish: str
     error: str = ""
 
+    def __post_init__(self) -> None:
+        """A reply is the same when it comes and when it is read again."""
+        object.__setattr__(self, "text", _sayable(self.text))
+
 
 @dataclass(frozen=True, slots=True)
 class Sum:
@@ -95,13 +99,14 @@ class Ledger:
     def __init__(self, file: Path) -> None:
         """Raises RunError for a file that is something else, or damaged."""
         self.file, self._synced = file, time.monotonic()
-        with self._errors():
+        with _errors(self.file):
             self._base = sqlite3.connect(file, isolation_level=None)
             there = self._base.execute("PRAGMA application_id").fetchone()[0]
             tables = self._base.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-            if tables and there != APPLICATION:
+            format_ = self._base.execute("PRAGMA user_version").fetchone()[0]
+            if tables and (there != APPLICATION or format_ != FORMAT):
                 self._base.close()
-                raise RunError(f"{file} is there already, and is something else.", fix="Give another output.")
+                raise _not_ours(file, there, format_)
             self._base.execute("PRAGMA journal_mode = WAL")  # or, where that can't be, as it was
             self._base.execute("PRAGMA synchronous = NORMAL")
             self._base.execute(f"PRAGMA application_id = {APPLICATION}")
@@ -109,7 +114,7 @@ class Ledger:
             self._base.executescript(_TABLE)
 
     def close(self) -> None:
-        """Let go of the file; one in which nothing stands goes."""
+        """Let go of the file; one in which nothing stands goes. The output's lock is still held."""
         tables = ("calls", "written")
         empty = not any(self._base.execute(f"SELECT 1 FROM {name} LIMIT 1").fetchone() for name in tables)
         self._base.close()
@@ -119,7 +124,7 @@ class Ledger:
     def found(self, keys: Sequence[str]) -> dict[str, Reply]:
         """The replies that are there, by key; failed calls aren't any."""
         replies = {}
-        with self._errors():
+        with _errors(self.file):
             for key in dict.fromkeys(keys):
                 row = self._base.execute(
                     "SELECT reply, finish FROM calls WHERE key = ? AND finish != 'error' "
@@ -135,13 +140,13 @@ class Ledger:
         rows = [
             (
                 call.key(facts), call.purpose, call.chunk, str(facts["model"]), call.prompt,
-                json.dumps([message.as_dict() for message in call.messages], ensure_ascii=False),
-                one.text.encode("utf-8", "replace").decode(), one.finish, one.error, one.prompt_tokens,
+                _sayable(json.dumps([message.as_dict() for message in call.messages], ensure_ascii=False)),
+                _sayable(one.text), one.finish, _sayable(one.error), one.prompt_tokens,
                 one.completion_tokens, round(one.seconds, 4),
             )
             for call, one in came
         ]  # fmt: skip
-        with self._errors():
+        with _errors(self.file):
             reach("ledger.add")
             self._base.execute("BEGIN IMMEDIATE")
             try:
@@ -162,41 +167,19 @@ class Ledger:
 
     def sums(self) -> list[Sum]:
         """What all calls so far took, by purpose and model."""
-        with self._errors():
-            rows = self._base.execute(
-                "SELECT purpose, model, count(*), sum(finish = 'error'), sum(prompt_tokens), "
-                "sum(completion_tokens), round(sum(seconds), 3) FROM calls "
-                "GROUP BY purpose, model ORDER BY min(number)"
-            ).fetchall()
-        return [Sum(*row) for row in rows]
+        with _errors(self.file):
+            return _sums(self._base)
 
     def written(self, sha256: str) -> bool:
         """Whether a file of this content was written here, and so may be replaced."""
-        with self._errors():
+        with _errors(self.file):
             row = self._base.execute("SELECT 1 FROM written WHERE sha256 = ?", (sha256,)).fetchone()
         return row is not None
 
     def will_write(self, sha256s: Sequence[str]) -> None:
         """Remember contents before their files are written."""
-        with self._errors():
+        with _errors(self.file):
             self._base.executemany("INSERT OR IGNORE INTO written VALUES (?)", [(one,) for one in sha256s])
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            with disk_errors(self.file):
-                yield
-        except sqlite3.Error as error:
-            damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(
-                error, sqlite3.OperationalError
-            )
-            what = "read: it is damaged or something else" if damaged else "used"
-            raise RunError(
-                f"{self.file} can't be {what} ({error}).",
-                fix="Take it away to begin anew; calls that it holds are then made again."
-                if damaged
-                else "Free some space, or give an output on another disk; the same command goes on.",
-            ) from None
 
 
 def file_of(output: Path) -> Path:
@@ -205,12 +188,65 @@ def file_of(output: Path) -> Path:
 
 
 def read_sums(output: Path) -> list[Sum]:
-    """What the calls of an output took; [] where there are none. Nothing is written."""
+    """What the calls of an output took; [] where there are none. Another process may be adding calls.
+
+    Raises RunError for a file that is something else, or damaged.
+    """
     file = file_of(output)
     if not file.is_file():
         return []
-    ledger = Ledger(file)
+    with _errors(file), closing(_opened_to_read(file)) as base:
+        there, format_ = (base.execute(f"PRAGMA {name}").fetchone()[0] for name in _STAMPS)
+        tables = {name for (name,) in base.execute("SELECT name FROM sqlite_master")}
+        if tables and (there != APPLICATION or format_ != FORMAT):
+            raise _not_ours(file, there, format_)
+        return _sums(base) if "calls" in tables else []  # a make that begins at this moment has none yet
+
+
+_STAMPS = ("application_id", "user_version")
+
+
+def _opened_to_read(file: Path) -> sqlite3.Connection:
+    # A file without a log beside it is whole by itself; SQLite would make one, to read it.
+    logged = file.with_name(f"{file.name}-wal").exists()
+    how = "mode=ro" if logged else "mode=ro&immutable=1"
+    return sqlite3.connect(f"{file.absolute().as_uri()}?{how}", uri=True, isolation_level=None)
+
+
+def _sums(base: sqlite3.Connection) -> list[Sum]:
+    rows = base.execute(
+        "SELECT purpose, model, count(*), sum(finish = 'error'), sum(prompt_tokens), "
+        "sum(completion_tokens), round(sum(seconds), 3) FROM calls "
+        "GROUP BY purpose, model ORDER BY min(number)"
+    ).fetchall()
+    return [Sum(*row) for row in rows]
+
+
+def _not_ours(file: Path, application: int, version: int) -> RunError:
+    if application != APPLICATION:
+        return RunError(f"{file} is there already, and is something else.", fix="Give another output.")
+    return RunError(
+        f"{file} is of format {version}, and this version of tunesmith reads format {FORMAT}.",
+        fix="Go on with the version that wrote it, or give another output.",
+    )
+
+
+def _sayable(text: str) -> str:
+    """A text without halves of surrogate pairs, which no file takes: each is a question mark."""
+    return text.encode("utf-8", "replace").decode()
+
+
+@contextmanager
+def _errors(file: Path) -> Iterator[None]:
     try:
-        return ledger.sums()
-    finally:
-        ledger.close()
+        with disk_errors(file):
+            yield
+    except sqlite3.Error as error:
+        damaged = isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError)
+        what = "read: it is damaged or something else" if damaged else "used"
+        raise RunError(
+            f"{file} can't be {what} ({error}).",
+            fix="Take it away to begin anew; calls that it holds are then made again."
+            if damaged
+            else "Free some space, or give an output on another disk; the same command goes on.",
+        ) from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import io
+import lzma
 import posixpath
 import re
 import zipfile
@@ -26,6 +28,12 @@ except ImportError:
     etree = lxml_html = None
 
 LARGEST_INSIDE = 512 * 2**20  # bytes of an archive, unpacked
+LARGEST_XML = 64 * 2**20  # bytes of a part of a .docx
+LARGEST_TEXT = 64 * 2**20  # characters that come out of an archive
+PACKED, SMALL = (
+    100,
+    10 * 2**20,
+)  # what unpacks to so many times its size and more than so many bytes is a bomb
 _HIDDEN = {"script", "style", "noscript", "template", "head", "svg", "rt", "rp", "iframe", "object"}
 _FURNITURE = {"nav", "footer", "aside", "form", "button", "select"}
 _BLOCKS = {
@@ -36,8 +44,13 @@ _BLOCKS = {
 }  # fmt: skip
 _PARAGRAPHS = {"p", "blockquote", "table", "pre", "ol", "ul", "h1", "h2", "h3", "h4", "h5", "h6"}
 LINE, PARAGRAPH = "\x1e", "\x1d"  # ends of lines and paragraphs, however many elements end there
-_BREAKS = re.compile(r"[ \n]*[\x1d\x1e][\s\x1d\x1e]*")
+_SPACES = re.compile(r"\s{2,}|[\t\r\n\x1d\x1e]")
+_CHINESE = re.compile(r"[\u3000-\u9fff\uff00-\uffef]")
 _CHARSET = re.compile(rb"<(?:meta|\?xml)[^>]*?(?:charset|encoding)\s*=\s*[\"']?\s*([\w-]+)", re.IGNORECASE)
+_NO_CHARSETS = {"undefined", "idna", "punycode", "unicode-escape", "raw-unicode-escape", "utf-7"}
+_BROKEN = (
+    KeyError, ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+)  # fmt: skip
 _OLE = b"\xd0\xcf\x11\xe0"  # of an encrypted .docx, and of a .doc
 _STYLES = (
     "\n".join(f"p[style-name='标题 {n}'] => h{n}:fresh" for n in range(1, 7))
@@ -66,27 +79,34 @@ def read_epub(data: bytes, name: str) -> Read:
             for item in package.xpath("//*[local-name()='manifest']/*[local-name()='item']")
         }
         locked = _locked(book)
-        texts, missing, left_out, chapters = list[str](), list[str](), 0, 0
+        texts, missing, left_out = list[str](), list[str](), 0
+        chapters, again = set[str](), 0
         for place in package.xpath("//*[local-name()='spine']/*[local-name()='itemref']/@idref"):
             item = items.get(place)
             if item is None or "nav" in (item.get("properties") or "").split():
                 continue
-            chapters += 1
             file = posixpath.normpath(
                 posixpath.join(posixpath.dirname(roots[0]), unquote(item.get("href") or ""))
             )
+            if file in chapters:
+                again += 1
+                continue
+            chapters.add(file)
             if file in locked:
                 raise Unreadable("it is encrypted (DRM)")
             try:
                 text, out = page_text(_decoded(book.read(file), f"{name}/{file}"))
-            except (KeyError, Unreadable, zipfile.BadZipFile, zlib.error):
+            except (Unreadable, *_BROKEN):
                 missing.append(file)
                 continue
             texts.append(text)
             left_out += out
-    notes = (
-        [f"{len(missing)} of {chapters} chapters can't be read: {', '.join(missing[:5])}"] if missing else []
-    )
+            _check_text(sum(map(len, texts)))
+    notes = []
+    if missing:
+        notes.append(f"{len(missing)} of {len(chapters)} chapters can't be read: {', '.join(missing[:5])}")
+    if again:
+        notes.append(f"chapters that come again are read once: {again}")
     return Read("\n\n".join(filter(None, texts)), (*notes, *_furniture(left_out)))
 
 
@@ -99,6 +119,9 @@ def read_docx(data: bytes, _name: str) -> Read:
     with _archive(data) as file:
         if "word/document.xml" not in file.namelist():
             raise Unreadable("it is no Word document (word/document.xml isn't in it)")
+        for info in file.infolist():
+            if info.filename.endswith((".xml", ".rels")) and info.file_size > LARGEST_XML:
+                raise Unreadable(_above(info.filename, info.file_size, LARGEST_XML))
     images = 0
 
     def skip(_image: Any) -> list[Any]:
@@ -110,6 +133,7 @@ def read_docx(data: bytes, _name: str) -> Read:
         found = mammoth.convert_to_html(io.BytesIO(data), style_map=_STYLES, convert_image=skip)
     except Exception as error:  # mammoth lets through whatever its parsers raise
         raise Unreadable(f"it is damaged ({type(error).__name__})") from None
+    _check_text(len(found.value))
     text, _ = page_text(found.value)
     return Read(text, (f"{images} pictures left out",) if images else ())
 
@@ -120,43 +144,56 @@ def page_text(page: str) -> tuple[str, int]:
         return "", 0
     # A declaration of an encoding in a text that is decoded already would be an error.
     page = re.sub(r"^\s*<\?xml[^>]*\?>", "", page)
+    parser = lxml_html.HTMLParser(no_network=True, huge_tree=True)
     try:
-        tree = lxml_html.document_fromstring(
-            page, parser=lxml_html.HTMLParser(no_network=True, huge_tree=False)
-        )
+        tree = lxml_html.document_fromstring(page, parser=parser)
     except (etree.ParserError, etree.XMLSyntaxError, ValueError):
         return "", 0
-    left_out = sum(len("".join(e.itertext()).strip()) for e in tree.iter(*_FURNITURE))
-    text = "".join(_pieces(tree)).replace("\xa0", " ")
-    text = _BREAKS.sub(lambda found: "\n\n" if PARAGRAPH in found[0] else "\n", text)
+    # libxml2 leaves out what is deeper, and says so here alone.
+    if deep := next((one for one in parser.error_log if "Excessive depth" in one.message), None):
+        raise Unreadable(f"elements that are never closed, or too many in one another (line {deep.line})")
+    left_out: list[int] = []
+    text = "".join(_pieces(tree, left_out)).replace("\xa0", " ")
+    text = _SPACES.sub(_broken, text)
     lines = (re.sub(r"[ \t\r\f\v]+", " ", line).strip() for line in text.split("\n"))
-    return "\n".join(lines).strip(), left_out
+    return "\n".join(lines).strip(), sum(left_out)
 
 
-def _pieces(element: Any) -> Iterator[str]:
-    tag = element.tag if isinstance(element.tag, str) else ""
-    if tag and tag not in _HIDDEN and tag not in _FURNITURE:
-        yield from _opened(element, tag)
-        yield element.text or "" if tag == "pre" else _flat(element.text)
-        for child in element:
-            yield from _pieces(child)
-        if tag in _BLOCKS:
-            yield _break(element, tag)
-        elif tag in ("td", "th") and element.getnext() is not None:
-            yield " | "
-    yield _flat(element.tail)
+def _pieces(tree: Any, left_out: list[int]) -> Iterator[str]:
+    """The text in order, with marks for blocks. Without recursion: elements may be 2,048 deep."""
+    numbers: dict[Any, int] = {}  # of the items of each <ol>
+    open_: list[tuple[Any, bool]] = [(tree, False)]
+    while open_:
+        element, closing = open_.pop()
+        tag = element.tag if isinstance(element.tag, str) else ""
+        if closing:
+            if tag in _BLOCKS:
+                yield _break(element, tag)
+            elif tag in ("td", "th") and element.getnext() is not None:
+                yield " | "
+        elif tag and tag not in _HIDDEN and tag not in _FURNITURE:
+            yield from _opened(element, tag, numbers)
+            yield element.text or "" if tag == "pre" else _flat(element.text)
+            open_.append((element, True))
+            open_ += [(child, False) for child in element.iterchildren(reversed=True)]
+            continue
+        elif tag in _FURNITURE:
+            left_out.append(len("".join(element.itertext()).strip()))
+        yield _flat(element.tail)
 
 
-def _opened(element: Any, tag: str) -> Iterator[str]:
+def _opened(element: Any, tag: str, numbers: dict[Any, int]) -> Iterator[str]:
     if tag == "br":
         yield "\n"
     elif re.fullmatch("h[1-6]", tag):
         yield PARAGRAPH + "#" * int(tag[1]) + " "
     elif tag == "li":
         parent = element.getparent()
-        ordered = parent is not None and parent.tag == "ol"
-        number = 1 + sum(1 for _ in element.itersiblings("li", preceding=True)) if ordered else 0
-        yield f"{LINE}{number}. " if number else f"{LINE}- "
+        if parent is not None and parent.tag == "ol":
+            numbers[parent] = numbers.get(parent, 0) + 1
+            yield f"{LINE}{numbers[parent]}. "
+        else:
+            yield f"{LINE}- "
     elif tag in _BLOCKS:
         yield _break(element, tag)
 
@@ -171,10 +208,22 @@ def _break(element: Any, tag: str) -> str:
 
 def _flat(text: str | None) -> str:
     """Text of a page, in which a line's end is a space; between Chinese characters it is none."""
-    text = re.sub(
-        r"(?<=[\u3000-\u9fff\uff00-\uffef])\s*\n\s*(?=[\u3000-\u9fff\uff00-\uffef])", "", text or ""
-    )
-    return re.sub(r"[ \t\r\n]+", " ", text)
+    return _SPACES.sub(_joined, text or "")
+
+
+def _joined(found: re.Match[str]) -> str:
+    whole, begin, end = found.string, found.start(), found.end()
+    if "\n" in found[0] and _CHINESE.match(whole[begin - 1 : begin]) and _CHINESE.match(whole[end : end + 1]):
+        return ""
+    return re.sub(r"[ \t\r\n]+", " ", found[0])
+
+
+def _broken(found: re.Match[str]) -> str:
+    """A run of white space with marks in it -> the ends of a line or of a paragraph."""
+    marks = [at for at in map(found[0].find, (PARAGRAPH, LINE)) if at >= 0]
+    if not marks:
+        return found[0]
+    return found[0][: min(marks)].rstrip(" \n") + ("\n\n" if PARAGRAPH in found[0] else "\n")
 
 
 def _decoded(data: bytes, name: str) -> str:
@@ -182,8 +231,9 @@ def _decoded(data: bytes, name: str) -> str:
     if declared:
         codec = declared[1].decode("ascii").lower()
         try:
-            return data.decode("gb18030" if codec in ("gb2312", "gbk") else codec)
-        except (LookupError, UnicodeDecodeError):
+            if codecs.lookup(codec).name not in _NO_CHARSETS:
+                return data.decode("gb18030" if codec in ("gb2312", "gbk") else codec)
+        except (LookupError, UnicodeError):
             pass  # its own word on itself is wrong; the bytes decide
     try:
         return decode(data, name)[0]
@@ -201,15 +251,26 @@ def _archive(data: bytes) -> zipfile.ZipFile:
     if encrypted:
         raise Unreadable("it is encrypted and asks for a password")
     if unpacked > LARGEST_INSIDE:
-        raise Unreadable(f"{unpacked / 2**20:,.0f} MiB unpacked, and {LARGEST_INSIDE // 2**20} are the limit")
+        raise Unreadable(_above("unpacked, it", unpacked, LARGEST_INSIDE))
+    if unpacked > max(SMALL, PACKED * len(data)):
+        raise Unreadable(f"it unpacks to {unpacked // len(data):,} times its size, and {PACKED} is the limit")
     return found
+
+
+def _above(what: str, size: int, limit: int) -> str:
+    return f"{what} has {size / 2**20:,.0f} MiB, and {limit // 2**20} are the limit"
+
+
+def _check_text(characters: int) -> None:
+    if characters > LARGEST_TEXT:
+        raise Unreadable(f"its text has more than {LARGEST_TEXT:,} characters, which is the limit")
 
 
 def _xml(book: zipfile.ZipFile, file: str) -> Any:
     try:
         parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False)
         return etree.fromstring(book.read(file), parser)
-    except (KeyError, etree.XMLSyntaxError, zipfile.BadZipFile, zlib.error):
+    except (etree.XMLSyntaxError, *_BROKEN):
         raise Unreadable(f"it is damaged: {file} is missing or isn't XML") from None
 
 

@@ -7,14 +7,15 @@ trained on.
 from __future__ import annotations
 
 import random
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 from tunesmith.synth.chunk import Chunk
-from tunesmith.synth.likeness import Likeness
+from tunesmith.synth.likeness import shingles
 
 Part = Literal["train", "valid", "test"]
-NEAR = 0.5  # of the smaller text's 8-grams
+NEAR = 0.5  # of a text's 8-grams
 SHINGLE = 8
 
 
@@ -47,18 +48,35 @@ def split_sections(chunks: Sequence[Chunk], valid: float, test: float, seed: int
 
 def too_near(chunks: Sequence[Chunk], parts: Mapping[int, Part]) -> dict[str, str]:
     """Chunks of valid and test that nearly stand in train, or test's in valid: their id -> the other's."""
-    found: dict[str, str] = {}
-    held = Likeness(SHINGLE, jaccard=False)  # the smaller side alone is in memory
     order = {part: [chunk for chunk in chunks if parts[chunk.section] == part] for part in get_args(Part)}
-    test = {chunk.id for chunk in order["test"]}
-    for chunk in (*order["valid"], *order["test"]):
-        held.add(chunk.id, chunk.text)
-    for chunk in order["train"]:
-        for name, likeness in held.like(chunk.text):
-            if likeness >= NEAR:
-                found.setdefault(name, chunk.id)
-    for chunk in order["valid"]:
-        for name, likeness in held.like(chunk.text) if chunk.id not in found else ():
-            if likeness >= NEAR and name in test:
-                found.setdefault(name, chunk.id)
+    found = _copies([*order["valid"], *order["test"]], order["train"])
+    valid, test = ([chunk for chunk in order[part] if chunk.id not in found] for part in ("valid", "test"))
+    return found | _copies(test, valid)
+
+
+def _copies(held: Sequence[Chunk], others: Sequence[Chunk]) -> dict[str, str]:
+    """Held chunks whose n-grams are in the others, all of these together, or that have one of them inside.
+
+    Another edition is cut at other places: half of a chunk is then in one of the others, half in the next.
+    The id that is found is of the one that was too much.
+    """
+    sizes: list[int] = []
+    index: defaultdict[str, list[int]] = defaultdict(list)  # the held chunks alone are in memory
+    for at, chunk in enumerate(held):
+        own = shingles(chunk.text, SHINGLE)
+        sizes.append(len(own))
+        for one in own:
+            index[one].append(at)
+    copied: list[set[str]] = [set() for _ in held]
+    found: dict[str, str] = {}
+    for chunk in others:
+        theirs = shingles(chunk.text, SHINGLE)
+        shared: Counter[int] = Counter()
+        for one in theirs:
+            for at in index.get(one, ()):
+                shared[at] += 1
+                copied[at].add(one)
+        for at, count in shared.items():
+            if count >= NEAR * len(theirs) or len(copied[at]) >= NEAR * sizes[at]:
+                found.setdefault(held[at].id, chunk.id)
     return found

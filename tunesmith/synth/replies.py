@@ -80,7 +80,9 @@ def _json(text: str) -> Any:
     if fenced := _FENCE.fullmatch(inner):
         inner = fenced[1]
     try:
-        return json.loads(inner)
+        value = json.loads(inner)
+        # "\ud83d" alone is JSON, and half a letter: no file takes it.
+        return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError):
         raise Malformed("it isn't JSON" if inner else "it is empty") from None
 

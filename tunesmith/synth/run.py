@@ -13,7 +13,7 @@ from tunesmith.synth.asking import Asker, Budget, Model
 from tunesmith.synth.chunk import Count
 from tunesmith.synth.config import Price, Request
 from tunesmith.synth.ledger import Ledger, file_of
-from tunesmith.synth.make import NOT_ASKED, Made, Watch, make_rows
+from tunesmith.synth.make import FAILED, NOT_ASKED, Made, Watch, make_rows
 from tunesmith.synth.prepare import Prepared, prepare
 from tunesmith.synth.prompts import versions
 from tunesmith.words import counted
@@ -90,8 +90,10 @@ def _written(
     )
     figures = account.account(prepared, made)
     waiting = figures["waiting"] + sum(why == NOT_ASKED for _, _, why in made.without)
+    failed = sum(why == FAILED for _, _, why in made.without)
+    failed += sum(row.why == f"judge: {FAILED}" for row in made.rows)
     content = {
-        "complete": not waiting and request.pilot is None,
+        "complete": not waiting and not failed and request.pilot is None,
         "stopped": budget.stopped if waiting else "",
         "account": figures,
         "files": files,
