@@ -182,6 +182,37 @@ def test_a_mistake_in_a_step_ends_its_requests_and_not_the_server(
     assert free(api)
 
 
+def test_a_lane_that_cannot_begin_ends_its_requests_and_not_the_server(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    with serving(runs / "base") as api:
+        monkeypatch.setattr("tunesmith.serve.lanes.Decoder", broken)
+        status, reply = api.post(CHAT, model="base", messages=[{"role": "user", "content": "Hi"}])
+        assert (status, reply["error"]["code"]) == (503, "out_of_memory")
+        monkeypatch.undo()
+        assert api.server.engine.busy == 0
+        assert api.text("Hi", "base") != ""
+        assert api.ask("GET", "/health")[0] == 200
+
+
+def test_an_engine_that_breaks_lets_nobody_wait_and_says_so(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> Any:
+        raise KeyError("a mistake")
+
+    with serving(runs / "base") as api:
+        monkeypatch.setattr(api.server.engine, "_take", broken)
+        for _ in range(2):
+            status, reply = api.post(CHAT, model="base", messages=[{"role": "user", "content": "Hi"}])
+            assert (status, reply["error"]["code"]) == (503, "failed")
+        api.server.engine._thread.join(60)
+        assert api.ask("GET", "/health")[0] == 503
+
+
 def test_a_server_that_stops_says_so_in_the_stream(runs: Path) -> None:
     with serving(runs / "a") as api, Gate(api) as gate, api.streaming("Hi", **LONG) as connection:
         for _ in range(3):

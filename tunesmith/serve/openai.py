@@ -138,6 +138,8 @@ class _Handler(LoopbackHandler):
         models = self.server.models.by_name
         if path == "/health":
             engine = self.server.engine
+            if not engine.alive:
+                return self._refuse(Refused(503, "The server can't compute any more.", code="failed"))
             health = {"status": "ok", "models": list(models), "answers": engine.busy, "room": engine.room}
             return self._send_whole(health)
         if path == "/v1/models":
