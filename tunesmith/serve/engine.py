@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tunesmith.errors import TunesmithError, lacks_memory
+from tunesmith.errors import SettingsError, TunesmithError, lacks_memory
 from tunesmith.infer.live import LiveRow
 from tunesmith.records import TokenScore
 from tunesmith.serve.asking import Refused
@@ -241,6 +241,8 @@ def _refusal(error: Exception) -> Refused:
             "fewer answers at once.",
             code="out_of_memory",
         )
+    if isinstance(error, SettingsError):  # a schema that its answer led to no end
+        return Refused(400, " ".join([error.what, *error.details]), param="response_format")
     what = f"{type(error).__name__}: {error}"
     if isinstance(error, TunesmithError):
         what = f"{error.what} {error.fix}".strip()
