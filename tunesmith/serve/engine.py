@@ -114,6 +114,9 @@ class Engine:
     def submit(self, ask: Ask) -> None:
         """Take a request in. Raises Refused where there are too many, or the server stops."""
         count = len(ask.rows)
+        if count > self.room:
+            what = f"{count} answers are asked for at once, and {self.room} is this server's most."
+            raise Refused(400, what, param="n")
         with self._changed:
             if self._closing:
                 raise Refused(503, "The server is stopping.", code="server_stopping")
