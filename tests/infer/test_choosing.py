@@ -164,3 +164,9 @@ def test_log_probabilities_are_the_models_own() -> None:
 def test_scores_that_are_no_numbers_are_refused() -> None:
     with pytest.raises(GenerateError, match="aren't numbers"):
         chosen([1.0, float("nan"), 2.0], [], [])
+
+
+@pytest.mark.parametrize("more", [{}, {"top_p": 0.9}, {"top_k": 2}, {"min_p": 0.1}])
+def test_a_temperature_that_overflows_is_told(more: dict[str, Any]) -> None:
+    with pytest.raises(GenerateError, match="aren't numbers"):
+        chosen([1.0, 2.0, 3.0], [0], [], do_sample=True, temperature=1e-40, **more)

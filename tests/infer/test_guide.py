@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.infer.test_generate import PROMPTS, asked, setup
 from tests.infer.test_stream import read
 from tunesmith.errors import SettingsError
 from tunesmith.infer import generate as answers
+from tunesmith.infer import guide
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.generate import generate, stream
+from tunesmith.infer.guide import SchemaGuides, grammar
 from tunesmith.settings import build
 
 SCHEMA: dict[str, Any] = {
@@ -53,6 +56,47 @@ def test_a_stream_follows_it_too_and_the_schema_may_be_a_file(tmp_path: Path) ->
     assert build(Sampling, {"json_schema": json.dumps(SCHEMA)}).json_schema == sampling.json_schema
     pieces, _ = read(stream(model, renderer, asked()[0], sampling))
     assert set(json.loads("".join(pieces))) == {"開門", "days"}
+
+
+def test_an_answer_that_is_broken_off_is_an_error_and_no_answer() -> None:
+    _, renderer = setup("qwen2")
+    tokenizer, ends = renderer.tokenizer, sorted(renderer.stop_ids)
+    guides = SchemaGuides(tokenizer, SCHEMA, ends, len(tokenizer))
+    wrong = tokenizer.convert_tokens_to_ids("x")
+    broken = guides.new()
+    with pytest.raises(SettingsError, match="to the end of this answer"):
+        broken.accept(wrong)
+    with pytest.raises(SettingsError, match="to the end of this answer"):
+        broken.restrict(torch.zeros(len(tokenizer)))
+    whole = SchemaGuides(tokenizer, {"enum": ["八"]}, ends, len(tokenizer)).new()
+    for token in tokenizer('"八"')["input_ids"]:
+        whole.accept(token)
+    scores = torch.zeros(len(tokenizer))
+    whole.restrict(scores)
+    assert (scores == 0).nonzero().flatten().tolist() == ends
+
+
+@pytest.mark.parametrize("depth", [200, 900, 20000])
+def test_a_schema_that_is_nested_too_deeply_is_told(depth: int) -> None:
+    schema: dict[str, Any] = {"type": "object"}
+    for _ in range(depth):
+        schema = {"type": "array", "items": schema}
+    with pytest.raises(SettingsError, match="can't be followed"):
+        grammar(schema)
+
+
+def test_a_tokenizer_is_told_to_llguidance_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = setup("qwen2")[1].tokenizer
+    real, told = guide.llguidance.hf.from_tokenizer, []
+
+    def counted(given: Any, **more: Any) -> Any:
+        told.append(given)
+        return real(given, **more)
+
+    monkeypatch.setattr(guide.llguidance.hf, "from_tokenizer", counted)
+    for ends in ([1], [1], [2]):
+        SchemaGuides(tokenizer, SCHEMA, ends, len(tokenizer))
+    assert len(told) == 2
 
 
 def test_what_is_no_schema_is_told(tmp_path: Path) -> None:

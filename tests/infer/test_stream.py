@@ -12,7 +12,7 @@ import torch
 from tests.families import FAMILIES, tiny_model, tiny_tokenizer
 from tests.infer.test_generate import PROMPTS, answers, asked, setup, texts
 from tunesmith.errors import GenerateError, SettingsError
-from tunesmith.infer.answer import Growing
+from tunesmith.infer.answer import Growing, _begun
 from tunesmith.infer.config import Sampling
 from tunesmith.infer.generate import stream
 from tunesmith.records import Completion
@@ -159,3 +159,9 @@ def test_the_prompts_are_those_of_the_file() -> None:
     _, completion = streamed("qwen2", 2)
     _, renderer = setup("qwen2")
     assert completion.prompt_tokens == len(renderer.prompt_ids(asked(PROMPTS)[2]))
+
+
+def test_a_stop_text_is_never_compared_beyond_what_is_written() -> None:
+    assert _begun("ab", ["b" + "x" * 10**6]) == 1
+    assert _begun("ab", ["abc", "bcd"]) == 2
+    assert _begun("ab", ["ab"]) == 0

@@ -215,3 +215,27 @@ def test_a_schema_arrives_and_goes_with_no_stop() -> None:
     assert chat(response_format=form).sampling.json_schema == schema
     assert chat(response_format={"type": "json_object"}).sampling.json_schema == {"type": "object"}
     assert refusal(response_format=form, stop="x").param == "response_format"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("temperature", 1e-40), ("temperature", 9e-4), ("repetition_penalty", 1e-40),
+     ("repetition_penalty", 1e39), ("no_repeat_ngram_size", 65),
+     ("stop", "x" * 1001), ("stop", ["a", "x" * 1001]),
+     ("messages", HI * 4097)],
+)  # fmt: skip
+def test_values_at_which_numbers_or_memory_overflow_are_refused(field: str, value: Any) -> None:
+    assert refusal(**{field: value}).param == field
+
+
+def test_many_problems_are_told_in_a_bounded_message() -> None:
+    many = refusal(**{f"f{at}": 1 for at in range(5000)})
+    assert many.message.endswith(" And 4980 more.")
+    assert len(many.message) < 5000
+    long = refusal(**{"x" * 100_000: 1})
+    assert len(long.message) < 500
+    assert len(long.param or "") < 100
+    messages = [{"role": "user", "content": "Hi", "x" * 100_000: 1}]
+    found = refusal(messages=messages)
+    assert len(found.message) < 500
+    assert len(found.param or "") < 100

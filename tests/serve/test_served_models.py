@@ -186,3 +186,27 @@ def test_less_memory_than_the_context_is_told_and_refused_in_numbers(
         assert (
             api.chat("Hi" * 30, "base", n=3, max_tokens=400, temperature=1)["usage"]["completion_tokens"] > 0
         )
+
+
+def test_a_prompt_that_cannot_fit_is_not_cut_into_tokens(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(runs / "base") as api:
+        one = api.server.models.by_name["base"]
+
+        def never(*_: Any) -> Any:
+            raise AssertionError("it is tokenised")
+
+        monkeypatch.setattr(type(one), "_rendered", never)
+        text = "白" * (one.context * one.longest_token // 3 + 1)
+        status, reply = api.post(
+            "/v1/chat/completions", model="base", messages=[{"role": "user", "content": text}]
+        )
+        assert (status, reply["error"]["code"]) == (400, "context_length_exceeded")
+        status, reply = api.post("/v1/completions", model="base", prompt=[1] * (one.context + 1))
+        assert (status, reply["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_more_answers_than_the_server_ever_writes_at_once_are_refused_for_good(runs: Path) -> None:
+    with serving(runs / "base", batch_size=2, queue=1) as api:
+        messages = [{"role": "user", "content": "Hi"}]
+        status, reply = api.post("/v1/chat/completions", model="base", messages=messages, n=4)
+        assert (status, reply["error"]["param"]) == (400, "n")

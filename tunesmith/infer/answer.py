@@ -96,7 +96,13 @@ def _cut(text: str, stop: Sequence[str]) -> int:
 def _begun(text: str, stop: Sequence[str]) -> int:
     """Characters at the end of the text with which a stop text may have begun."""
     return max(
-        (size for mark in stop for size in range(1, len(mark)) if text.endswith(mark[:size])), default=0
+        (
+            size
+            for mark in stop
+            for size in range(1, min(len(mark), len(text) + 1))
+            if text.endswith(mark[:size])
+        ),
+        default=0,
     )
 
 

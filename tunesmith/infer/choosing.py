@@ -173,7 +173,10 @@ def draw(scores: Tensor, uniform: Tensor, ids: Tensor | None = None) -> Tensor:
     if ids is not None:
         ids, order = ids.sort(dim=-1)
         scores = scores.gather(-1, order)
-    shares = torch.exp(scores - scores.amax(dim=-1, keepdim=True))
+    best = scores.amax(dim=-1, keepdim=True)
+    if not bool(best.isfinite().all()):  # by a tiny temperature, say
+        raise no_numbers()
+    shares = torch.exp(scores - best)
     rest = -shares.shape[-1] % PART
     padded = torch.nn.functional.pad(shares, (0, rest))
     parts = padded.view(len(padded), -1, PART)  # [R, C / PART, PART]

@@ -11,13 +11,17 @@ from tunesmith.infer.config import SAMPLING_ONLY, Sampling, for_chat
 from tunesmith.records import Message
 from tunesmith.serve.fields import (
     ANSWERS,
+    BOUNDS,
     KNOWN,
     LABELS,
+    LONGEST_STOP,
     MESSAGE_NEUTRAL,
+    MESSAGES,
     PROMPTS,
     ROLES,
     SETTINGS,
     STOPS,
+    TOLD,
     TOP_LOGPROBS,
     UNSUPPORTED,
     Kind,
@@ -96,7 +100,8 @@ def read(kind: Kind, body: Mapping[str, Any], defaults: Mapping[str, Any]) -> Wa
     sampling = form.sampling(defaults, settings)
     if form.problems or sampling is None:
         param, first = form.problems[0]
-        rest = "".join(f" Also: {text}." for _, text in form.problems[1:])
+        rest = "".join(f" Also: {text}." for _, text in form.problems[1:TOLD])
+        rest += f" And {form.count - TOLD} more." if form.count > TOLD else ""
         raise Refused(400, f"{first}.{rest}", param=param)
     return Wanted(kind, model, prompts, sampling, n, stream, include_usage)
 
@@ -108,9 +113,12 @@ class _Form:
     kind: Kind
     body: Mapping[str, Any]
     problems: list[tuple[str, str]] = field(default_factory=list)
+    count: int = 0
 
     def wrong(self, param: str, text: str) -> None:
-        self.problems.append((param, text))
+        self.count += 1
+        if len(self.problems) < TOLD:
+            self.problems.append((_shown(param), text))
 
     def check_names(self) -> None:
         known, refused = KNOWN[self.kind], UNSUPPORTED[self.kind]
@@ -119,7 +127,8 @@ class _Form:
                 continue
             if name not in refused:
                 meant = {"max_new_tokens": "max_tokens", "json_schema": "response_format"}.get(name, "")
-                hint = f" (did you mean {meant!r}?)" if meant else nearest(name, known)
+                told = len(self.problems) < TOLD and len(name) <= 60
+                hint = f" (did you mean {meant!r}?)" if meant else nearest(name, known) if told else ""
                 self.wrong(name, f"{_shown(name)} isn't a field that this server knows{hint}")
             elif not _one_of(value, refused[name]):
                 self.wrong(name, f"{name} isn't supported by this server: leave it out")
@@ -138,6 +147,9 @@ class _Form:
                 "messages",
                 'messages is missing or empty: write [{"role": "user", "content": "your question"}]',
             )
+            return ()
+        if len(given) > MESSAGES:
+            self.wrong("messages", f"messages holds {len(given)} messages; {MESSAGES} is the most")
             return ()
         found = tuple(self._message(at, one) for at, one in enumerate(given))
         if not self.problems:
@@ -241,6 +253,9 @@ class _Form:
         if not good or len(texts) > STOPS:
             self.wrong("stop", f"stop must be a text, or a list of up to {STOPS}, none of them empty")
             return {}
+        if any(len(text) > LONGEST_STOP for text in texts):
+            self.wrong("stop", f"a text of stop has {LONGEST_STOP} characters at most")
+            return {}
         return {"stop": tuple(self._text("stop", text) for text in texts)}
 
     def logprobs(self) -> dict[str, Any]:
@@ -314,6 +329,13 @@ class _Form:
                 given[name] = float(given[name])
         if _whole(given.get("repetition_penalty")):
             given["repetition_penalty"] = float(given["repetition_penalty"])
+        for name, (least, most) in BOUNDS.items():
+            value = given.get(name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or value == 0:
+                continue
+            if not least <= value <= most:
+                self.wrong(name, f"{name} must be from {least:g} to {most:g}{' or 0' * (least == 1e-3)}")
+                return None
         defaults = dict(defaults)
         if any(name in given for name in SAMPLING_ONLY):
             defaults.pop("do_sample", None)

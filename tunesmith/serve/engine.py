@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from tunesmith.errors import TunesmithError, lacks_memory
+from tunesmith.errors import SettingsError, TunesmithError, lacks_memory
 from tunesmith.infer.live import LiveRow
 from tunesmith.records import TokenScore
 from tunesmith.serve.asking import Refused
@@ -94,6 +94,7 @@ class Engine:
         self._rows = 0
         self._seconds_a_row = 1.0
         self._closing = self._stopped = False
+        self._broken: Refused | None = None
         self._thread = threading.Thread(target=self._run, name="tunesmith-serve", daemon=True)
 
     def start(self) -> None:
@@ -105,12 +106,22 @@ class Engine:
         """Rows that are answered or wait."""
         return self._rows
 
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs, so that what is asked gets an answer."""
+        return self._thread.is_alive()
+
     def submit(self, ask: Ask) -> None:
         """Take a request in. Raises Refused where there are too many, or the server stops."""
         count = len(ask.rows)
+        if count > self.room:
+            what = f"{count} answers are asked for at once, and {self.room} is this server's most."
+            raise Refused(400, what, param="n")
         with self._changed:
             if self._closing:
                 raise Refused(503, "The server is stopping.", code="server_stopping")
+            if self._broken is not None:
+                raise self._broken
             if self._rows + count > self.room:
                 raise Busy(self._rows, self.room, self._seconds_a_row * (self._rows + count - self.room))
             self._rows += count
@@ -128,30 +139,46 @@ class Engine:
         self._thread.join(timeout=grace)
 
     def _run(self) -> None:
-        while True:
+        end = Refused(503, "The server has stopped before the end.", code="server_stopping")
+        try:
+            while self._turn():
+                pass
+        except Exception as error:  # a mistake of ours: nobody may wait for ever because of it
+            what = f"The server can't compute any more ({type(error).__name__}): start it again."
+            end = Refused(503, what, code="failed")
+        finally:
             with self._changed:
-                self._changed.wait_for(self._has_work)
-                if self._stopped:
-                    break
-                new, self._new = list(self._new), deque()
-            self._take(new)
-            for ask in list(self._asks):
-                if ask.cancelled or ask.gone():
-                    self._fail(ask, Refused(499, "The client has closed the connection."))
-            alone = [lane for lane in self.lanes if lane.alone]
-            for lane in alone or [lane for lane in self.lanes if lane.going]:
-                self._step(lane)
-        for ask in [*self._asks, *self._new]:
-            self._fail(ask, Refused(503, "The server has stopped before the end.", code="server_stopping"))
+                self._broken = end
+            for ask in [*self._asks, *self._new]:
+                self._fail(ask, end)
+
+    def _turn(self) -> bool:
+        """Take in what is new, and a step of every lane; whether there will be another turn."""
+        with self._changed:
+            self._changed.wait_for(self._has_work)
+            if self._stopped:
+                return False
+            new, self._new = list(self._new), deque()
+            self._asks += new
+        self._take(new)
+        for ask in list(self._asks):
+            if ask.cancelled or ask.gone():
+                self._fail(ask, Refused(499, "The client has closed the connection."))
+        alone = [lane for lane in self.lanes if lane.alone]
+        for lane in alone or [lane for lane in self.lanes if lane.going]:
+            self._step(lane)
+        return True
 
     def _has_work(self) -> bool:
         return bool(self._new or self._asks or self._stopped or any(lane.going for lane in self.lanes))
 
     def _take(self, new: Sequence[Ask]) -> None:
         for ask in new:
-            self._asks.append(ask)
             self._of |= {id(row): (ask, at) for at, row in enumerate(ask.rows)}
-            ask.lane.add(ask.prompts)
+            try:
+                ask.lane.add(ask.prompts)
+            except Exception as error:  # no memory for the lane's cache, say
+                self._fail(ask, _refusal(error))
 
     def _step(self, lane: Lane) -> None:
         began = time.perf_counter()
@@ -217,6 +244,8 @@ def _refusal(error: Exception) -> Refused:
             "fewer answers at once.",
             code="out_of_memory",
         )
+    if isinstance(error, SettingsError):  # a schema that its answer led to no end
+        return Refused(400, " ".join([error.what, *error.details]), param="response_format")
     what = f"{type(error).__name__}: {error}"
     if isinstance(error, TunesmithError):
         what = f"{error.what} {error.fix}".strip()

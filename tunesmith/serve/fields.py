@@ -15,6 +15,13 @@ from tunesmith.records import Role
 Kind = Literal["chat", "text"]
 
 STOPS, TOP_LOGPROBS, ANSWERS, PROMPTS = 4, 20, 16, 16
+LONGEST_STOP, MESSAGES, TOLD = 1000, 4096, 20  # characters; messages; problems told in one refusal
+# Beyond these numbers overflow, or an answer's memory grows with the square of its length.
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "temperature": (1e-3, 100.0),
+    "repetition_penalty": (0.01, 100.0),
+    "no_repeat_ngram_size": (0, 64),
+}
 # Request field -> setting of tunesmith's, for those that are the same thing.
 SETTINGS = {
     "temperature": "temperature",

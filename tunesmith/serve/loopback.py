@@ -13,12 +13,16 @@ bodies    JSON alone, of a bounded length
 from __future__ import annotations
 
 import hmac
+import io
 import ipaddress
 import json
+import math
 import secrets
 import socket
 import socketserver
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,7 +31,32 @@ from urllib.parse import parse_qs, urlsplit
 
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
 LONGEST_BODY = 64 * 1024
-SECONDS = 30  # for a request to arrive, and for a client to take a part of an answer
+SECONDS = 30  # for a client to take a part of an answer
+HEAD, BODY = 10, 60  # seconds for all of a request's head to arrive, and for its body
+DRAIN, DRAINED = 2, 16 * 2**20  # seconds and bytes for which the rest of a refused request is read
+
+
+class Arriving(io.RawIOBase):
+    """What a connection sends, until a moment: bytes that trickle in don't put it off."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection, self.until = connection, math.inf
+
+    def readable(self) -> bool:
+        """As a stream to read from says."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Raises TimeoutError when the time is over."""
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        before = self.connection.gettimeout()
+        self.connection.settimeout(left if before is None else min(left, before))
+        try:
+            return self.connection.recv_into(buffer)
+        finally:
+            self.connection.settimeout(before)
 
 
 class LoopbackServer(ThreadingHTTPServer):
@@ -113,12 +142,48 @@ class LoopbackHandler(BaseHTTPRequestHandler):
         """Answer POST of a JSON object."""
         raise NotImplementedError
 
+    def setup(self) -> None:
+        """As the library, but what arrives has a time by which it must be there."""
+        super().setup()
+        self.rfile.close()
+        self.arriving = Arriving(self.connection)
+        self.rfile = io.BufferedReader(self.arriving)
+        self.unread = False  # whether something of a request is left that nobody will read
+
+    def handle_one_request(self) -> None:
+        """A request, whose head must be there in time."""
+        self.arriving.until = time.monotonic() + HEAD
+        super().handle_one_request()
+
+    def finish(self) -> None:
+        """Let a client whose request is refused take the answer: it may still be sending, and an end with
+        bytes unread would throw the answer away."""
+        with suppress(OSError):
+            self.wfile.flush()
+            if self.unread:
+                self.connection.shutdown(socket.SHUT_WR)
+                self.arriving.until = time.monotonic() + DRAIN
+                left = DRAINED
+                while left > 0 and (part := self.rfile.read1(2**16)):
+                    left -= len(part)
+        super().finish()
+
     def parse_request(self) -> bool:
         """Whether the request may go on; where it may not, the answer has been sent."""
         # Here, and not in the methods: an unknown method is stopped by the same guard.
-        return super().parse_request() and self._let_through()
+        if not super().parse_request():
+            return False
+        try:
+            urlsplit(self.path)
+        except ValueError:
+            self.path = "/"
+            self.refuse(HTTPStatus.BAD_REQUEST, "the address can't be read")
+            return False
+        return self._let_through()
 
     def do_GET(self) -> None:
+        if self.headers.get("Content-Length", "0") != "0" or "Transfer-Encoding" in self.headers:
+            self.close_connection = self.unread = True  # its body would be taken for the next request
         self.answer_get(urlsplit(self.path).path)
 
     def do_POST(self) -> None:
@@ -133,6 +198,7 @@ class LoopbackHandler(BaseHTTPRequestHandler):
                 f"the body is too long: {self.longest_body // 1024} KiB is the most",
             )
         try:
+            self.arriving.until = time.monotonic() + BODY
             body = json.loads(self.rfile.read(int(length)))
         except (ValueError, RecursionError):
             body = None
@@ -170,7 +236,7 @@ class LoopbackHandler(BaseHTTPRequestHandler):
 
     def refuse(self, status: int, why: str) -> None:
         """Send an error, and end the connection: what is left of its request isn't read."""
-        self.close_connection = True
+        self.close_connection = self.unread = True
         self.send(status, f"{why}\n".encode(), "text/plain")
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class Served:
     def ids(self, prompt: Sequence[Message] | str | Sequence[int], param: str) -> list[int]:
         """A prompt in tokens. Raises Refused where it can't be asked."""
         tokenizer = self.renderer.tokenizer
+        self._check_size(prompt, param)
         with self._tokenizing:
             if isinstance(prompt, str):
                 found: list[int] = tokenizer(prompt, verbose=False)["input_ids"]
@@ -84,6 +85,29 @@ class Served:
                 code="context_length_exceeded",
             )
         return found
+
+    def _check_size(self, prompt: Sequence[Message] | str | Sequence[int], param: str) -> None:
+        """Refuse what can't fit however it's cut into tokens, before the work of cutting it."""
+        if isinstance(prompt, str):
+            size = len(prompt.encode())
+        else:
+            size = sum(len(one.content.encode()) if isinstance(one, Message) else 1 for one in prompt)
+        texts = isinstance(prompt, str) or isinstance(prompt[0], Message)
+        most = self.context * (self.longest_token if texts else 1)
+        if size > most:
+            raise Refused(
+                400,
+                f"The prompt has {size} {'bytes' if texts else 'tokens'}, and {self.name} reads "
+                f"{self.context} tokens here, which are {most} at most. Shorten it.",
+                param=param,
+                code="context_length_exceeded",
+            )
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Bytes of text that one token stands for at most."""
+        # A token's name has at least as many bytes as its text: byte-level alphabets and ▁ only add some.
+        return max(len(name.encode()) for name in self.renderer.tokenizer.get_vocab())
 
     @property
     def vocabulary(self) -> int:

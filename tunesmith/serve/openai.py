@@ -87,7 +87,11 @@ class ApiServer(LoopbackServer):
                 )
             self.shutdown_request(request)
             return
-        super().process_request(request, client_address)
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread could be started
+            self._free.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve a connection to its end."""
@@ -130,7 +134,7 @@ class _Handler(LoopbackHandler):
             what += "this is a mistake in tunesmith, not yours."
             begun, self.close_connection = self.status, True
             if begun:
-                self.server.log(Seen(self.command, urlsplit(self.path).path[:100], 500, 0.0, why=what))
+                self.server.log(Seen(self.command, _line(urlsplit(self.path).path), 500, 0.0, why=what))
             else:
                 self._refuse(Refused(500, what, code="internal_error"))
 
@@ -138,6 +142,8 @@ class _Handler(LoopbackHandler):
         models = self.server.models.by_name
         if path == "/health":
             engine = self.server.engine
+            if not engine.alive:
+                return self._refuse(Refused(503, "The server can't compute any more.", code="failed"))
             health = {"status": "ok", "models": list(models), "answers": engine.busy, "room": engine.room}
             return self._send_whole(health)
         if path == "/v1/models":
@@ -181,6 +187,7 @@ class _Handler(LoopbackHandler):
     def refuse(self, status: int, why: str) -> None:
         """Errors of the guard in OpenAI's shape too."""
         code = {401: "invalid_api_key", 404: "not_found", 429: "rate_limit_exceeded"}.get(int(status))
+        self.unread = True
         self._refuse(Refused(int(status), f"{why[:1].upper()}{why[1:]}.", code=code), close=True)
 
     def _whole(self, exchange: Exchange) -> None:
@@ -275,12 +282,16 @@ class _Handler(LoopbackHandler):
     def _log(self, exchange: Exchange | None, why: str) -> None:
         parts = urlsplit(getattr(self, "path", ""))
         seen = Seen(
-            self.command or "", parts.path[:100], self.status, time.perf_counter() - self.began, why=why
+            _line(self.command or ""),
+            _line(parts.path),
+            self.status,
+            time.perf_counter() - self.began,
+            why=_line(why, 500),
         )
         if exchange is not None:
             seen = Seen(
                 seen.method, seen.path, seen.status, seen.seconds, exchange.served.name,
-                exchange.reply.prompt_tokens, exchange.told, why or exchange.why,
+                exchange.reply.prompt_tokens, exchange.told, seen.why or _line(exchange.why, 500),
             )  # fmt: skip
         self.server.log(seen)
 
@@ -369,6 +380,11 @@ class Exchange:
 
     def _ends(self) -> list[Any]:
         return [one.end for one in self.written]
+
+
+def _line(text: str, longest: int = 100) -> str:
+    """What a client wrote, for a line of the log: it can neither end the line nor paint the screen."""
+    return "".join(one if one.isprintable() else "\ufffd" for one in text[:longest])
 
 
 def _json(value: Any) -> str:
