@@ -20,7 +20,7 @@ LAYERS = [
     ("data", "model"),
     ("settings", "rundir", "journal", "worklog", "device", "redact"),
     ("disk",),
-    ("errors", "records", "words", "locks", "failpoints", "places"),
+    ("errors", "records", "words", "locks", "failpoints", "places", "children"),
 ]
 LEVEL = {stage: len(LAYERS) - 1 - row for row, stages in enumerate(LAYERS) for stage in stages}
 LINES = 400

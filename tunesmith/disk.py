@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,14 @@ def write_json(file: Path, content: Any) -> None:
 
 
 @contextmanager
-def new_folder(target: Path, points: str = "folder", *, replace: bool = False) -> Iterator[Path]:
+def new_folder(
+    target: Path, points: str = "folder", *, replace: Callable[[Path], None] | None = None
+) -> Iterator[Path]:
     """A temporary folder that is renamed to `target` when the block ends well, and vanishes otherwise.
 
-    Its files are on the disk before it has its name. `points` names the fail points on the way. `replace`:
-    what is at `target` stays until then, and is removed.
+    Its files are on the disk before it has its name. `points` names the fail points on the way. Only an
+    empty folder may be at `target`; with `replace`, any that it doesn't raise for: that one stays until then,
+    and is removed.
     """
     with disk_errors(target):
         make_folder(target.parent)
@@ -67,10 +70,10 @@ def new_folder(target: Path, points: str = "folder", *, replace: bool = False) -
                     sync_folder(file)
             reach(f"{points}.fsync-folder")
             sync_folder(temporary)
-            if target.exists() and not replace:
+            if replace is None and (target.is_symlink() or target.exists()) and not _is_empty(target):
                 raise RunError(f"{target} is there already.", fix="Move it away, or give another folder.")
             reach(f"{points}.rename")
-            _put_in_place(temporary, target)
+            _put_in_place(temporary, target, replace)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -78,19 +81,25 @@ def new_folder(target: Path, points: str = "folder", *, replace: bool = False) -
         sync_folder(target.parent)
 
 
-def _put_in_place(temporary: Path, target: Path) -> None:
+def _put_in_place(temporary: Path, target: Path, replace: Callable[[Path], None] | None) -> None:
     """Give a folder its name; one that has it loses it first, and gets it back if that fails."""
-    if not target.exists():
-        temporary.rename(target)
+    if replace is None or not target.exists():
+        temporary.rename(target)  # the system refuses it where files have appeared
         return
+    replace(target)
     aside = name_beside(target)
     target.rename(aside)
     try:
+        replace(aside)  # nothing can come into it any more
         temporary.rename(target)
     except BaseException:
         aside.rename(target)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _is_empty(target: Path) -> bool:
+    return target.is_dir() and not target.is_symlink() and not any(target.iterdir())
 
 
 def make_folder(folder: Path) -> None:
@@ -169,6 +178,7 @@ _WRITE_ERRORS = {
     errno.EPERM: ("there is no permission to write", _OWN_FOLDER),
     errno.EROFS: ("the file system is read-only", "Give a folder on another disk."),
     errno.ENOTDIR: ("a part of the path is a file", "Give another path."),
+    errno.ENOTEMPTY: ("files have appeared there", "Give another path."),
     errno.EEXIST: ("a file of this name is there", "Give another path."),
 }
 

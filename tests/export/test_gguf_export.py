@@ -15,7 +15,7 @@ import tunesmith as ts
 from tests.export.gguf_models import save_gguf_tiny
 from tests.infer.made_run import made_run
 from tunesmith.errors import ExportError, MissingExtraError, ModelError, SettingsError, TemplateError
-from tunesmith.export import gguf_families, gguf_pre, gguf_tokens, llamacpp, wanted
+from tunesmith.export import gguf_families, gguf_pre, gguf_tokens, wanted
 from tunesmith.export.llamacpp import LlamaCpp
 from tunesmith.model.source import resolve
 from tunesmith.rundir import RunDir
@@ -181,7 +181,7 @@ def test_llamacpp_that_breaks_off_is_told(tmp_path: Path, monkeypatch: pytest.Mo
         f"#!/bin/sh\nread line\necho assertion failed >&2\nexec {sys.executable} -c 'import os; os.abort()'\n"
     )
     script.chmod(0o755)
-    monkeypatch.setattr(llamacpp.sys, "executable", str(script))
+    monkeypatch.setattr(sys, "executable", str(script))
     with pytest.raises(ModelError, match=r"broke off while it worked on a\.gguf \(exit code -6\)") as refused:
         LlamaCpp(tmp_path / "a.gguf")
     assert refused.value.details == ("assertion failed",)

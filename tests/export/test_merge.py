@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import tunesmith as ts
 from tests.families import save_tiny
+from tests.infer.made_run import made_run
 from tests.model.tuning import BF16, FP32, logits, prepare, save, trained
 from tunesmith.errors import ModelError
 from tunesmith.export.merge import UNTIED, merge
@@ -122,6 +125,27 @@ def test_an_adapter_that_is_no_number_is_refused(tmp_path: Path) -> None:
     folder = save(tuned, tmp_path / "adapter")
     with pytest.raises(ModelError, match="aren't finite"):
         merge(adapters.attach(_base(base), folder))
+
+
+@pytest.mark.parametrize("adapter", [{}, {"type": "full"}], ids=["lora", "full"])
+def test_a_weight_that_a_number_format_can_t_hold_is_named(tmp_path: Path, adapter: dict[str, Any]) -> None:
+    """1e6 is infinite in f16; it is in a norm, which LoRA leaves alone."""
+    base = save_tiny("llama", tmp_path / "base")
+    if not adapter:
+        _overflow(base / "model.safetensors")
+    run = made_run(tmp_path / "run", base, adapter=adapter)
+    if adapter:
+        _overflow(run.model / "model.safetensors")
+    with pytest.raises(ModelError, match=r"don't fit into float16.*: model\.norm\.weight\.") as refused:
+        ts.export(run, "merged", dtype="f16")
+    assert "bf16" in refused.value.fix
+    assert not list(run.export.iterdir())
+
+
+def _overflow(file: Path) -> None:
+    tensors = load_file(file)
+    tensors["model.norm.weight"][0] = 1e6
+    save_file(tensors, file, {"format": "pt"})
 
 
 def _adapter_of_peft(base: Path, folder: Path, options: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import tunesmith as ts
 from tests.families import save_tiny
 from tests.infer.made_run import made_run
 from tests.train.test_run import make_job
-from tunesmith.errors import ExportError, ModelError, RunError, UsageError
+from tunesmith.errors import ExportError, ModelError, RunError, TemplateError, UsageError
 from tunesmith.export import config, merged, run, targets
 from tunesmith.export.gate import DRIFT, FINE_TUNE, METADATA, TEMPLATE, TOKENS
 from tunesmith.export.work import Target, Work, Written
@@ -29,24 +29,6 @@ Tamper = Callable[[Path], None]
 @pytest.fixture
 def tuned(tmp_path: Path) -> RunDir:
     return made_run(tmp_path / "run", adapter={"type": "dora"})
-
-
-def test_an_export_that_is_there_stays_unless_it_is_to_be_replaced(tuned: RunDir) -> None:
-    first = ts.export(tuned, "adapter")
-    (first.path / "mine.txt").write_text("x")
-    with pytest.raises(RunError, match="is there already") as refused:
-        ts.export(tuned, "adapter")
-    assert "--force" in refused.value.fix
-    assert (first.path / "mine.txt").exists()
-    again = ts.export(tuned, "adapter", force=True)
-    assert not (again.path / "mine.txt").exists()
-    assert _names(again.path.parent) == {"adapter"}
-
-
-def test_what_isn_t_an_export_is_never_replaced(tuned: RunDir, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="isn't an export"):
-        ts.export(tuned, "adapter", output=tmp_path, force=True)
-    assert (tuned.path / "job.yaml").exists()
 
 
 def test_a_new_export_that_fails_leaves_the_old_one(tuned: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +96,21 @@ def test_a_run_that_isn_t_finished_says_what_can_be_exported(tmp_path: Path) -> 
     shutil.rmtree(finished.checkpoints)
     with pytest.raises(RunError, match="nothing to export yet"):
         ts.export(finished, "merged", checkpoint="last")
+
+
+def test_a_checkpoint_wants_the_base_and_the_template_that_were_trained_with(tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text("{% for m in messages %}{{ m.content }}|{% endfor %}", "utf-8")
+    job = make_job(tmp_path, train={"max_steps": 2, "save_every": 2})
+    data = job.data.model_copy(update={"template": str(tmp_path / "own.jinja")})
+    done = train(job.model_copy(update={"data": data}), tmp_path / "run")
+    (tmp_path / "own.jinja").write_text("{% for m in messages %}{{ m.content }}!{% endfor %}", "utf-8")
+    with pytest.raises(TemplateError, match=r"own\.jinja isn't the one that was trained with"):
+        ts.export(done, "adapter", checkpoint=2)
+    file = tmp_path / "model" / "model.safetensors"
+    save_file({key: tensor + 1 for key, tensor in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(ModelError, match="isn't the base that was trained on"):
+        ts.export(done, "adapter", checkpoint=2)
+    assert not list(done.path.glob(".tunesmith-*"))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Any
 
 from tunesmith.data.template import Renderer
 from tunesmith.device import DTYPES, pick
-from tunesmith.errors import RunError
+from tunesmith.errors import ModelError, RunError, TemplateError
 from tunesmith.export.config import BEST, LAST
 from tunesmith.export.loaded import local_source
 from tunesmith.export.subject import Subject
@@ -72,12 +72,11 @@ def restore(run: RunDir, folder: Path, into: Path) -> Subject:
     names = {str(value).removeprefix("torch."): name for name, value in DTYPES.items()}
     device = pick(names.get(str(record.get("dtype")), job.train.dtype))
     base = _base(record)
+    mark = _checked_base(base, record)
+    renderer = _renderer(record, job.data.template, base)
     model: Any = load_model(base, device, quantization=job.quantization)
-    mark = fingerprint(base)
     model = adapters.prepare(model, job.adapter, seed=job.train.seed, base_fingerprint=mark)
     checkpoint.put_weights(model, contents.tensors[WEIGHTS], str(folder))
-    thinking = bool((record.get("template") or {}).get("thinking"))
-    renderer = Renderer(load_tokenizer(base), job.data.template, end_ids=end_ids(base), thinking=thinking)
     into.mkdir()
     adapters.save(model, renderer.save, into, meta=result_meta(record, contents.step))
     meta = saved.read_meta(into)
@@ -90,6 +89,35 @@ def restore(run: RunDir, folder: Path, into: Path) -> Subject:
             str(run.path), own, replace(device, dtype=stored_dtype(own) or device.dtype), into, own, meta, run
         )
     return Subject(found, record, contents.step, of_checkpoint=True)
+
+
+def _checked_base(base: source.Source, record: Mapping[str, Any]) -> str:
+    """The base's fingerprint, which must be that of the base that was trained on."""
+    found, wanted = fingerprint(base), record["base"].get("fingerprint")
+    if wanted and found != wanted:
+        raise ModelError(
+            f"{base.name} isn't the base that was trained on: its fingerprint begins with {found[:12]}, that "
+            f"one's with {wanted[:12]}.",
+            fix="Put the model that was trained on back into its place.",
+        )
+    return found
+
+
+def _renderer(record: Mapping[str, Any], template: str | None, base: source.Source) -> Renderer:
+    """The template that was trained with: a file may say something else by now."""
+    if template and template.endswith(".jinja"):
+        template = str(Path(str(record.get("folder") or "")) / Path(template).expanduser())
+    trained = record.get("template") or {}
+    thinking = bool(trained.get("thinking"))
+    renderer = Renderer(load_tokenizer(base), template, end_ids=end_ids(base), thinking=thinking)
+    wanted = trained.get("sha256")
+    if wanted and renderer.sha256 != wanted:
+        raise TemplateError(
+            f"The chat template in {template or base.name} isn't the one that was trained with: its SHA-256 "
+            f"begins with {renderer.sha256[:12]}, that one's with {wanted[:12]}.",
+            fix="Put the template back as it was when the training began.",
+        )
+    return renderer
 
 
 def _best_step(steps: Mapping[int, Path]) -> int | None:

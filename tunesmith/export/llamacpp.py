@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
+from tunesmith.children import python_child
 from tunesmith.errors import MissingExtraError, ModelError
 from tunesmith.export import llamacpp_child
 
@@ -37,7 +37,7 @@ class LlamaCpp:
         self.file = file
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
         self._child = subprocess.Popen(
-            [sys.executable, "-m", llamacpp_child.__name__],
+            python_child(llamacpp_child.__name__),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -39,6 +39,7 @@ def merge(tuned: PeftModel, note: Callable[[str], None] = lambda _: None) -> Pre
             parameter.requires_grad_(False)
             if parameter.is_floating_point():  # copies of whole layers that were trained are fp32
                 parameter.data = parameter.data.to(kept.get(parameter_name, model.dtype))
+        check_finite(model)
         if _untie(model):
             note(UNTIED)
     return model
@@ -62,9 +63,19 @@ def _merge_layer(name: str, layer: Any) -> None:
     base.weight = nn.Parameter(base.weight.data.to(own.dtype), requires_grad=False)
     if bias is not None:
         base.bias = nn.Parameter(base.bias.data.to(bias.dtype), requires_grad=False)
-    if not torch.isfinite(base.weight).all():
+
+
+def check_finite(model: PreTrainedModel) -> None:
+    """Raise ModelError that names the weights that hold what is no finite number."""
+    broken = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.is_floating_point() and not torch.isfinite(parameter).all()
+    ]
+    if broken:
         raise ModelError(
-            f"The merged weights of {name} don't fit into {str(own.dtype).removeprefix('torch.')}.",
+            f"Weights don't fit into {str(model.dtype).removeprefix('torch.')}, or are broken: "
+            f"{', '.join(broken[:5])}" + (f" and {len(broken) - 5} more." if len(broken) > 5 else "."),
             fix="Use --dtype bf16 or f32.",
         )
 

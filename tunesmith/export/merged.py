@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from tunesmith.export.loaded import TransformersModel, of_model, open_folder
-from tunesmith.export.merge import merge
+from tunesmith.export.merge import check_finite, merge
 from tunesmith.export.work import Work, Written
 from tunesmith.model import adapters, saved, weights
 from tunesmith.model.load import load_model, local_folder
@@ -132,5 +132,6 @@ def _in_one_format(model: Any, dtype: torch.dtype) -> PreTrainedModel:
             parameter.requires_grad_(False)
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
+        check_finite(model)
     model.config.dtype = dtype
     return model

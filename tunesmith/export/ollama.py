@@ -8,6 +8,7 @@ Format: https://github.com/ollama/ollama/blob/main/docs/modelfile.md.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -86,7 +87,10 @@ def modelfile(
     greedy = sampling.get("do_sample") is False
     for name, parameter in _SAMPLING.items():
         if not greedy and (value := sampling.get(name)) is not None:
-            lines.append(f"PARAMETER {parameter} {value}")
+            if _is_number(value):
+                lines.append(f"PARAMETER {parameter} {value}")
+            else:
+                notes.append(f"{name} of generation_config.json is no number, and isn't in the Modelfile.")
     if greedy:
         lines.append("PARAMETER temperature 0")
     if license:
@@ -162,6 +166,10 @@ def _first(row: object) -> str | None:
     if not isinstance(row, Conversation) or not row.messages or row.messages[0].role != "system":
         return None
     return row.messages[0].content
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _quoted(text: str) -> str:

@@ -26,9 +26,10 @@ from tunesmith.export import checkpoints, reference
 from tunesmith.export.card import card
 from tunesmith.export.config import DTYPES, IN_LLAMACPP, Request
 from tunesmith.export.gate import DRIFT, Verification, check
+from tunesmith.export.place import CARD, KIND, VERIFICATION, check_apart, check_replaceable, files_of
 from tunesmith.export.subject import Subject, check_fits, find_subject, public_base, sixteen_bit
 from tunesmith.export.targets import TARGETS
-from tunesmith.export.wanted import CARD, VERIFICATION, check_asked
+from tunesmith.export.wanted import check_asked
 from tunesmith.export.work import Target, Work
 from tunesmith.infer.found import Found
 from tunesmith.model.load import end_ids, first_use, load_tokenizer
@@ -68,15 +69,17 @@ def export(
     Raises UsageError and SettingsError for what was asked, RunError for an unfinished run, an output that is
     there, or a disk that is too small, ModelError; ExportError where the gate refuses.
     """
-    output, target = check_asked(request), TARGETS[request.to]
+    place, target = check_asked(request), TARGETS[request.to]
+    output = place.path
     with _subject(request, output) as subject:
         check_fits(subject, request.to, needs_adapter=target.needs_adapter, needs_tuning=target.needs_tuning)
+        check_apart(output, _made_of(subject))
         if waiting := first_use(subject.found.base):
             note(waiting)
         work = replace(_work(request, subject, note), watch=watch)
         _check_disk(output, target.needs(work))
-        # What appears there meanwhile is another export, and stays.
-        with new_folder(output, "export", replace=output.exists()) as folder:
+        # What appears there meanwhile isn't this person's to lose, and stays.
+        with new_folder(output, "export", replace=check_replaceable if place.replace else None) as folder:
             verification = _make(work, target, folder, watch, found)
             _judge(verification, request, output)
             _share(folder)
@@ -101,8 +104,8 @@ def _make(
     finally:
         exported.close()
     found(verification)
-    write_json(folder / VERIFICATION, _record(work, verification))
     write_atomic(folder / CARD, card(work, written, verification))
+    write_json(folder / VERIFICATION, _record(work, verification, files_of(folder)))
     return verification
 
 
@@ -114,14 +117,22 @@ def _share(folder: Path) -> None:
             file.chmod(0o666 & ~mask)
 
 
-def _record(work: Work, verification: Verification) -> dict[str, Any]:
+def _made_of(subject: Subject) -> list[Path]:
+    """The files and folders that an export is made of."""
+    found, base = subject.found, subject.trained_base
+    sources = [found.base, found.tokenizer, *([base] if base else [])]
+    return [found.folder, *([found.adapter] if found.adapter else []), *(source.path for source in sources)]
+
+
+def _record(work: Work, verification: Verification, files: list[str]) -> dict[str, Any]:
     return {
-        "kind": "tunesmith export verification",
+        "kind": KIND,
         "format": 1,
         "to": work.request.to,
         "step": work.subject.step,
         "base_fingerprint": work.base.fingerprint,
         "drift_allowed": bool(verification.failed),
+        "files": files,
         **verification.to_json(),
     }
 
@@ -166,7 +177,7 @@ def _subject(request: Request, output: Path) -> Iterator[Subject]:
     if folder is None:
         yield find_subject(request.model)
         return
-    there = next(p for p in (output.absolute(), *output.absolute().parents) if p.is_dir())
+    there = next(p for p in output.absolute().parents if p.is_dir())
     _check_disk(output, sum(f.stat().st_size for f in folder.iterdir()))
     with tempfile.TemporaryDirectory(dir=there, prefix=".tunesmith-") as place:
         yield checkpoints.restore(run, folder, Path(place) / "result")

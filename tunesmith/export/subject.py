@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,5 +147,7 @@ def _licence(folder: Path) -> str | None:
             break
         key, colon, value = line.partition(":")
         if key == "license" and colon and value.strip():
-            return value.strip().strip("'\"")
+            # It is written into cards and Modelfiles: nothing but a licence's id gets there.
+            name = value.strip().strip("'\"")
+            return name if re.fullmatch(r"[\w.+\- ]+", name) else None
     return None

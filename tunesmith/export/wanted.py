@@ -14,12 +14,11 @@ from tunesmith.export.config import (
     check_target,
     check_type,
 )
+from tunesmith.export.place import Place, checked_place
 from tunesmith.rundir import RunDir, is_run, open_run
 
-VERIFICATION, CARD = "verification.json", "README.md"
 
-
-def check_asked(request: Request) -> Path:
+def check_asked(request: Request) -> Place:
     """Where the export goes, after everything that can be wrong without reading a model was looked at.
 
     Raises UsageError or SettingsError for options, RunError for an unfinished run or an output that's there.
@@ -39,7 +38,7 @@ def check_asked(request: Request) -> Path:
         run = open_run(folder)
         if run.weights is None and (request.checkpoint is None or not run.saved_steps()):
             raise unfinished(run, request.to)
-    return _output(request, folder)
+    return checked_place(_output(request, folder), force=request.force)
 
 
 def unfinished(run: RunDir, to: str) -> RunError:
@@ -65,24 +64,12 @@ def unfinished(run: RunDir, to: str) -> RunError:
 
 def _output(request: Request, folder: Path) -> Path:
     if request.output is not None:
-        output = request.output.expanduser()
-    elif is_run(folder):
-        output = folder / "export" / request.to
-    else:
-        if not folder.exists() and len(folder.parts) > 1:
-            open_run(folder)  # says which runs there are
-        raise UsageError(
-            f"{request.model} isn't a run: it isn't known where the export should go.",
-            fix="Give --output FOLDER.",
-        )
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return output
-    if not (output.is_dir() and (output / VERIFICATION).is_file()):
-        raise RunError(
-            f"{output} is there already, and isn't an export.", fix="Give another folder with --output."
-        )
-    if not request.force:
-        raise RunError(
-            f"{output} is there already.", fix="--force replaces it; --output takes another folder."
-        )
-    return output
+        return request.output.expanduser()
+    if is_run(folder):
+        return folder / "export" / request.to
+    if not folder.exists() and len(folder.parts) > 1:
+        open_run(folder)  # says which runs there are
+    raise UsageError(
+        f"{request.model} isn't a run: it isn't known where the export should go.",
+        fix="Give --output FOLDER.",
+    )

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tunesmith.children import python_child
 from tunesmith.errors import PlanError, TrainError, TunesmithError
 from tunesmith.rundir import RunDir
 from tunesmith.train import checkpoint
@@ -113,7 +114,7 @@ def _timeless(line: dict[str, Any]) -> dict[str, Any]:
 
 def _child(job: Job, run: RunDir, until: int, how: str = "SIGTERM") -> int:
     """Train in a process of its own; returns the last step that was taken."""
-    command = [sys.executable, "-m", "tunesmith.train.resume_check"]
+    command = python_child("tunesmith.train.resume_check")
     asked = {"job": job.model_dump(mode="json"), "run": str(run.path), "until": until, "how": how}
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,

@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 
+from tunesmith.children import python_child
 from tunesmith.data.batch import collate
 from tunesmith.data.pack import Step
 from tunesmith.device import peak_memory
@@ -53,7 +54,7 @@ class Probe:
 
 def measure(job: Job, note: Callable[[str], None]) -> Probe:
     """Run a probe; `note` is told of each step. Raises the TunesmithError of the training, or TrainError."""
-    command = [sys.executable, "-m", "tunesmith.train.trial"]
+    command = python_child("tunesmith.train.trial")
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log,
         subprocess.Popen(
