@@ -148,7 +148,19 @@ def test_what_is_wrong_is_rejected_by_its_own_reason_and_stays_readable(tmp_path
     # A malformed reply is mended with what was wrong.
     mended = next(call for call in server.calls if mending(call))
     assert [message["role"] for message in mended.body["messages"]] == ["user", "assistant", "user"]
-    assert "it isn't JSON" in mended.body["messages"][2]["content"]
+    assert "无法读取：不是 JSON。" in mended.body["messages"][2]["content"]
+    unread = next(one for one in rejected if one["reason"] == "judge: the reply was malformed twice")
+    assert unread["about"] == "it isn't JSON: 五分"
+
+
+def test_a_reply_that_was_cut_off_is_not_asked_for_again_with_the_same_limit(tmp_path: Path) -> None:
+    write_handbook(tmp_path, 3)
+    odd = Odd(text='{"rows": [{"question": "办理', finish="length")
+    with served(lambda call: odd if "请假" in call.asked else by_rule(call)) as server:
+        result = make(tmp_path, server, tokens=200)
+    why = "qa: cut off at 200 tokens: --tokens allows more"
+    assert result.content["account"]["without_rows"] == {why: 2}
+    assert not any(mending(call) for call in server.calls)
 
 
 def test_rows_to_see_what_was_learnt_are_labelled_and_not_trained_on(tmp_path: Path) -> None:

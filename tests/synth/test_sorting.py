@@ -142,12 +142,14 @@ def test_replies_of_the_maker_are_read_or_malformed() -> None:
         f"```json\n{rows}\n```",
         f"<think>想 {{}}</think>\n{rows}",
         '[{"question": "问？", "answer": "答。"}]',
+        f"好的，以下是结果：{rows}希望对你有帮助！",
+        f"见[1]：\n```json\n{rows}\n```\n以上。",
     ):
         assert read_rows(text) == [("问？", "答。")]
     assert read_rows('{"rows": []}') == []
     for text in (
         "",
-        "好的：" + rows,
+        f"{rows} or {rows}",
         '{"rows": [{"question": "问"}]}',
         '{"rows": [{"question": 1, "answer": "2"}]}',
         "[" * 9999,
@@ -159,10 +161,11 @@ def test_replies_of_the_maker_are_read_or_malformed() -> None:
 def test_replies_of_the_judge_are_read_or_malformed() -> None:
     good = {"reason": "好", "quote": "三天", "grounded": 5, "complete": 4, "clear": 1}
     assert read_verdict(json.dumps(good)) == good
+    assert read_verdict(json.dumps(good | {"grounded": "5", "clear": " 1 "})) == good
     for change in (
         {"clear": 0},
         {"clear": 6},
-        {"clear": "5"},
+        {"clear": "4.5"},
         {"clear": True},
         {"clear": 4.5},
         {"quote": None},

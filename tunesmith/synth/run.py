@@ -89,7 +89,7 @@ def _written(
         request.output, prepared, made, ledger, model.name if model else "", judging.name if judging else ""
     )
     figures = account.account(prepared, made)
-    waiting = figures["waiting"] + sum(why == NOT_ASKED for _, _, why in made.without)
+    waiting = figures["waiting"] + sum(why == NOT_ASKED for _, _, why, _ in made.without)
     content = {
         "complete": not waiting and request.pilot is None,
         "stopped": budget.stopped if waiting else "",
