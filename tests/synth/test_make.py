@@ -137,7 +137,15 @@ def test_what_is_wrong_is_rejected_by_its_own_reason_and_stays_readable(tmp_path
         "number not in the passage": 1, "points at a text that nobody sees": 1,
     }  # fmt: skip
     rejected = rows(tmp_path / "rows.rejected.jsonl")
-    assert Counter(one["reason"] for one in rejected) == Counter(account["rejected"] | account["empty"])
+    of_rows = Counter(one["reason"] for one in rejected if one["of"] == "row")
+    assert of_rows == Counter(account["rejected"] | account["empty"])
+    of_chunks = [one for one in rejected if one["of"] == "chunk"]
+    assert Counter(f"{one['kind']}: {one['reason']}" for one in of_chunks) == account["without_rows"]
+    text = handbook()
+    assert all(text[one["start"] : one["end"]] == one["passage"] for one in of_chunks)
+    malformed = next(one for one in of_chunks if one["reason"] == "the reply was malformed twice")
+    assert malformed["about"] == "it isn't JSON: 好的，我来写问题。"
+    assert (malformed["file"], malformed["headings"]) == ("手册.txt", ["第1章 请假"])
     low = next(one for one in rejected if one["reason"] == "judge: grounded too low")
     assert low["about"] == "grounded 2 of 4"
     assert low["verdict"]["grounded"] == 2
@@ -240,6 +248,10 @@ def test_a_novel_needs_no_model(tmp_path: Path) -> None:
         assert text[text.index(row["input"]) + len(row["input"]) :].strip().startswith(row["output"])
     assert result.content["calls"] == []
     before = files(tmp_path)
+    before.pop("rows.rejected.jsonl")
     with pytest.raises(GenerateError, match="--size below 9000"):
         tunesmith.make(tmp_path / "novel.txt", tmp_path / "rows.jsonl", kinds=("continue",), size=9000)
-    assert files(tmp_path) == before  # what is there isn't lost
+    after = files(tmp_path)
+    rejected = [json.loads(line) for line in after.pop("rows.rejected.jsonl").decode().splitlines()]
+    assert after == before  # what is there isn't lost
+    assert {one["reason"] for one in rejected} == {"nothing follows in its section"}
