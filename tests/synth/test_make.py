@@ -161,6 +161,17 @@ def test_what_is_wrong_is_rejected_by_its_own_reason_and_stays_readable(tmp_path
     assert unread["about"] == "it isn't JSON: 五分"
 
 
+def test_a_part_without_rows_is_told(tmp_path: Path) -> None:
+    write_handbook(tmp_path)
+    with served(by_rule) as server:
+        made_rows = make(tmp_path, server, pilot=1)
+    told = [line for line in made_rows.lines if line.startswith("no ")]
+    assert told == [
+        "no valid rows came out, though 1 section is for valid: there is no rows.valid.jsonl",
+        "no test rows came out, though 1 section is for test: there is no rows.test.jsonl",
+    ]
+
+
 def test_a_reply_that_was_cut_off_is_not_asked_for_again_with_the_same_limit(tmp_path: Path) -> None:
     write_handbook(tmp_path, 3)
     odd = Odd(text='{"rows": [{"question": "办理', finish="length")

@@ -16,7 +16,7 @@ from tunesmith.synth.ledger import Ledger, file_of
 from tunesmith.synth.make import NOT_ASKED, Made, Watch, make_rows
 from tunesmith.synth.prepare import Prepared, prepare
 from tunesmith.synth.prompts import versions
-from tunesmith.words import counted
+from tunesmith.words import are, counted
 from tunesmith.worklog import claim
 
 Connect = Callable[[], tuple[Model | None, Model | None]]
@@ -90,7 +90,7 @@ def _written(
     )
     figures = account.account(prepared, made)
     waiting = figures["waiting"] + sum(why == NOT_ASKED for _, _, why, _ in made.without)
-    content = {
+    content: dict[str, Any] = {
         "complete": not waiting and request.pilot is None,
         "stopped": budget.stopped if waiting else "",
         "account": figures,
@@ -111,6 +111,12 @@ def _written(
         "without_price": [one.name for one in (model, judging) if one and one.name not in budget.prices],
     }  # fmt: skip
     told = account.lines(figures, made=bool(request.made_kinds))
+    told += [
+        f"no {part} rows came out, though {counted(n, 'section')} {are(n)} for {part}: there is no "
+        f"{output.file_for(request.output, part).name}"
+        for part in ("valid", "test")
+        if (n := content["sections"][part]) and part not in figures["kept"]
+    ]
     result = Result(content, output.write_report(request.output, content), told)
     if not result.rows:
         stopped = [f"{content['stopped']}."] if content["stopped"] else []
