@@ -51,7 +51,7 @@ def prepare(
     Raises SettingsError, UsageError, MissingExtraError and DataError, each before anything is written.
     """
     request.check()
-    library = read_library(request.documents)
+    library = read_library(request.documents, request.output)
     chunks: list[Chunk] = []
     for document in library.documents:
         section = chunks[-1].section + 1 if chunks else 0
