@@ -166,6 +166,15 @@ def test_a_folder_is_read_whole_and_what_cannot_be_is_named(tmp_path: Path) -> N
     assert len(reasons) == 6
 
 
+def test_an_output_in_the_folder_of_its_documents_is_none_of_them(tmp_path: Path) -> None:
+    for name in ("a.txt", "rows.txt", "rows.jsonl", "rows.valid.jsonl", "rows.report.json", "other.jsonl"):
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    (tmp_path / "rows.calls.sqlite-wal").write_bytes(b"x")
+    library = read_library([tmp_path], tmp_path / "rows.jsonl")
+    assert [one.text for one in library.documents] == ["a.txt", "rows.txt"]
+    assert [one.name.rpartition("/")[2] for one in library.unread] == ["other.jsonl"]
+
+
 def test_no_document_at_all(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such document"):
         find_files([tmp_path / "none.txt"])

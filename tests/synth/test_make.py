@@ -137,7 +137,15 @@ def test_what_is_wrong_is_rejected_by_its_own_reason_and_stays_readable(tmp_path
         "number not in the passage": 1, "points at a text that nobody sees": 1,
     }  # fmt: skip
     rejected = rows(tmp_path / "rows.rejected.jsonl")
-    assert Counter(one["reason"] for one in rejected) == Counter(account["rejected"] | account["empty"])
+    of_rows = Counter(one["reason"] for one in rejected if one["of"] == "row")
+    assert of_rows == Counter(account["rejected"] | account["empty"])
+    of_chunks = [one for one in rejected if one["of"] == "chunk"]
+    assert Counter(f"{one['kind']}: {one['reason']}" for one in of_chunks) == account["without_rows"]
+    text = handbook()
+    assert all(text[one["start"] : one["end"]] == one["passage"] for one in of_chunks)
+    malformed = next(one for one in of_chunks if one["reason"] == "the reply was malformed twice")
+    assert malformed["about"] == "it isn't JSON: 好的，我来写问题。"
+    assert (malformed["file"], malformed["headings"]) == ("手册.txt", ["第1章 请假"])
     low = next(one for one in rejected if one["reason"] == "judge: grounded too low")
     assert low["about"] == "grounded 2 of 4"
     assert low["verdict"]["grounded"] == 2
@@ -148,7 +156,30 @@ def test_what_is_wrong_is_rejected_by_its_own_reason_and_stays_readable(tmp_path
     # A malformed reply is mended with what was wrong.
     mended = next(call for call in server.calls if mending(call))
     assert [message["role"] for message in mended.body["messages"]] == ["user", "assistant", "user"]
-    assert "it isn't JSON" in mended.body["messages"][2]["content"]
+    assert "无法读取：不是 JSON。" in mended.body["messages"][2]["content"]
+    unread = next(one for one in rejected if one["reason"] == "judge: the reply was malformed twice")
+    assert unread["about"] == "it isn't JSON: 五分"
+
+
+def test_a_part_without_rows_is_told(tmp_path: Path) -> None:
+    write_handbook(tmp_path)
+    with served(by_rule) as server:
+        made_rows = make(tmp_path, server, pilot=1)
+    told = [line for line in made_rows.lines if line.startswith("no ")]
+    assert told == [
+        "no valid rows came out, though 1 section is for valid: there is no rows.valid.jsonl",
+        "no test rows came out, though 1 section is for test: there is no rows.test.jsonl",
+    ]
+
+
+def test_a_reply_that_was_cut_off_is_not_asked_for_again_with_the_same_limit(tmp_path: Path) -> None:
+    write_handbook(tmp_path, 3)
+    odd = Odd(text='{"rows": [{"question": "办理', finish="length")
+    with served(lambda call: odd if "请假" in call.asked else by_rule(call)) as server:
+        result = make(tmp_path, server, tokens=200)
+    why = "qa: cut off at 200 tokens: --tokens allows more"
+    assert result.content["account"]["without_rows"] == {why: 2}
+    assert not any(mending(call) for call in server.calls)
 
 
 def test_rows_to_see_what_was_learnt_are_labelled_and_not_trained_on(tmp_path: Path) -> None:
@@ -228,6 +259,10 @@ def test_a_novel_needs_no_model(tmp_path: Path) -> None:
         assert text[text.index(row["input"]) + len(row["input"]) :].strip().startswith(row["output"])
     assert result.content["calls"] == []
     before = files(tmp_path)
+    before.pop("rows.rejected.jsonl")
     with pytest.raises(GenerateError, match="--size below 9000"):
         tunesmith.make(tmp_path / "novel.txt", tmp_path / "rows.jsonl", kinds=("continue",), size=9000)
-    assert files(tmp_path) == before  # what is there isn't lost
+    after = files(tmp_path)
+    rejected = [json.loads(line) for line in after.pop("rows.rejected.jsonl").decode().splitlines()]
+    assert after == before  # what is there isn't lost
+    assert {one["reason"] for one in rejected} == {"nothing follows in its section"}

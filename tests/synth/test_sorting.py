@@ -106,6 +106,25 @@ def test_numbers_and_names_that_the_passage_does_not_have() -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "strange"),
+    [
+        ("收费标准为 0.55 元，加收: 3.5 元，共： 12.75 元。", ""),  # a decimal is one number
+        ("The fee is 3.5 per day; 0.55 of it is returned.", ""),
+        ("The fee is 99.", "99"), ("押金（99）元。", "99"), ("押金：（99）元。", "99"), ("押金：99", "99"),
+        ("It costs this: 99. Pay it at once.", "99"), ("押金为\n99. ", "99"), ("比例是 3.5:1、其余不计", "1"),
+        ("1. 甲。\n2. 乙。\n3) 丙。\n（4）丁。", ""), ("步骤：1、申请；2、审批；（3）学生领取。", ""),
+        ("These steps: 1. Ask the office. 2. Wait.", ""), ("①甲②乙", ""),
+        ("应在30天内申请。", "30"), ("按第30条办理。", ""), ("按第三十条、第 31 条办理。", "31"),
+        ("See Article 30.", ""),
+    ],
+)  # fmt: skip
+def test_a_list_s_numbers_are_none_of_the_answer_s(answer: str, strange: str) -> None:
+    passage = "第三十条 标准为每度 0.55 元，超出部分 3.5 元，合计 12.75 元。"
+    found = dict(flags("收费多少？", answer, passage))
+    assert found.get("number not in the passage", "") == strange
+
+
+@pytest.mark.parametrize(
     ("text", "values"),
     [
         ("三百二十一", {"321"}), ("二〇二四年", {"2024"}), ("三万五千", {"35000"}), ("一亿二千万", {"120000000"}),
@@ -123,12 +142,14 @@ def test_replies_of_the_maker_are_read_or_malformed() -> None:
         f"```json\n{rows}\n```",
         f"<think>想 {{}}</think>\n{rows}",
         '[{"question": "问？", "answer": "答。"}]',
+        f"好的，以下是结果：{rows}希望对你有帮助！",
+        f"见[1]：\n```json\n{rows}\n```\n以上。",
     ):
         assert read_rows(text) == [("问？", "答。")]
     assert read_rows('{"rows": []}') == []
     for text in (
         "",
-        "好的：" + rows,
+        f"{rows} or {rows}",
         '{"rows": [{"question": "问"}]}',
         '{"rows": [{"question": 1, "answer": "2"}]}',
         "[" * 9999,
@@ -140,10 +161,11 @@ def test_replies_of_the_maker_are_read_or_malformed() -> None:
 def test_replies_of_the_judge_are_read_or_malformed() -> None:
     good = {"reason": "好", "quote": "三天", "grounded": 5, "complete": 4, "clear": 1}
     assert read_verdict(json.dumps(good)) == good
+    assert read_verdict(json.dumps(good | {"grounded": "5", "clear": " 1 "})) == good
     for change in (
         {"clear": 0},
         {"clear": 6},
-        {"clear": "5"},
+        {"clear": "4.5"},
         {"clear": True},
         {"clear": 4.5},
         {"quote": None},

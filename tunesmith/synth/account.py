@@ -27,7 +27,7 @@ def account(prepared: Prepared, made: Made) -> dict[str, Any]:
         "chunks": len(prepared.chunks),
         "left_out": prepared.reasons(),
         "used": len(prepared.used),
-        "without_rows": _counted(f"{kind}: {why}" for _, kind, why in made.without),
+        "without_rows": _counted(f"{kind}: {why}" for _, kind, why, _ in made.without),
         "continued": sum(row.kind == "continue" for row in made.rows),
         "questions": len(written),
         "empty": _counted(row.why for row in written if row.why in unanswered),

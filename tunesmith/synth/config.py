@@ -124,7 +124,9 @@ class Request:
             problems.append(f"--output {self.output}: rows are JSONL, so its name ends in .jsonl")
         if problems:
             raise SettingsError(
-                "Rows can't be made so.", details=problems, fix="More: tunesmith make --help, docs/make.md."
+                "Rows can't be made with these options.",
+                details=problems,
+                fix="More: tunesmith make --help, docs/make.md.",
             )
 
 

@@ -6,6 +6,7 @@ Nothing is fetched, whatever a document names. What can't be read is named with 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,13 +93,16 @@ def find_files(paths: Sequence[str | Path]) -> list[tuple[str, Path]]:
     return _told_apart(found)
 
 
-def read_library(paths: Sequence[str | Path]) -> Library:
-    """Read everything, or say why not.
+def read_library(paths: Sequence[str | Path], output: Path | None = None) -> Library:
+    """Read everything, or say why not. The files of `output` in a folder are no documents.
 
     Raises UsageError as `find_files` does, MissingExtraError, and DataError if nothing could be read.
     """
     library, by_hash = Library(), dict[str, str]()
+    given = {Path(path).resolve() for path in paths}
     for name, file in find_files(paths):
+        if output is not None and file.resolve() not in given and _is_of(output, file):
+            continue
         try:
             document = _read(name, file)
         except Unreadable as error:
@@ -153,6 +157,15 @@ def _plain(data: bytes, name: str) -> Read:
 def _below(folder: Path) -> list[Path]:
     files = (path for path in folder.rglob("*") if path.is_file())
     return sorted(p for p in files if not any(n.startswith(".") for n in p.relative_to(folder).parts))
+
+
+def _is_of(output: Path, file: Path) -> bool:
+    """Whether a file is one that an output has: OUTPUT.jsonl, OUTPUT.valid.jsonl, OUTPUT.calls.sqlite-wal."""
+    if file.resolve().parent != output.resolve().parent:
+        return False
+    stem = re.escape(output.name.removesuffix(".jsonl"))
+    parts = r"(\.(valid|test|recall|sources|rejected))?\.jsonl|\.report\.json|\.calls\.sqlite(-\w+)?"
+    return re.fullmatch(rf"{stem}({parts})", file.name) is not None
 
 
 def _told_apart(found: list[tuple[str, Path]]) -> list[tuple[str, Path]]:

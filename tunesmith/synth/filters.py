@@ -23,7 +23,20 @@ _UNITS = {"十": 10, "百": 100, "千": 1000, "万": 10_000, "亿": 100_000_000}
 _MEASURES = frozenset("天日年月周个人名次元分学期小时条项种倍级等门届岁位份篇章节号点米公斤万亿")
 _CHINESE_NUMBER = re.compile("[零〇一二三四五六七八九十百千万亿两]+")
 _NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
-_ENUMERATION = re.compile(r"(?m)(?:^|(?<=[。；;：:\s]))\s*[（(]?\d{1,2}[.)、）]\s*|[（(]\d{1,2}[）)]|[①-⑳]")
+# A list's number: at the beginning of a line or after a sentence, with text behind it. (30)天 is an amount.
+_LISTED = re.compile(
+    r"(?m)(?:^|(?<=[。；;！？])|(?<=[^\d][：:])|(?<=[.!?])(?=\s))[^\S\n]*"
+    r"(?:[（(](\d{1,2})[）)]|(\d{1,2})(?:[.)）](?!\d)|、))"
+    r"(?=[^\S\n]*[^\W\d_]|[^\S\n]*[《“\"「*])"
+    r"(?!\s*(?:[天日年月周个人名次元分条项倍级米万亿]|小时|公斤)(?:\W|[内以之前后整]|$))"
+)
+_CIRCLED = re.compile("[①-⑳]")
+# An article's number is no amount: 第三十条 doesn't make 30天 known.
+_REFERENCE = re.compile(
+    r"第\s*(\d{1,4}|[零〇一二三四五六七八九十百千万两]+)\s*[条章节款项编篇]"
+    r"|\b(?:articles?|sections?|chapters?|clauses?)\s+(\d+)\b",
+    re.IGNORECASE,
+)
 _WORDS = {"one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9,
           "ten": 10, "eleven": 11, "twelve": 12}  # fmt: skip
 _TITLE = re.compile(r"《([^《》]{1,40})》")
@@ -53,7 +66,10 @@ def flags(question: str, answer: str, passage: str) -> list[tuple[str, str]]:
     """Numbers and names of an answer that stand neither in the passage nor in the question."""
     known = f"{passage}\n{question}"
     found = []
-    if strange := sorted(numbers(_ENUMERATION.sub(" ", answer), certain=True) - numbers(known)):
+    there, articles = _apart(known)
+    said, cited = _apart(_without_list_numbers(answer))
+    unknown = numbers(said, certain=True) - numbers(there)
+    if strange := sorted(unknown | (cited - articles - numbers(there))):
         found.append(("number not in the passage", ", ".join(strange)))
     folded = _folded(known)
     names = [*_TITLE.findall(answer), *_NAME.findall(answer)]
@@ -75,6 +91,28 @@ def numbers(text: str, *, certain: bool = False) -> set[str]:
             found.add(str(_value(one[0])) if len(one[0]) <= LONGEST_NUMERAL else one[0])
     words = {w for w in re.findall(r"[a-z]+", plain.lower()) if w in _WORDS}
     return found | {str(_WORDS[w]) for w in words - ({"one"} if certain else set())}
+
+
+def _without_list_numbers(text: str) -> str:
+    """A text without the numbers of its lists, which count from 1."""
+    last = 0
+
+    def emptied(found: re.Match[str]) -> str:
+        nonlocal last
+        number = int(found[1] or found[2])
+        if number not in (1, last + 1):
+            return found[0]
+        last = number
+        return " "
+
+    return _CIRCLED.sub(" ", _LISTED.sub(emptied, text))
+
+
+def _apart(text: str) -> tuple[str, set[str]]:
+    """A text without the numbers of articles and chapters, and these in digits."""
+    plain = unicodedata.normalize("NFKC", text)
+    found = [one[1] or one[2] for one in _REFERENCE.finditer(plain)]
+    return _REFERENCE.sub(" ", plain), {str(int(n)) if n.isdigit() else str(_value(n)) for n in found}
 
 
 def _value(text: str) -> int:

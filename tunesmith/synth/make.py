@@ -25,6 +25,7 @@ from tunesmith.synth.replies import Malformed, read_rows, read_verdict, stands_i
 from tunesmith.synth.rows import Row
 
 WAVE = 16  # chunks
+SHOWN = 200  # characters of a reply that can't be read
 ALIKE = 0.8  # of the questions' 3-grams
 Watch = Callable[[str, int, int], None]
 
@@ -34,7 +35,7 @@ class Made:
     """All rows, kept and rejected, and the chunks that gave none, with the reason."""
 
     rows: list[Row] = field(default_factory=list)
-    without: list[tuple[Chunk, Kind, str]] = field(default_factory=list)
+    without: list[tuple[Chunk, Kind, str, str]] = field(default_factory=list)  # …, and what exactly
 
     def kept(self) -> list[Row]:
         """Those that are to be written."""
@@ -132,7 +133,7 @@ def _continued(prepared: Prepared, made: Made) -> list[Row]:
         elif after := following.get(chunk.id):
             rows.append(Row("continue", 1, *place, answer=after.text, below=chunk.text, follows=after))
             continue
-        made.without.append((chunk, "continue", "nothing follows in its section"))
+        made.without.append((chunk, "continue", "nothing follows in its section", ""))
     return rows
 
 
@@ -158,11 +159,11 @@ def _written(
         asked = Message("user", make_prompt(kind, language, chunk, count))
         calls.append(Call("make", chunk.id, prompt, (asked,)))
     languages = [prepared.language(chunk) for chunk, _ in wanted]
-    found = ask_twice(maker, calls, read_rows, languages)
+    found = ask_twice(maker, calls, read_rows, languages, "--tokens")
     rows = []
-    for (chunk, kind), (pairs, why) in zip(wanted, found, strict=True):
+    for (chunk, kind), (pairs, why, about) in zip(wanted, found, strict=True):
         if not pairs:
-            made.without.append((chunk, kind, why or "the model found nothing to ask"))
+            made.without.append((chunk, kind, why or "the model found nothing to ask", about))
             continue
         below = chunk.text if kind == "summary" else ""
         limit = 1 if kind == "summary" else request.per_chunk
@@ -180,36 +181,42 @@ NOT_ASKED, FAILED, MALFORMED = "not asked yet", "the call failed", "the reply wa
 
 
 def ask_twice(
-    asker: Asker, calls: Sequence[Call], read: Callable[[str], Any], languages: Sequence[Any]
-) -> list[tuple[Any, str]]:
-    """What each reply says, or None and why; a malformed reply is asked for once more."""
+    asker: Asker, calls: Sequence[Call], read: Callable[[str], Any], languages: Sequence[Any], limit: str
+) -> list[tuple[Any, str, str]]:
+    """What each reply says, or None, why, and what exactly; a malformed reply is asked for once more.
+
+    One that was cut off isn't: the same `limit`, an option's name, would cut it again.
+    """
     replies = asker.ask(calls)
-    found: list[tuple[Any, str]] = []
+    cut = f"cut off at {asker.tokens} tokens: {limit} allows more"
+    found: list[tuple[Any, str, str]] = []
     again: dict[int, Call] = {}
     for at, (call, reply) in enumerate(zip(calls, replies, strict=True)):
-        value, why = _read(reply, read)
-        found.append((value, why if why in (NOT_ASKED, FAILED, "") else MALFORMED))
-        if why and why not in (NOT_ASKED, FAILED) and reply is not None:
+        value, why, about, problem = _read(reply, read, cut)
+        found.append((value, why, about))
+        if problem is not None and reply is not None:
             # An empty turn is refused by many servers and templates.
             before = Message("assistant", reply.text.strip() or "…")
-            words = Message("user", repair_prompt(languages[at], why))
+            words = Message("user", repair_prompt(languages[at], problem.problem[languages[at]]))
             messages = (*call.messages, before, words)
             again[at] = Call(f"{call.purpose} again", call.chunk, call.prompt, messages)
     for at, reply in zip(again, asker.ask(list(again.values())) if again else [], strict=True):
-        value, why = _read(reply, read)
-        found[at] = (value, why if why in (NOT_ASKED, FAILED, "") else MALFORMED)
+        found[at] = _read(reply, read, cut)[:3]
     return found
 
 
-def _read(reply: Reply | None, read: Callable[[str], Any]) -> tuple[Any, str]:
+def _read(
+    reply: Reply | None, read: Callable[[str], Any], cut: str
+) -> tuple[Any, str, str, Malformed | None]:
     if reply is None:
-        return None, NOT_ASKED
+        return None, NOT_ASKED, "", None
     if reply.finish == "error":
-        return None, FAILED
+        return None, FAILED, reply.error, None
     try:
-        return read(reply.text), ""
+        return read(reply.text), "", "", None
     except Malformed as error:
-        return None, f"{error}; the limit of tokens cut it" if reply.finish == "length" else str(error)
+        about = f"{error}: {reply.text.strip()[:SHOWN]}"
+        return (None, cut, about, None) if reply.finish == "length" else (None, MALFORMED, about, error)
 
 
 def _filter(rows: Sequence[Row], request: Request, seen: Likeness) -> None:
@@ -244,12 +251,12 @@ def _judged(rows: Sequence[Row], judge: Asker, prompts: dict[str, str], request:
         )
         for row in rows
     ]
-    found = ask_twice(judge, calls, read_verdict, [row.language for row in rows])
-    for row, (verdict, why) in zip(rows, found, strict=True):
+    found = ask_twice(judge, calls, read_verdict, [row.language for row in rows], "--judge-tokens")
+    for row, (verdict, why, about) in zip(rows, found, strict=True):
         if why == NOT_ASKED:
             row.waiting = True
         elif why:
-            row.why = f"judge: {why}"
+            row.why, row.about = f"judge: {why}", about
         else:
             row.verdict = verdict
             row.why, row.about = _sentence(verdict, row.chunk.text, request)

@@ -4,7 +4,7 @@ rows.jsonl            training rows
 rows.valid.jsonl      rows of sections that training doesn't see; rows.test.jsonl likewise
 rows.recall.jsonl     rows on trained passages that are kept out of training
 rows.sources.jsonl    of each row: chunk, file, offsets, models, scores
-rows.rejected.jsonl   what was rejected, with the reason
+rows.rejected.jsonl   chunks and rows that were rejected, with the reason
 rows.report.json      the account, documents, prompts, calls, cost
 rows.calls.sqlite     every call
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from tunesmith.errors import RunError
 from tunesmith.failpoints import reach
 from tunesmith.synth.account import PARTS
 from tunesmith.synth.ledger import Ledger
-from tunesmith.synth.make import Made
+from tunesmith.synth.make import NOT_ASKED, Made
 from tunesmith.synth.prepare import Prepared
+from tunesmith.synth.rows import rejected_chunk
 from tunesmith.words import size
 
 
@@ -79,7 +80,7 @@ def write_rows(
         for part in PARTS
     }
     ledger.will_write([_digest(text.encode()) for text in texts.values()])
-    write_atomic(file_for(output, "rejected"), _lines(row.rejected() for row in made.rows if row.why))
+    write_atomic(file_for(output, "rejected"), _lines(_rejected(prepared, made)))
     reach("make.write")
     written: dict[str, Any] = {}
     if not kept:
@@ -101,6 +102,17 @@ def write_report(output: Path, content: Mapping[str, Any]) -> Path:
     file = file_for(output, "report", ".json")
     write_json(file, dict(content))
     return file
+
+
+def _rejected(prepared: Prepared, made: Made) -> Iterator[dict[str, Any]]:
+    """Chunks that were left out or gave no row, then rows. What is still to be asked isn't rejected."""
+    for chunk in prepared.chunks:
+        if why := prepared.left_out.get(chunk.id):
+            yield rejected_chunk(chunk, why, prepared.nearest.get(chunk.id, ""))
+    for chunk, kind, why, about in made.without:
+        if why != NOT_ASKED:
+            yield rejected_chunk(chunk, why, about, kind)
+    yield from (row.rejected() for row in made.rows if row.why)
 
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tunesmith.errors import DataError
 from tunesmith.synth.chunk import Chunk, Count, cut
@@ -28,6 +28,7 @@ class Prepared:
     left_out: dict[str, str]
     used: list[Chunk]
     languages: dict[str, Language]
+    nearest: dict[str, str] = field(default_factory=dict)  # of what repeats another chunk: that one's id
 
     def part(self, chunk: Chunk) -> Part:
         """The part that a chunk's rows are for."""
@@ -50,37 +51,41 @@ def prepare(
     Raises SettingsError, UsageError, MissingExtraError and DataError, each before anything is written.
     """
     request.check()
-    library = read_library(request.documents)
+    library = read_library(request.documents, request.output)
     chunks: list[Chunk] = []
     for document in library.documents:
         section = chunks[-1].section + 1 if chunks else 0
         chunks += cut(document, request.size, count or len, section)
-    left_out = _thin(chunks)
+    left_out, nearest = _thin(chunks)
     worth = [chunk for chunk in chunks if chunk.id not in left_out]
     if not worth:
         raise DataError("The documents have no passage that is long enough.", fix="Give more text.")
     parts = split_sections(worth, request.valid, request.test, request.seed)
     _note_parts(request, parts, note)
-    left_out |= dict.fromkeys(too_near(worth, parts), "nearly a passage of another part")
+    near = too_near(worth, parts)
+    left_out |= dict.fromkeys(near, "nearly a passage of another part")
     used = [chunk for chunk in chunks if chunk.id not in left_out]
     if request.pilot is not None and request.pilot < len(used):
         step = len(used) / request.pilot
         chosen = {used[int(i * step)].id for i in range(request.pilot)}
         used = [chunk for chunk in used if chunk.id in chosen]
     languages = {one.sha256: _language(one, request) for one in library.documents}
-    return Prepared(request, library, chunks, parts, left_out, used, languages)
+    return Prepared(request, library, chunks, parts, left_out, used, languages, nearest | near)
 
 
-def _thin(chunks: list[Chunk]) -> dict[str, str]:
-    found, seen = {}, set()
+def _thin(chunks: list[Chunk]) -> tuple[dict[str, str], dict[str, str]]:
+    """Why a chunk is left out, and which one it repeats, by its id."""
+    found: dict[str, str] = {}
+    seen: dict[str, str] = {}
+    same: dict[str, str] = {}
     for chunk in chunks:
         letters = plain(chunk.text)
         if len(letters) < SHORTEST:
             found[chunk.id] = "too short to ask about"
         elif letters in seen:
-            found[chunk.id] = "the same text as another"
-        seen.add(letters)
-    return found
+            found[chunk.id], same[chunk.id] = "the same text as another", seen[letters]
+        seen.setdefault(letters, chunk.id)
+    return found, same
 
 
 def _note_parts(request: Request, parts: dict[int, Part], note: Callable[[str], None]) -> None:

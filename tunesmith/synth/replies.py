@@ -1,7 +1,7 @@
 """Replies of the maker and the judge, read strictly: a guess at what was meant would be a row of ours.
 
-Let through are a thinking part before the JSON and one code fence around it; of the maker also a list of rows
-without the object around it.
+Let through are a thinking part before the JSON, a code fence or sentences around it; of the maker also a list
+of rows without the object around it, of the judge scores as texts ("5").
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ _THOUGHT = re.compile(r"^\s*<think>.*?</think>", re.DOTALL)
 
 
 class Malformed(ValueError):
-    """A reply that can't be read, and why."""
+    """A reply that can't be read, and why, in the languages of the prompts."""
+
+    def __init__(self, problem: str, chinese: str) -> None:
+        super().__init__(problem)
+        self.problem: dict[str, str] = {"en": problem, "zh": chinese}
 
 
 def read_rows(text: str) -> list[tuple[str, str]]:
@@ -27,14 +31,14 @@ def read_rows(text: str) -> list[tuple[str, str]]:
     value = _json(text)
     rows = value.get("rows") if isinstance(value, dict) else value
     if not isinstance(rows, list):
-        raise Malformed('it has no list "rows"')
+        raise Malformed('it has no list "rows"', '没有列表 "rows"')
     found = []
     for row in rows:
         if not isinstance(row, dict) or not {"question", "answer"} <= set(row):
-            raise Malformed('a row has no "question" and "answer"')
+            raise Malformed('a row has no "question" and "answer"', '有一项缺少 "question" 或 "answer"')
         question, answer = row["question"], row["answer"]
         if not isinstance(question, str) or not isinstance(answer, str):
-            raise Malformed('"question" and "answer" have to be texts')
+            raise Malformed('"question" and "answer" have to be texts', '"question" 和 "answer" 必须是文本')
         found.append((question.strip(), answer.strip()))
     return found
 
@@ -44,13 +48,20 @@ def read_verdict(text: str) -> dict[str, Any]:
     value = _json(text)
     keys = ("reason", "quote", *SCORES)
     if not isinstance(value, dict) or set(value) != set(keys):
-        raise Malformed(f"it has to be one JSON object with the keys {', '.join(keys)}")
+        names = ", ".join(keys)
+        raise Malformed(
+            f"it has to be one JSON object with the keys {names}", f"必须是一个含有 {names} 的 JSON 对象"
+        )
     for name in ("reason", "quote"):
         if not isinstance(value[name], str):
-            raise Malformed(f'"{name}" has to be a text')
+            raise Malformed(f'"{name}" has to be a text', f'"{name}" 必须是文本')
     for name in SCORES:
+        if isinstance(value[name], str) and value[name].strip() in ("1", "2", "3", "4", "5"):
+            value[name] = int(value[name])
         if type(value[name]) is not int or not 1 <= value[name] <= 5:
-            raise Malformed(f'"{name}" has to be a whole number from 1 to 5')
+            raise Malformed(
+                f'"{name}" has to be a whole number from 1 to 5', f'"{name}" 必须是 1 到 5 的整数'
+            )
     return value
 
 
@@ -79,12 +90,20 @@ def _json(text: str) -> Any:
     inner = _THOUGHT.sub("", text).strip()
     if fenced := _FENCE.fullmatch(inner):
         inner = fenced[1]
-    try:
-        value = json.loads(inner)
-        # "\ud83d" alone is JSON, and half a letter: no file takes it.
-        return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
-    except (ValueError, RecursionError):
-        raise Malformed("it isn't JSON" if inner else "it is empty") from None
+    for text in (inner, *_inside(inner)):
+        try:
+            value = json.loads(text)
+            # "\ud83d" alone is JSON, and half a letter: no file takes it.
+            return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+        except (ValueError, RecursionError):
+            continue
+    raise Malformed("it isn't JSON", "不是 JSON") if inner else Malformed("it is empty", "内容为空")
+
+
+def _inside(text: str) -> list[str]:
+    """From the first bracket of a kind to its last, the outer kind first; two objects give no JSON."""
+    found = [(text.find(begin), text.rfind(end) + 1) for begin, end in ("{}", "[]")]
+    return [text[begin:end] for begin, end in sorted(found) if 0 <= begin < end]
 
 
 def _schema(properties: dict[str, Any]) -> dict[str, Any]:

@@ -70,11 +70,17 @@ class Row:
     def rejected(self) -> dict[str, Any]:
         """What a person needs to see whether it was rightly rejected."""
         return {
-            "id": self.id, "part": self.part, "reason": self.why, "about": self.about,
+            "of": "row", "id": self.id, "part": self.part, "reason": self.why, "about": self.about,
             "question": self.question, "answer": self.answer, **_place(self.chunk),
             "passage": self.chunk.text,
             **({"verdict": self.verdict} if self.verdict is not None else {}),
         }  # fmt: skip
+
+
+def rejected_chunk(chunk: Chunk, reason: str, about: str, kind: str = "") -> dict[str, Any]:
+    """A chunk that gave no row, of a kind or at all; `about`: what exactly, or which chunk it repeats."""
+    made = {"kind": kind} if kind else {}
+    return {"of": "chunk", **made, "reason": reason, "about": about, **_place(chunk), "passage": chunk.text}
 
 
 def _place(chunk: Chunk) -> dict[str, Any]:

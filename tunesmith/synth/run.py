@@ -16,7 +16,7 @@ from tunesmith.synth.ledger import Ledger, file_of
 from tunesmith.synth.make import FAILED, NOT_ASKED, Made, Watch, make_rows
 from tunesmith.synth.prepare import Prepared, prepare
 from tunesmith.synth.prompts import versions
-from tunesmith.words import counted
+from tunesmith.words import are, counted
 from tunesmith.worklog import claim
 
 Connect = Callable[[], tuple[Model | None, Model | None]]
@@ -89,10 +89,10 @@ def _written(
         request.output, prepared, made, ledger, model.name if model else "", judging.name if judging else ""
     )
     figures = account.account(prepared, made)
-    waiting = figures["waiting"] + sum(why == NOT_ASKED for _, _, why in made.without)
-    failed = sum(why == FAILED for _, _, why in made.without)
+    waiting = figures["waiting"] + sum(why == NOT_ASKED for _, _, why, _ in made.without)
+    failed = sum(why == FAILED for _, _, why, _ in made.without)
     failed += sum(row.why == f"judge: {FAILED}" for row in made.rows)
-    content = {
+    content: dict[str, Any] = {
         "complete": not waiting and not failed and request.pilot is None,
         "stopped": budget.stopped if waiting else "",
         "account": figures,
@@ -113,6 +113,12 @@ def _written(
         "without_price": [one.name for one in (model, judging) if one and one.name not in budget.prices],
     }  # fmt: skip
     told = account.lines(figures, made=bool(request.made_kinds))
+    told += [
+        f"no {part} rows came out, though {counted(n, 'section')} {are(n)} for {part}: there is no "
+        f"{output.file_for(request.output, part).name}"
+        for part in ("valid", "test")
+        if (n := content["sections"][part]) and part not in figures["kept"]
+    ]
     result = Result(content, output.write_report(request.output, content), told)
     if not result.rows:
         stopped = [f"{content['stopped']}."] if content["stopped"] else []
