@@ -160,6 +160,8 @@ def refused(port: int) -> bool:
         socket.create_connection(("127.0.0.1", port), timeout=10).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:  # the port is closed this moment
+        return False
     return False
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.serve.opened import CHAT, TEXT, Api, serving
 from tunesmith.errors import UsageError
 from tunesmith.serve.address import check_address
-from tunesmith.serve.key import kept_key
+from tunesmith.serve.key import kept_key, passing_key
 from tunesmith.serve.openai import LONGEST_BODY, METHODS
 
 ROUTES = [
@@ -218,3 +218,14 @@ def test_on_all_addresses_numbers_are_answered_and_names_are_not(runs: Path, tmp
         assert own.ask("GET", "/health", Host="evil.example")[0] == 421
         assert own.ask("GET", "/health", Authorization=None)[0] == 401
         assert own.ready.url.startswith("http://127.0.0.1:")
+
+
+def test_servers_do_not_take_each_other_s_key_files_away() -> None:
+    with passing_key("one", "127.0.0.1", 8000) as first, passing_key("two", "::1", 8000) as second:
+        assert (first.read_text(), second.read_text()) == ("one\n", "two\n")
+    assert not first.exists()
+    assert not second.exists()
+    with passing_key("old", "127.0.0.1", 8000) as file:
+        file.write_text("new\n")
+    assert file.read_text() == "new\n", "it's another start's by now"
+    file.unlink()

@@ -6,7 +6,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tunesmith.disk import disk_errors, make_folder, name_beside
@@ -42,9 +42,10 @@ def kept_key(file: Path) -> str:
 
 
 @contextmanager
-def passing_key(key: str, port: int) -> Iterator[Path]:
-    """A file with the key of this start, which is removed at its end."""
-    file = home() / "serve" / f"{port}.key"
+def passing_key(key: str, address: str, port: int) -> Iterator[Path]:
+    """A file with the key of this start, which is removed at its end unless another start has it by then."""
+    # The same port of another address may be another server's. No colons, for the sake of file systems.
+    file = home() / "serve" / f"{address.replace(':', '-')}-{port}.key"
     with disk_errors(file):
         make_folder(file.parent)
         file.unlink(missing_ok=True)
@@ -52,7 +53,9 @@ def passing_key(key: str, port: int) -> Iterator[Path]:
     try:
         yield file
     finally:
-        file.unlink(missing_ok=True)
+        with suppress(OSError):
+            if file.read_text(encoding="utf-8").strip() == key:
+                file.unlink()
 
 
 def new_key() -> str:

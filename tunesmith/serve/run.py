@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,11 +100,13 @@ def opened(
         server.models = load_all(names, dtype=dtype, template=template, width=batch_size, note=note)
         server.engine = Engine(server.models.lanes, room=batch_size + queue)
         number = server.server_port
-        file = Path(token_file) if token_file is not None else stack.enter_context(passing_key(key, number))
         try:
             server.server_activate()
         except OSError as error:
             raise _taken(number, error) from None
+        # Only now: another start may have had the port until here, and the file beside it.
+        passing = passing_key(key, address, number) if token_file is None else nullcontext(Path(token_file))
+        file = stack.enter_context(passing)
         server.engine.start()
         stack.callback(server.engine.close, 0.0)
         contexts = {name: one.context for name, one in server.models.by_name.items()}
