@@ -191,6 +191,12 @@ def test_a_matrix_is_written_in_parts_as_whole(
             "'dynamic'",
         ),
         ("llama", {"hidden_act": "relu"}, "'relu'"),
+        (
+            "llama",
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4, "beta_fast": 16}},
+            "beta_fast",
+        ),
+        ("gemma3", {"layer_types": ["full_attention"] * 3}, "takes for granted"),
         ("gemma2", {"query_pre_attn_scalar": 10}, "scales scores"),
         (
             "gemma3",

@@ -183,11 +183,17 @@ def _window_period(config: PretrainedConfig) -> int | None:
     return None
 
 
+# What llama.cpp gives values of its own.
+_OF_YARN = {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"}
+
+
 def _plain(config: PretrainedConfig) -> list[str]:
     problems = []
     kind = rope_of(config).get("rope_type", "default")
     if kind not in ("default", "linear", "llama3", "yarn"):
         problems.append(f"its rope scaling is {kind!r}; default, linear, llama3 and yarn can be written")
+    if kind == "yarn" and (own := sorted(set(rope_of(config)) & _OF_YARN)):
+        problems.append(f"its yarn has settings of its own ({', '.join(own)}), which aren't written")
     if kind == "llama3" and config.model_type != "llama":
         problems.append("llama3 rope scaling is known of llama models only")
     act = getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", None)
@@ -207,6 +213,10 @@ def _gemma_refusals(config: PretrainedConfig) -> list[str]:
     problems = _plain(config)
     if _window_period(config) is None:
         problems.append("the order of its layers with and without a window isn't regular")
+    if config.model_type == "gemma3_text" and "sliding_attention" not in config.layer_types:
+        problems.append(
+            "none of its layers has a sliding window, which llama.cpp takes for granted in gemma3"
+        )
     large = {"gemma2": 46, "gemma3_text": 62}[config.model_type]
     # llama.cpp tells the 27B models by their number of layers, and scales theirs otherwise.
     scale = (

@@ -25,7 +25,7 @@ from tunesmith.export import loaded
 from tunesmith.export.arithmetic import in_fp32
 from tunesmith.export.asked import ANSWER_TOKENS, LONGEST, Asked, asked_of, positions
 from tunesmith.export.loaded import TransformersModel
-from tunesmith.export.subject import Subject
+from tunesmith.export.subject import Subject, sixteen_bit
 from tunesmith.infer.found import Found
 from tunesmith.model import adapters
 from tunesmith.model.config import QuantizationSettings
@@ -122,11 +122,11 @@ def listen(model: Any, reference: Reference, watch: Watch) -> Heard:
 
 
 def held_dtype(subject: Subject, dtype: torch.dtype) -> torch.dtype:
-    """What the tuned model's base is held in: chat's own format; fp32 where that is exported.
+    """What the tuned model's base is held in: its files' 16-bit format, else chat's; fp32 where that is exported.
 
-    A base whose files are in fp32 would else be rounded on one side only.
+    A base in fp32 or fp16 would else be rounded on one side only.
     """
-    return dtype if dtype is torch.float32 else subject.found.device.dtype
+    return dtype if dtype is torch.float32 else sixteen_bit(subject) or subject.found.device.dtype
 
 
 @contextmanager
