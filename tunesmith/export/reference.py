@@ -122,7 +122,7 @@ def listen(model: Any, reference: Reference, watch: Watch) -> Heard:
 
 
 def held_dtype(subject: Subject, dtype: torch.dtype) -> torch.dtype:
-    """What the tuned model's base is held in: its files' 16-bit format, else chat's; fp32 where that is exported.
+    """What the tuned model's base is held in: its files' 16-bit format, else chat's; fp32 for an fp32 export.
 
     A base in fp32 or fp16 would else be rounded on one side only.
     """
