@@ -264,7 +264,7 @@ def _tampered(monkeypatch: pytest.MonkeyPatch, to: str, tamper: Tamper) -> None:
         tamper(folder)
         return written
 
-    wrong = Target(write, target.open, target.needs, target.budget, target.needs_adapter, target.needs_tuning)
+    wrong = Target(write, target.open, target.needs, target.budget, target.needs_adapter)
     monkeypatch.setitem(targets.TARGETS, to, wrong)
 
 

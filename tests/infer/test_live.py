@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.families import FAMILIES, WHOLE_TILES, tiny_model, tiny_tokenizer
+from tests.infer.test_batching import reads
 from tests.infer.test_generate import asked, setup
 from tunesmith.data.template import Renderer
 from tunesmith.infer.answer import ended
@@ -18,6 +19,8 @@ from tunesmith.infer.generate import generate
 from tunesmith.infer.live import LiveBatch, LiveRow
 from tunesmith.model import native
 from tunesmith.settings import build
+
+__all__ = ["reads"]  # a fixture
 
 PROMPTS = [
     "白日依山盡，黃河入海流。",
@@ -107,19 +110,6 @@ def test_each_row_has_settings_of_its_own() -> None:
         assert one.choice.new == single.choice.new
         assert [s.token for s in one.choice.scores] == [s.token for s in single.choice.scores]
     assert len({tuple(one.choice.new) for one in rows[:4]}) == 4
-
-
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> list[list[New]]:
-    found: list[list[New]] = []
-    real = Decoder.read
-
-    def seen(self: Decoder, new: Any) -> Any:
-        found.append(list(new))
-        return real(self, new)
-
-    monkeypatch.setattr(Decoder, "read", seen)
-    return found
 
 
 def test_a_long_prompt_is_read_in_pieces_between_the_steps_of_others(reads: list[list[New]]) -> None:

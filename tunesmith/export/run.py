@@ -72,7 +72,7 @@ def export(
     place, target = check_asked(request), TARGETS[request.to]
     output = place.path
     with _subject(request, output) as subject:
-        check_fits(subject, request.to, needs_adapter=target.needs_adapter, needs_tuning=target.needs_tuning)
+        check_fits(subject, request.to, needs_adapter=target.needs_adapter)
         check_apart(output, _made_of(subject))
         if waiting := first_use(subject.found.base):
             note(waiting)

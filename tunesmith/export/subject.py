@@ -78,7 +78,7 @@ def find_subject(name: str) -> Subject:
     return Subject(found, found.run.job() if found.run else {}, int(step) if step is not None else None)
 
 
-def check_fits(subject: Subject, to: str, *, needs_adapter: bool, needs_tuning: bool) -> None:
+def check_fits(subject: Subject, to: str, *, needs_adapter: bool) -> None:
     """Raise UsageError or ModelError where a target can't be made of this."""
     name = subject.found.name
     if needs_adapter and subject.found.adapter is None:
@@ -89,7 +89,7 @@ def check_fits(subject: Subject, to: str, *, needs_adapter: bool, needs_tuning: 
             if subject.tuned
             else "Give a run that was trained with adapter.type lora or dora, or a PEFT adapter.",
         )
-    if needs_tuning and not subject.tuned:
+    if not subject.tuned:
         raise ModelError(
             f"{name} is a whole model that nothing was tuned in by tunesmith: there is nothing to merge.",
             fix=f"Use it as it is; --to {to} takes a run, or the folder of a PEFT adapter.",

@@ -65,5 +65,4 @@ class Target:
     needs: Callable[[Work], int]
     budget: Callable[[Work], float | None]
     needs_adapter: bool = False
-    needs_tuning: bool = True
     dtype: Callable[[Request, Subject], torch.dtype] | None = None

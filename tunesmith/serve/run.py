@@ -103,7 +103,7 @@ def opened(
         try:
             server.server_activate()
         except OSError as error:
-            raise _taken(number, error) from None
+            raise _taken(number, error, address) from None
         # Only now: another start may have had the port until here, and the file beside it.
         passing = passing_key(key, address, number) if token_file is None else nullcontext(Path(token_file))
         file = stack.enter_context(passing)
@@ -130,7 +130,7 @@ def _bound(
         raise _taken(port, error, address) from None
 
 
-def _taken(port: int, error: OSError, address: str = HOST) -> UsageError:
+def _taken(port: int, error: OSError, address: str) -> UsageError:
     return UsageError(
         f"Port {port} of {address} can't be used: {error.strerror}.",
         fix=f"Another server may run there (another `tunesmith serve`?). Take another port, "
